@@ -1,0 +1,223 @@
+"""The exception tree of vmdump.
+
+Every error is one line that says what, where, why and the way out. The class
+carries the exit code of the command line, and the facts are attributes, so
+that a program never has to read the text. Each class also inherits from the
+built-in exception a caller would expect.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+__all__ = [
+    "Cancelled",
+    "CapabilityError",
+    "CodecError",
+    "EngineUnavailable",
+    "FormatError",
+    "LayoutError",
+    "OutputExists",
+    "ReadError",
+    "RequestError",
+    "SinkError",
+    "SourceError",
+    "VmdumpError",
+]
+
+
+class VmdumpError(Exception):
+    """Base of every error that vmdump raises on purpose.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line exits with.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class RequestError(VmdumpError, ValueError):
+    """The request contradicts itself or names something that does not exist.
+
+    Attributes
+    ----------
+    parameter : str
+        The name of the parameter that is wrong or missing.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, parameter: str = "") -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class _OsError(VmdumpError, OSError):
+    """A system call failed; `errno`, `strerror` and `filename` are kept.
+
+    The text is ``path: what failed: errno's text; the way out``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        text = message if path is None else f"{os.fspath(path)}: {message}"
+        if errno:
+            text += f": {os.strerror(errno)}"
+        if hint:
+            text += f"; {hint}"
+        super().__init__(text)
+        self.errno = errno
+        self.strerror = os.strerror(errno) if errno else message
+        self.filename = None if path is None else os.fspath(path)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SourceError(_OsError):
+    """The guest's memory cannot be opened or read.
+
+    Attributes
+    ----------
+    address : int or None
+        Guest-physical address of the first byte that could not be read.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        errno: int | None = None,
+        hint: str = "",
+        address: int | None = None,
+    ) -> None:
+        super().__init__(message, path=path, errno=errno, hint=hint)
+        self.address = address
+
+
+class LayoutError(VmdumpError, ValueError):
+    """The guest's blocks overlap, are unsorted, empty or not page aligned.
+
+    Attributes
+    ----------
+    address : int or None
+        Guest-physical address at which the list of blocks goes wrong.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, address: int | None = None) -> None:
+        super().__init__(message)
+        self.address = address
+
+
+class SinkError(_OsError):
+    """The output cannot be created or written."""
+
+    exit_code = 5
+
+
+class OutputExists(SinkError):
+    """The output is there already and overwriting it was not asked for."""
+
+    exit_code = 6
+
+
+class CapabilityError(VmdumpError, NotImplementedError):
+    """What was asked for cannot be done with this guest or this build."""
+
+    exit_code = 7
+
+
+class EngineUnavailable(CapabilityError):
+    """A compression engine or kernel that was named is not there.
+
+    Attributes
+    ----------
+    engine : str
+        The name that was asked for.
+    available : tuple of str
+        What this build and this machine have instead.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, engine: str, available: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.engine = engine
+        self.available = available
+
+
+class CodecError(VmdumpError, RuntimeError):
+    """A codec failed on a page.
+
+    Attributes
+    ----------
+    engine : str
+        The engine that failed.
+    page : int
+        Index of the page inside the call that failed.
+    """
+
+    exit_code = 9
+
+    def __init__(self, message: str, *, engine: str, page: int) -> None:
+        super().__init__(message)
+        self.engine = engine
+        self.page = page
+
+
+class FormatError(VmdumpError, ValueError):
+    """A file is not what it claims to be: a size, offset or count is wrong.
+
+    Attributes
+    ----------
+    path : str
+        The file, or an empty string where it has no name.
+    offset : int or None
+        File offset of the field that is wrong.
+    """
+
+    exit_code = 10
+
+    def __init__(self, message: str, *, path: str = "", offset: int | None = None) -> None:
+        where = f"{path}: " if path else ""
+        at = "" if offset is None else f" (file offset {offset:#x})"
+        super().__init__(f"{where}{message}{at}")
+        self.path = path
+        self.offset = offset
+
+
+class ReadError(VmdumpError, LookupError):
+    """An address or page that the dump does not hold.
+
+    Attributes
+    ----------
+    address : int
+        Guest-physical address of the first byte that is not there.
+    """
+
+    exit_code = 11
+
+    def __init__(self, message: str, *, address: int) -> None:
+        super().__init__(message)
+        self.address = address
+
+
+class Cancelled(VmdumpError):
+    """The dump was cancelled; nothing was left behind."""
+
+    exit_code = 130

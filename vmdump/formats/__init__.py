@@ -1,0 +1,1 @@
+"""Floor 2: file layouts as data. Nothing here opens a file."""

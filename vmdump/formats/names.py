@@ -1,0 +1,82 @@
+"""The names of dump formats: QEMU's, plus zstd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vmdump.errors import RequestError
+from vmdump.formats.kdump import CODEC_FLAGS
+
+__all__ = ["DEFAULT_FORMAT", "FORMATS", "LAYOUTS", "DumpFormat", "Layout", "find_format", "find_layout"]
+
+Layout = Literal["auto", "standard", "flattened"]
+LAYOUTS: tuple[Layout, ...] = ("auto", "standard", "flattened")
+
+
+@dataclass(frozen=True)
+class DumpFormat:
+    """A format as the user names it.
+
+    Attributes
+    ----------
+    name : str
+        ``elf``, ``kdump-CODEC`` or ``kdump-raw-CODEC``.
+    codec : str or None
+        The codec of a kdump file; None for ELF.
+    raw : bool
+        True for QEMU's ``kdump-raw-*``, which demand the standard layout.
+    """
+
+    name: str
+    codec: str | None = None
+    raw: bool = False
+
+
+DEFAULT_FORMAT = "kdump-zlib"
+FORMATS: tuple[DumpFormat, ...] = (
+    DumpFormat("elf"),
+    *(DumpFormat(f"kdump-{codec}", codec) for codec in CODEC_FLAGS),
+    *(DumpFormat(f"kdump-raw-{codec}", codec, raw=True) for codec in CODEC_FLAGS),
+)
+
+
+def find_format(name: str) -> DumpFormat:
+    """Find a format by name.
+
+    Raises
+    ------
+    RequestError
+        There is none of that name.
+    """
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise RequestError(
+        f"format: {name!r} is not known; there are {', '.join(known.name for known in FORMATS)}",
+        parameter="format",
+    )
+
+
+def find_layout(name: str, dump_format: DumpFormat) -> Layout:
+    """Find the layout that is asked for, by its own name or by the format's.
+
+    Raises
+    ------
+    RequestError
+        The name is not known, or contradicts the format.
+    """
+    for known in LAYOUTS:
+        if known == name:
+            break
+    else:
+        raise RequestError(
+            f"layout: {name!r} is not known; there are {', '.join(LAYOUTS)}", parameter="layout"
+        )
+    if known == "flattened" and dump_format.codec is None:
+        raise RequestError("layout: an ELF file cannot be flattened", parameter="layout")
+    if dump_format.raw:
+        if known == "flattened":
+            raise RequestError(f"layout: {dump_format.name} is the standard layout", parameter="layout")
+        return "standard"
+    return known

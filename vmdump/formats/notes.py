@@ -1,0 +1,95 @@
+"""ELF notes: the CPU registers and VMCOREINFO that a dump carries.
+
+A note is three 32-bit words (namesz, descsz, type) in both ELF classes,
+followed by the name and the descriptor, each padded to 4 bytes; Linux and
+QEMU use 4 in 64-bit files too, whatever the gABI says of 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vmdump.errors import FormatError
+from vmdump.formats.layout import ByteOrder, Field, Layout
+from vmdump.units import align_up
+
+__all__ = [
+    "NHDR",
+    "NT_PRSTATUS",
+    "VMCOREINFO_NAME",
+    "Note",
+    "build_note",
+    "count_cpus",
+    "find_vmcoreinfo",
+    "iter_notes",
+]
+
+NHDR = Layout("ELF note header", (Field("n_namesz", "u4"), Field("n_descsz", "u4"), Field("n_type", "u4")))
+NT_PRSTATUS = 1
+VMCOREINFO_NAME = b"VMCOREINFO"
+_ALIGN = 4
+
+
+@dataclass(frozen=True)
+class Note:
+    """One note.
+
+    Attributes
+    ----------
+    name : bytes
+        Without the terminating zero.
+    type : int
+        Its meaning depends on the name.
+    desc : bytes
+        The descriptor, without padding.
+    offset : int
+        Of the descriptor, from the start of all notes.
+    """
+
+    name: bytes
+    type: int
+    desc: bytes
+    offset: int
+
+
+def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator[Note]:
+    """Walk the notes in `data`.
+
+    Raises
+    ------
+    FormatError
+        A note claims more bytes than there are.
+    """
+    position = 0
+    while position + NHDR.size <= len(data):
+        header = NHDR.unpack(data, position, byteorder, path=path)
+        name_begin = position + NHDR.size
+        desc_begin = name_begin + align_up(header["n_namesz"], _ALIGN)
+        desc_end = desc_begin + header["n_descsz"]
+        if desc_end > len(data):
+            raise FormatError(
+                f"note at byte {position} of {len(data)} claims to end at {desc_end}",
+                path=path,
+                offset=position,
+            )
+        name = data[name_begin : name_begin + header["n_namesz"]].split(b"\0", 1)[0]
+        yield Note(name, header["n_type"], data[desc_begin:desc_end], desc_begin)
+        position = align_up(desc_end, _ALIGN)
+
+
+def build_note(name: bytes, note_type: int, desc: bytes, byteorder: ByteOrder) -> bytes:
+    """Encode one note; `name` is given without its terminating zero."""
+    header = NHDR.pack(byteorder, n_namesz=len(name) + 1, n_descsz=len(desc), n_type=note_type)
+    padded_name = (name + b"\0").ljust(align_up(len(name) + 1, _ALIGN), b"\0")
+    return header + padded_name + desc.ljust(align_up(len(desc), _ALIGN), b"\0")
+
+
+def count_cpus(data: bytes, byteorder: ByteOrder) -> int:
+    """Count the vCPUs: one NT_PRSTATUS of the name CORE each."""
+    return sum(note.name == b"CORE" and note.type == NT_PRSTATUS for note in iter_notes(data, byteorder))
+
+
+def find_vmcoreinfo(data: bytes, byteorder: ByteOrder) -> Note | None:
+    """Find the VMCOREINFO note; None where there is none."""
+    return next((note for note in iter_notes(data, byteorder) if note.name == VMCOREINFO_NAME), None)

@@ -1,0 +1,68 @@
+"""VMCOREINFO: what a Linux kernel tells about itself, one ``KEY=value`` per line.
+
+Source: the kernel's Documentation/admin-guide/kdump/vmcoreinfo.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+__all__ = ["Vmcoreinfo"]
+
+
+class Vmcoreinfo(Mapping[str, str]):
+    r"""The lines of a VMCOREINFO note as a mapping.
+
+    Parameters
+    ----------
+    text : bytes
+        The note's descriptor; bytes beyond the first zero are ignored.
+
+    Examples
+    --------
+    >>> Vmcoreinfo(b"OSRELEASE=6.1.0\nNUMBER(phys_base)=-4096\n").number("phys_base")
+    -4096
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._lines: dict[str, str] = {}
+        for line in text.split(b"\0", 1)[0].decode("utf-8", "replace").splitlines():
+            key, equals, value = line.partition("=")
+            if equals:
+                self._lines.setdefault(key, value)
+
+    def __getitem__(self, key: str) -> str:
+        return self._lines[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def number(self, name: str) -> int | None:
+        """Read ``NUMBER(name)``: signed decimal as the kernel prints it, or 0x; None if absent."""
+        return _integer(self.get(f"NUMBER({name})"), 0)
+
+    def symbol(self, name: str) -> int | None:
+        """Read the virtual address ``SYMBOL(name)``, hexadecimal without 0x; None if absent."""
+        return _integer(self.get(f"SYMBOL({name})"), 16)
+
+    def offset(self, member: str) -> int | None:
+        """Read ``OFFSET(struct.member)`` in bytes; None if absent."""
+        return _integer(self.get(f"OFFSET({member})"), 0)
+
+    @property
+    def page_size(self) -> int | None:
+        """``PAGESIZE`` in bytes; None if absent."""
+        return _integer(self.get("PAGESIZE"), 0)
+
+
+def _integer(text: str | None, base: int) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(text, base)
+    except ValueError:
+        return None

@@ -1,0 +1,91 @@
+"""Sizes, addresses and ranges, as people write them and as people read them."""
+
+from __future__ import annotations
+
+import re
+
+from vmdump.errors import RequestError
+
+__all__ = ["ADDRESS_LIMIT", "align_up", "format_size", "is_power_of_two", "parse_size"]
+
+ADDRESS_LIMIT = 1 << 64
+"""Guest-physical addresses are below this."""
+
+_SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTP])(?:iB|B)?)?", re.IGNORECASE)
+
+
+def parse_size(text: str, *, parameter: str = "size") -> int:
+    """Read a size or an address: decimal or 0x, with K, M, G, T or P as powers of 1024.
+
+    Parameters
+    ----------
+    text : str
+        For example ``4096``, ``0x1000``, ``64K``, ``4G``, ``4GiB``.
+    parameter : str
+        Named in the error.
+
+    Returns
+    -------
+    int
+        Bytes, ``0 <= n <= ADDRESS_LIMIT``.
+
+    Raises
+    ------
+    RequestError
+        The text is no such number, or the number is beyond 64 bits.
+
+    Examples
+    --------
+    >>> parse_size("0x10K")
+    16384
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise RequestError(
+            f"{parameter}: {text!r} is no size; write 4096, 0x1000, 64K, 512M, 4G or 1T",
+            parameter=parameter,
+        )
+    number = int(match[1], 0) if match[1][:2].lower() == "0x" else int(match[1])
+    value = number << _SUFFIXES[(match[2] or "").upper()]
+    if value > ADDRESS_LIMIT:
+        raise RequestError(f"{parameter}: {text} does not fit into 64 bits", parameter=parameter)
+    return value
+
+
+def format_size(size: int) -> str:
+    """Write a number of bytes for people, with binary units.
+
+    Examples
+    --------
+    >>> format_size(1536)
+    '1.5 KiB'
+    """
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} PiB"
+
+
+def align_up(value: int, unit: int) -> int:
+    """Round `value` up to a multiple of `unit`.
+
+    Examples
+    --------
+    >>> align_up(5, 4)
+    8
+    """
+    return -(-value // unit) * unit
+
+
+def is_power_of_two(value: int) -> bool:
+    """Tell whether `value` is a power of two.
+
+    Examples
+    --------
+    >>> is_power_of_two(4096), is_power_of_two(0)
+    (True, False)
+    """
+    return value > 0 and value & (value - 1) == 0
