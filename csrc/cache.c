@@ -1,0 +1,188 @@
+/* The write cache. */
+#define _GNU_SOURCE
+#include "cache.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum {
+    POLL_MS = 100,           /* how long a stalled reader can keep a cancel waiting */
+    MAX_CALL = 16 << 20,     /* bytes per system call, for the same reason: 36 ms at 465 MB/s */
+    PIECE = 4096,            /* PIPE_BUF: what a pipe that poll() calls writable takes without blocking */
+    ROUND = 16 << 20,        /* bytes before signals and cancellation are looked at */
+};
+
+int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity, uint64_t offset)
+{
+    struct stat st;
+    void *buffer;
+
+    if (posix_memalign(&buffer, VMD_CACHE_ALIGN, capacity) != 0)
+        return VMD_NO_MEMORY;
+    *cache = (struct vmd_cache){.fd = fd, .direct_fd = direct_fd, .seekable = seekable, .buffer = buffer,
+                                .capacity = capacity};
+    cache->stream = fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) ? VMD_STREAM_SOCKET : VMD_STREAM_NOWAIT;
+    vmd_claim_init(&cache->claim);
+    vmd_cache_move(cache, offset);
+    return VMD_OK;
+}
+
+void vmd_cache_close(struct vmd_cache *cache)
+{
+    free(cache->buffer);
+    cache->buffer = NULL;
+}
+
+uint64_t vmd_cache_position(const struct vmd_cache *cache)
+{
+    return cache->base + cache->fill;
+}
+
+void vmd_cache_move(struct vmd_cache *cache, uint64_t offset)
+{
+    cache->head = cache->fill = offset % VMD_CACHE_ALIGN;
+    cache->base = offset - cache->fill;
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* One pwrite() of a part of data[0, size) to `offset`, by way of direct_fd if the part can be aligned. */
+static ssize_t write_at(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset)
+{
+    size_t ragged = (size_t)(-offset % VMD_CACHE_ALIGN); /* up to the next aligned offset */
+    ssize_t n;
+
+    size = smaller(size, MAX_CALL);
+    if (cache->direct_fd >= 0 && size >= ragged + VMD_CACHE_ALIGN) {
+        if (ragged) {
+            size = ragged;
+        } else if ((uintptr_t)data % VMD_CACHE_ALIGN == 0) {
+            n = pwrite(cache->direct_fd, data, size - size % VMD_CACHE_ALIGN, (off_t)offset);
+            if (n >= 0 || errno != EINVAL)
+                return n;
+            cache->direct_fd = -1; /* this file system opens with O_DIRECT and then refuses it */
+        }
+    }
+    return pwrite(cache->fd, data, size, (off_t)offset);
+}
+
+/* One write of a part of data[0, size) to a pipe, socket or terminal that does not block for ever: -1 with
+ * EAGAIN if nothing could be written within POLL_MS. */
+static ssize_t write_stream(struct vmd_cache *cache, const uint8_t *data, size_t size)
+{
+    struct pollfd p = {.fd = cache->fd, .events = POLLOUT};
+    ssize_t n = -1;
+    int ready;
+
+    size = smaller(size, MAX_CALL);
+    if (cache->stream == VMD_STREAM_NOWAIT) {
+        struct iovec v = {.iov_base = (void *)data, .iov_len = size};
+        n = pwritev2(cache->fd, &v, 1, -1, RWF_NOWAIT);
+        if (n < 0 && (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS))
+            cache->stream = VMD_STREAM_PIECES; /* pipes take RWF_NOWAIT since Linux 6.4, terminals never */
+        else if (n >= 0 || errno != EAGAIN)
+            return n;
+    } else if (cache->stream == VMD_STREAM_SOCKET) {
+        n = send(cache->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n >= 0 || errno != EAGAIN)
+            return n;
+    }
+    ready = poll(&p, 1, POLL_MS);
+    if (ready <= 0) {
+        if (ready == 0)
+            errno = EAGAIN;
+        return -1;
+    }
+    if (cache->stream == VMD_STREAM_PIECES)
+        return write(cache->fd, data, smaller(size, PIECE));
+    return 0; /* writable now: the caller's next attempt finds out how much */
+}
+
+/* One attempt at data[0, size). VMD_AGAIN with *n = 0 if it was interrupted or would have blocked. */
+static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset, size_t *n, int *error)
+{
+    ssize_t r = cache->seekable ? write_at(cache, data, size, offset) : write_stream(cache, data, size);
+
+    *n = 0;
+    if (r < 0 && (errno == EINTR || errno == EAGAIN))
+        return VMD_AGAIN;
+    if (r < 0) {
+        *error = errno;
+        return VMD_ERRNO;
+    }
+    if (r == 0 && cache->seekable) { /* no file system does this for size > 0, and it would never end */
+        *error = EIO;
+        return VMD_ERRNO;
+    }
+    if (r == 0)
+        return VMD_AGAIN;
+    *n = (size_t)r;
+    cache->written += *n;
+    return VMD_OK;
+}
+
+int vmd_cache_flush(struct vmd_cache *cache, int *error)
+{
+    size_t round = 0, n;
+
+    while (cache->head < cache->fill) {
+        if (round >= ROUND)
+            return VMD_AGAIN;
+        int status = attempt(cache, cache->buffer + cache->head, cache->fill - cache->head,
+                             cache->base + cache->head, &n, error);
+        if (status != VMD_OK)
+            return status;
+        cache->head += n;
+        round += n;
+    }
+    vmd_cache_move(cache, vmd_cache_position(cache));
+    return VMD_OK;
+}
+
+/* Whether data may go to the kernel from where it is: always, unless O_DIRECT needs another alignment. */
+static int can_bypass(const struct vmd_cache *cache, const uint8_t *data, uint64_t offset)
+{
+    return !cache->seekable || cache->direct_fd < 0 || ((uintptr_t)data - offset) % VMD_CACHE_ALIGN == 0;
+}
+
+int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, size_t *taken, int *error)
+{
+    size_t round = 0, n;
+
+    while (*taken < size) {
+        const uint8_t *rest = data + *taken;
+        size_t left = size - *taken;
+        uint64_t offset = vmd_cache_position(cache);
+        int status;
+
+        if (cache->head == cache->fill && left >= cache->capacity && can_bypass(cache, rest, offset)) {
+            if (round >= ROUND)
+                return VMD_AGAIN;
+            status = attempt(cache, rest, left, offset, &n, error);
+            if (status != VMD_OK)
+                return status;
+            vmd_cache_move(cache, offset + n);
+            *taken += n;
+            round += n;
+        } else if (cache->fill == cache->capacity) {
+            status = vmd_cache_flush(cache, error);
+            if (status != VMD_OK)
+                return status;
+        } else {
+            n = smaller(left, cache->capacity - cache->fill);
+            memcpy(cache->buffer + cache->fill, rest, n);
+            cache->fill += n;
+            *taken += n;
+        }
+    }
+    return VMD_OK;
+}

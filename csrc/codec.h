@@ -1,0 +1,37 @@
+/* What every compression engine offers. One constant struct per engine, whether it was built or not. */
+#ifndef VMD_CODEC_H
+#define VMD_CODEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+struct vmd_engine {
+    const char *name;
+    const char *codec;
+    const char *missing; /* why the engine was not built, or NULL: then only the names above are set */
+    int min_level, max_level, default_level;
+    const char *(*version)(void);
+
+    /* The most that compress() may write for a page of `size` bytes, if `cap` does not hold it back. */
+    size_t (*bound)(size_t size);
+
+    /* An encoder or decoder holds all state of one thread; NULL when there is no memory. */
+    void *(*encoder_create)(int level, size_t page_size);
+    void (*encoder_destroy)(void *encoder);
+
+    /* `src` must not change during the call. `cap` >= bound(n) always suffices; engines that can hold their
+     * output back return VMD_NO_ROOM as soon as `cap` is not enough, the others demand cap >= bound(n). */
+    int (*compress)(void *encoder, const uint8_t *src, size_t n, uint8_t *dst, size_t cap, size_t *out);
+
+    /* `src` is hostile: VMD_BROKEN unless it is one whole stream of exactly `size` bytes; never writes more. */
+    void *(*decoder_create)(void);
+    void (*decoder_destroy)(void *decoder);
+    int (*decompress)(void *decoder, const uint8_t *src, size_t n, uint8_t *dst, size_t size);
+};
+
+extern const struct vmd_engine vmd_engine_isal, vmd_engine_libdeflate, vmd_engine_zlib;
+extern const struct vmd_engine vmd_engine_lzo2, vmd_engine_snappy, vmd_engine_zstd;
+
+#endif

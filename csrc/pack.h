@@ -1,0 +1,54 @@
+/* A chunk of pages to bytes and back.
+ *
+ * The size of a page says everything about it: 0 is a zero page of which nothing is stored, the page size is
+ * a page stored plain, and anything between is one compressed stream.
+ */
+#ifndef VMD_PACK_H
+#define VMD_PACK_H
+
+#include "claim.h"
+#include "codec.h"
+#include "zero.h"
+
+#define VMD_PACK_MAX_PAGE_SIZE ((size_t)1 << 20)
+
+extern const struct vmd_engine *const vmd_engines[]; /* ends with NULL */
+
+struct vmd_packer {
+    const struct vmd_engine *engine;
+    vmd_zero_fn zero;
+    size_t page_size;
+    void *encoder;
+    uint8_t *snapshot;
+    struct vmd_claim claim;
+};
+
+struct vmd_unpacker {
+    const struct vmd_engine *engine;
+    size_t page_size;
+    void *decoder;
+    struct vmd_claim claim;
+};
+
+int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, int level, size_t page_size,
+                    vmd_zero_fn zero);
+void vmd_packer_close(struct vmd_packer *packer);
+
+/* What `out` must hold; SIZE_MAX if that is no size. */
+size_t vmd_pack_bound(const struct vmd_packer *packer, size_t page_count);
+
+/* The memory at `mem` may change during the call: each page becomes what it was at some moment.
+ * Writes sizes[page_count] and *used <= page_count * page_size bytes of `out`; the rest of `out` is scratch.
+ * On VMD_BROKEN the page that failed is in *bad_page. */
+int vmd_pack(struct vmd_packer *packer, const uint8_t *mem, size_t page_count, uint8_t *out, size_t cap,
+             uint32_t *sizes, size_t *used, size_t *bad_page);
+
+int vmd_unpacker_open(struct vmd_unpacker *unpacker, const struct vmd_engine *engine, size_t page_size);
+void vmd_unpacker_close(struct vmd_unpacker *unpacker);
+
+/* Page i is the sizes[i] bytes at data + offsets[i]; nothing of the arrays or the data is trusted.
+ * VMD_OUTSIDE, VMD_BAD_SIZE or VMD_BROKEN, with the page in *bad_page. */
+int vmd_unpack(struct vmd_unpacker *unpacker, const uint8_t *data, size_t data_len, const uint64_t *offsets,
+               const uint32_t *sizes, const uint8_t *compressed, size_t page_count, uint8_t *out, size_t *bad_page);
+
+#endif

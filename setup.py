@@ -1,0 +1,104 @@
+"""The extension list: which kernels are built, from which files, with which codec libraries.
+
+``VMDUMP_WITH_ISAL`` (and ``_LIBDEFLATE``, ``_ZLIB``, ``_LZO2``, ``_SNAPPY``, ``_ZSTD``) is ``auto``, ``on``
+or ``off``. ``VMDUMP_DEBUG=1`` builds with bounds checks, and with the address and
+undefined-behaviour sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+LIBRARIES = {
+    "isal": "libisal",
+    "libdeflate": "libdeflate",
+    "zlib": "zlib",
+    "lzo2": "lzo2",
+    "snappy": "snappy",
+    "zstd": "libzstd",
+}
+DEBUG = os.environ.get("VMDUMP_DEBUG", "0") not in ("", "0")
+SANITIZE = ["-fsanitize=address,undefined"] if DEBUG else []
+
+
+def pkg_config(*arguments: str) -> str | None:
+    """Ask pkg-config; None if it knows nothing or is not installed."""
+    command = [*shlex.split(os.environ.get("PKG_CONFIG", "pkg-config")), *arguments]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def extension(name: str, *c_files: str) -> Extension:
+    """One kernel: its .pyx and the C files that belong to it alone."""
+    return Extension(
+        f"vmdump.kernels.{name}",
+        [f"vmdump/kernels/{name}.pyx", *(f"csrc/{c_file}" for c_file in c_files)],
+        include_dirs=["csrc"],
+        depends=sorted(map(str, Path("csrc").glob("*.h"))),
+        extra_compile_args=[
+            *("-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra"),
+            *(("-O1", "-g", "-fno-omit-frame-pointer") if DEBUG else ("-O3",)),
+            *SANITIZE,
+        ],
+        extra_link_args=SANITIZE,
+    )
+
+
+def add_engine(pack: Extension, engine: str) -> str:
+    """Add one codec library to `pack`, or the reason why it is not there; returns the line of the summary."""
+    package, variable = LIBRARIES[engine], f"VMDUMP_WITH_{engine.upper()}"
+    wanted = os.environ.get(variable, "auto")
+    if wanted not in ("auto", "on", "off"):
+        raise SystemExit(f"{variable}={wanted}: must be auto, on or off")
+    version = None if wanted == "off" else pkg_config("--modversion", package)
+    if version is None:
+        reason = f"built with {variable}=off" if wanted == "off" else f"{package} was not found by pkg-config"
+        if wanted == "on":
+            raise SystemExit(
+                f"{variable}=on, but {reason}: install its development package, or set {variable}=auto or off"
+            )
+        pack.define_macros.append((f"VMD_WITHOUT_{engine.upper()}", f'"not built: {reason}"'))
+        return f"  {engine:<12}no   ({reason})"
+    cflags = shlex.split(pkg_config("--cflags", package) or "")
+    # lzo2.pc names include/lzo, but the headers in there include <lzo/...>.
+    parents = [str(Path(flag).parent) for flag in cflags if engine == "lzo2" and flag.startswith("-I")]
+    pack.extra_compile_args += cflags + parents
+    pack.extra_link_args += shlex.split(pkg_config("--libs", package) or "")
+    pack.define_macros += [
+        (f"VMD_HAVE_{engine.upper()}", "1"),
+        (f"VMD_VERSION_{engine.upper()}", f'"{version}"'),
+    ]
+    return f"  {engine:<12}yes  ({version})"
+
+
+pack = extension("pack", "pack.c", *(f"codec_{engine}.c" for engine in LIBRARIES))
+summary = [add_engine(pack, engine) for engine in LIBRARIES]
+print("vmdump: compression engines", *summary, sep="\n", flush=True)
+
+setup(
+    ext_modules=cythonize(
+        [extension("zero", "zero.c"), extension("bits", "bits.c"), pack, extension("cache", "cache.c")],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": False,
+            "cdivision": True,
+            "embedsignature": True,
+            "freethreading_compatible": True,
+            "binding": True,
+        },
+        # Cython compares times, not directives: each mode has its own C files.
+        build_dir="build/cython-debug" if DEBUG else "build/cython",
+    ),
+    # Nothing else notices that a library was installed meanwhile, or that a variable has changed.
+    options={"build_ext": {"force": True}},
+)
