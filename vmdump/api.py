@@ -1,0 +1,379 @@
+"""vmdump as a library: dump, open, capabilities."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
+from vmdump.formats.kdump import CODEC_FLAGS
+from vmdump.formats.names import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    LAYOUTS,
+    DumpFormat,
+    Layout,
+    find_format,
+    find_layout,
+)
+from vmdump.job import DumpJob, Report
+from vmdump.kernels.engines import Engine, default_engine, engines, find_engine, make_packer
+from vmdump.kernels.zero import default_kernel
+from vmdump.kernels.zero import kernels as zero_kernels
+from vmdump.pipeline.control import Control
+from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
+from vmdump.readers.dump import Dump
+from vmdump.readers.sniff import open_dump
+from vmdump.sources.base import MIN_PAGE_SIZE, Block, Memory, Source
+from vmdump.sources.buffers import BlockSource
+from vmdump.sources.rawfile import open_raw
+from vmdump.sources.spec import split_options
+from vmdump.sources.synthetic import open_synthetic
+from vmdump.writers.elf import write_elf
+from vmdump.writers.kdump import plan_kdump, write_kdump
+from vmdump.writers.output import Output
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
+
+__all__ = [
+    "Capabilities",
+    "DumpOptions",
+    "FormatState",
+    "capabilities",
+    "dump",
+    "open",
+    "open_source",
+    "start_dump",
+]
+
+_MAX_THREADS = 1024
+_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {"raw": open_raw, "synthetic": open_synthetic}
+
+
+def open(path: str | os.PathLike[str]) -> Dump:
+    """Open a dump: an ELF core, or a kdump-compressed file in either layout.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+
+    Returns
+    -------
+    Dump
+        A context manager; also a source for :func:`dump`.
+
+    Raises
+    ------
+    SourceError, FormatError, CapabilityError
+        See :func:`vmdump.readers.sniff.open_dump`.
+    """
+    return open_dump(path)
+
+
+def open_source(text: str | os.PathLike[str]) -> Source:
+    """Open a guest as the command line names it.
+
+    Parameters
+    ----------
+    text : str or path
+        ``raw:PATH?base=0x0&arch=x86_64``, ``synthetic:SIZE?seed=1&fill=0.3``, or the path of a dump.
+
+    Returns
+    -------
+    Source
+        A context manager.
+
+    Raises
+    ------
+    RequestError
+        An option is wrong.
+    SourceError, FormatError, LayoutError, CapabilityError
+        The guest cannot be opened.
+    """
+    scheme, colon, rest = os.fspath(text).partition(":")
+    if colon and scheme in _SCHEMES:
+        return _SCHEMES[scheme](*split_options(rest))
+    return open_dump(text)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A dump that was checked and can begin."""
+
+    source: Source
+    owned: bool
+    slices: list[Slice]
+    format: DumpFormat
+    layout: Layout
+    engine: Engine | None
+    level: int | None
+    threads: int
+    output: str | os.PathLike[str]
+    force: bool
+
+    def run(self, control: Control) -> Report:
+        began = time.perf_counter()
+        try:
+            control.start(sum(piece.size for piece in self.slices))
+            with Output(self.output, force=self.force) as output:
+                flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
+                if self.engine is None:
+                    flatten = False
+                    tally = write_elf(self.source, self.slices, output, threads=self.threads, control=control)
+                else:
+                    tally = write_kdump(
+                        self.source,
+                        output,
+                        codec=self.engine.codec,
+                        make_packer=partial(make_packer, self.engine, level=self.level),
+                        flatten=flatten,
+                        threads=self.threads,
+                        control=control,
+                    )
+            return Report(
+                output=output.name,
+                format=self.format.name,
+                layout="flattened" if flatten else "standard",
+                codec=self.engine.codec if self.engine else "",
+                engine=self.engine.name if self.engine else "",
+                level=self.level,
+                threads=self.threads,
+                guest_bytes=control.total,
+                hole_bytes=tally.hole_bytes,
+                output_bytes=tally.size,
+                zero_pages=tally.zero_pages,
+                plain_pages=tally.plain_pages,
+                compressed_pages=tally.compressed_pages,
+                seconds=time.perf_counter() - began,
+            )
+        finally:
+            if self.owned:
+                self.source.close()
+
+
+class DumpOptions(TypedDict, total=False):
+    """The options of :func:`dump` and :func:`start_dump`; :func:`dump` says what they mean."""
+
+    format: str
+    layout: str
+    engine: str | None
+    level: int | None
+    threads: int | None
+    begin: int | None
+    length: int | None
+    paging: bool
+    force: bool
+
+
+def _check(
+    source: AnySource,
+    output: str | os.PathLike[str],
+    *,
+    format: str = DEFAULT_FORMAT,
+    layout: str = "auto",
+    engine: str | None = None,
+    level: int | None = None,
+    threads: int | None = None,
+    begin: int | None = None,
+    length: int | None = None,
+    paging: bool = False,
+    force: bool = False,
+) -> _Request:
+    """Refuse what cannot be done before anything is opened or created."""
+    dump_format = find_format(format)
+    wanted_layout = find_layout(layout, dump_format)
+    codec = dump_format.codec
+    if codec is not None and (paging or begin is not None or length is not None):
+        raise RequestError(
+            f"format: {format} holds the whole guest, so paging, begin and length go with elf only",
+            parameter="format",
+        )
+    if begin is not None and length is None:
+        raise RequestError("length: is missing, begin needs it", parameter="length")
+    if begin is None and length is not None:
+        raise RequestError("begin: is missing, length needs it", parameter="begin")
+    if codec is None and (engine is not None or level is not None):
+        name = "level" if engine is None else "engine"
+        raise RequestError(f"{name}: an elf file is not compressed", parameter=name)
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    if not 1 <= threads <= _MAX_THREADS:
+        raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
+    chosen = None if codec is None else find_engine(codec, engine)
+    chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
+    owned = isinstance(source, str | os.PathLike)
+    guest = _as_source(source)
+    try:
+        if paging:
+            raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
+        if codec is not None:
+            plan_kdump(guest, codec)
+        if begin is None or length is None:
+            slices = whole_blocks(guest.blocks)
+        else:
+            slices = filter_blocks(guest.blocks, begin, length)
+    except BaseException:
+        if owned:
+            guest.close()
+        raise
+    return _Request(
+        guest, owned, slices, dump_format, wanted_layout, chosen, chosen_level, threads, output, force
+    )
+
+
+def _as_source(source: AnySource) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return open_source(source)
+    return BlockSource(source)
+
+
+def dump(
+    source: AnySource,
+    output: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[DumpOptions],
+) -> Report:
+    """Write a guest's memory to a dump file, in this thread and its workers.
+
+    Parameters
+    ----------
+    source : str, path, Source, buffer, or list of blocks
+        What :func:`open_source` takes, or an open guest, or any C-contiguous buffer (a guest with one
+        block at 0), or a list of `Block` or of ``(start, buffer)``. Buffers are neither copied nor written.
+    output : str or path
+        A path, ``-`` for standard output, or ``fd:N``. A file is created with mode 0600 and appears
+        under its name only when it is whole.
+    progress : callable, optional
+        Called with (done, total) in bytes of guest memory after each chunk.
+    format : str
+        ``elf``, ``kdump-zlib`` (if not given), ``kdump-lzo``, ``kdump-snappy``, ``kdump-zstd``, or one of
+        these four as ``kdump-raw-...``.
+    layout : {"auto", "standard", "flattened"}
+        auto is standard where the output is seekable, else flattened.
+    engine : str, optional
+        A demand; see :func:`capabilities`. Without it, the fastest that this build has.
+    level : int, optional
+        The engine's own scale; without it, the engine's default.
+    threads : int, optional
+        Worker threads; the processors this process may use, if not given.
+    begin, length : int, optional
+        Dump only ``[begin, begin + length)``, bytes of guest-physical memory; elf only.
+    paging : bool
+        Describe memory by the guest's page tables.
+    force : bool
+        Replace an output file that is there.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    RequestError
+        The request contradicts itself.
+    EngineUnavailable, CapabilityError
+        This build or this guest cannot do it.
+    SourceError, LayoutError, FormatError
+        The guest cannot be read or its blocks are wrong.
+    SinkError, OutputExists
+        The output cannot be written.
+    """
+    return _check(source, output, **options).run(Control(progress))
+
+
+def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]) -> DumpJob:
+    """Begin a dump in the background; the parameters are those of :func:`dump`.
+
+    Returns
+    -------
+    DumpJob
+        Active already.
+
+    Raises
+    ------
+    VmdumpError
+        What is wrong with the request or the source is raised here, what goes wrong later by
+        :meth:`DumpJob.wait`.
+    """
+    return DumpJob(_check(source, output, **options).run).start()
+
+
+@dataclass(frozen=True)
+class FormatState:
+    """A format, and why it cannot be written if it cannot."""
+
+    name: str
+    codec: str
+    default_engine: str
+    missing: str
+
+    @property
+    def available(self) -> bool:
+        """True if this build writes it."""
+        return not self.missing
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this build can do on this machine.
+
+    Attributes
+    ----------
+    formats : tuple of FormatState
+        All that exist.
+    layouts : tuple of str
+        Of kdump files.
+    engines : tuple of Engine
+        All that exist, in order of preference for each codec; `missing` says why one is not there.
+    zero_kernels : dict
+        Zero-page tests by name: empty, or why one cannot be used.
+    default_zero_kernel : str
+        The one in use.
+    """
+
+    formats: tuple[FormatState, ...]
+    layouts: tuple[str, ...]
+    engines: tuple[Engine, ...]
+    zero_kernels: dict[str, str]
+    default_zero_kernel: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything by name, for JSON."""
+        return asdict(self)
+
+
+def capabilities() -> Capabilities:
+    """Tell which formats, codecs and engines there are, and why others are not."""
+    chosen: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for codec in CODEC_FLAGS:
+        try:
+            chosen[codec] = default_engine(codec).name
+        except EngineUnavailable as error:
+            missing[codec] = str(error)
+    return Capabilities(
+        formats=tuple(
+            FormatState(
+                known.name,
+                known.codec or "",
+                chosen.get(known.codec or "", ""),
+                missing.get(known.codec or "", ""),
+            )
+            for known in FORMATS
+        ),
+        layouts=LAYOUTS,
+        engines=engines(),
+        zero_kernels=zero_kernels(),
+        default_zero_kernel=default_kernel(),
+    )

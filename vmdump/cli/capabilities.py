@@ -1,0 +1,53 @@
+"""``vmdump capabilities``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vmdump import Capabilities, capabilities
+
+__all__ = ["capabilities_command"]
+
+
+@click.command("capabilities")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def capabilities_command(as_json: bool) -> None:
+    """Show formats, codecs and engines: what there is, and why something is missing."""
+    found = capabilities()
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        _show(found)
+
+
+def _show(found: Capabilities) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    formats = Table("format", "codec", "default engine", "state", title="Formats")
+    for known in found.formats:
+        formats.add_row(
+            known.name, known.codec or "-", known.default_engine or "-", known.missing or "available"
+        )
+    engines = Table("codec", "engine", "kind", "version", "levels", "default", "state", title="Engines")
+    for engine in found.engines:
+        levels = f"{engine.min_level}-{engine.max_level}" if engine.max_level > engine.min_level else "-"
+        engines.add_row(
+            engine.codec,
+            engine.name,
+            engine.kind,
+            engine.version or "-",
+            levels,
+            str(engine.default_level) if levels != "-" else "-",
+            engine.missing or "available",
+        )
+    kernels = Table("kernel", "state", title="Zero-page tests")
+    for name, missing in found.zero_kernels.items():
+        state = missing or ("in use" if name == found.default_zero_kernel else "available")
+        kernels.add_row(name, state)
+    for table in (formats, engines, kernels):
+        console.print(table)
+    console.print(f"Layouts of kdump files: {', '.join(found.layouts)}")

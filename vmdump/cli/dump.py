@@ -1,0 +1,135 @@
+"""``vmdump dump``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from vmdump import dump
+from vmdump.errors import RequestError
+from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
+from vmdump.job import Report
+from vmdump.units import format_size, parse_size
+
+__all__ = ["dump_command"]
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, context: click.Context | None) -> int:
+        return (
+            value
+            if isinstance(value, int)
+            else parse_size(value, parameter=param.name or "" if param else "")
+        )
+
+
+@click.command("dump")
+@click.argument("source")
+@click.argument("output")
+@click.option(
+    "-f",
+    "--format",
+    "format_name",
+    default=DEFAULT_FORMAT,
+    show_default=True,
+    metavar="FORMAT",
+    help=f"One of {', '.join(known.name for known in FORMATS)}.",
+)
+@click.option("--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}.")
+@click.option("--engine", help="Compression library; 'vmdump capabilities' lists them.")
+@click.option("--level", type=int, help="Compression level, on the engine's own scale.")
+@click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
+@click.option("--begin", type=_Size(), help="Guest-physical address of the first byte (elf only).")
+@click.option("--length", type=_Size(), help="Bytes from --begin on (elf only).")
+@click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
+@click.option("--force", is_flag=True, help="Replace an output file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def dump_command(
+    source: str,
+    output: str,
+    format_name: str,
+    layout: str,
+    engine: str | None,
+    level: int | None,
+    threads: int | None,
+    begin: int | None,
+    length: int | None,
+    paging: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the memory of SOURCE to OUTPUT.
+
+    SOURCE is raw:PATH?base=0x0&arch=x86_64, synthetic:SIZE?seed=1&fill=0.3, or the path of an ELF core or
+    kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
+    """
+    if as_json and output == "-":
+        raise RequestError(
+            "json: the dump and the report cannot both go to standard output", parameter="json"
+        )
+    with _progress(output, shown=sys.stderr.isatty() and not quiet) as progress:
+        report = dump(
+            source,
+            output,
+            format=format_name,
+            layout=layout,
+            engine=engine,
+            level=level,
+            threads=threads,
+            begin=begin,
+            length=length,
+            paging=paging,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+    elif sys.stderr.isatty() and not quiet:
+        click.echo(_summary(report), err=True)
+
+
+@contextmanager
+def _progress(output: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on standard error; rich is loaded only for that, it costs 50 ms."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(output, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _summary(report: Report) -> str:
+    share = report.output_bytes / report.guest_bytes
+    by = f" by {report.engine} level {report.level}" if report.engine else ""
+    return (
+        f"{report.output}: {report.format}, {report.layout}{by}:"
+        f" {format_size(report.guest_bytes)} of guest memory"
+        f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
+        f" {format_size(report.output_bytes)} written ({share:.0%})"
+    )

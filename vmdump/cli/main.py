@@ -1,0 +1,95 @@
+"""The command ``vmdump``: commands, exit codes and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from vmdump import __version__
+from vmdump.cli.capabilities import capabilities_command
+from vmdump.cli.demo import demo_command
+from vmdump.cli.dump import dump_command
+from vmdump.errors import RequestError, SinkError, VmdumpError
+
+__all__ = ["main"]
+
+_SIGNAL_BASE = 128
+"""A shell reports a command that a signal ended as 128 + the signal's number."""
+
+
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP; unwinds like Ctrl-C, so that everything is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted(number)
+
+
+@click.group("vmdump", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmdump", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+def _vmdump(debug: bool) -> None:
+    """Write the memory of a virtual machine to a crash dump."""
+
+
+_vmdump.add_command(dump_command)
+_vmdump.add_command(capabilities_command)
+_vmdump.add_command(demo_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process, if not given.
+
+    Returns
+    -------
+    int
+        The exit code: 0, that of the error's class, or 128 + the number of the signal.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        with _vmdump.make_context("vmdump", words) as context:
+            _vmdump.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return RequestError.exit_code
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()}; vmdump --help tells more", RequestError.exit_code, words)
+    except VmdumpError as error:
+        return _fail(str(error), error.exit_code, words)
+    except _Interrupted as error:
+        name = signal.Signals(error.number).name
+        return _fail(f"ended by {name}; nothing was left behind", _SIGNAL_BASE + error.number, words)
+    except BrokenPipeError:
+        # Python flushes standard output once more at its exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("standard output: the reader went away", SinkError.exit_code, words)
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error}; --debug shows where", VmdumpError.exit_code, words)
+    return 0
+
+
+def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:
+    if "--debug" in words:
+        traceback.print_exc()
+    click.echo(f"vmdump: {' '.join(message.splitlines())}", err=True)
+    return exit_code

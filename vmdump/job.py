@@ -1,0 +1,201 @@
+"""A dump in the background: what QEMU calls detach."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from vmdump.errors import Cancelled
+from vmdump.pipeline.control import Control
+
+__all__ = ["DumpJob", "Progress", "Report", "Status"]
+
+Status = Literal["none", "active", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished dump is.
+
+    Attributes
+    ----------
+    output : str
+        Where it went.
+    format, layout : str
+        Format name; ``standard`` or ``flattened``.
+    codec, engine : str
+        Empty for ELF.
+    level : int or None
+        Compression level; None for ELF.
+    threads : int
+        Worker threads.
+    guest_bytes : int
+        Guest memory in the dump.
+    hole_bytes : int
+        Part of it that was known to be zero and not read.
+    output_bytes : int
+        Size of the dump.
+    zero_pages, plain_pages, compressed_pages : int
+        Pages of a kdump file by kind.
+    seconds : float
+        From the first to the last byte, syncing included.
+    """
+
+    output: str
+    format: str
+    layout: str
+    codec: str
+    engine: str
+    level: int | None
+    threads: int
+    guest_bytes: int
+    hole_bytes: int
+    output_bytes: int
+    zero_pages: int
+    plain_pages: int
+    compressed_pages: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Guest memory dumped in a second."""
+        return self.guest_bytes / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give all attributes by name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A dump at one moment.
+
+    Attributes
+    ----------
+    status : str
+        ``active``, or how it ended.
+    done, total : int
+        Guest memory in bytes.
+    rate : float
+        Bytes a second since the start.
+    eta : float or None
+        Seconds that are left at that rate; None before the first byte.
+    """
+
+    status: Status
+    done: int
+    total: int
+    rate: float
+    eta: float | None
+
+
+class DumpJob:
+    """One dump in a thread of its own. A context manager: leaving it early cancels the dump.
+
+    Parameters
+    ----------
+    run : callable
+        Does the dump under the control it is given.
+    """
+
+    def __init__(self, run: Callable[[Control], Report]) -> None:
+        self._run = run
+        self._control = Control()
+        self._status: Status = "none"
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._report: Report | None = None
+        # A daemon, so that a program that forgets its job can still exit.
+        self._thread = threading.Thread(target=self._main, name="vmdump-job", daemon=True)
+
+    def start(self) -> Self:
+        """Begin; once."""
+        self._status = "active"
+        self._thread.start()
+        return self
+
+    def _main(self) -> None:
+        try:
+            self._report = self._run(self._control)
+        except Cancelled as error:
+            self._error, self._status = error, "cancelled"
+        except BaseException as error:
+            self._error, self._status = error, "failed"
+        else:
+            self._status = "completed"
+        self._ended.set()
+
+    @property
+    def status(self) -> Status:
+        """``none`` before the start, ``active``, then ``completed``, ``failed`` or ``cancelled``."""
+        return self._status
+
+    @property
+    def done(self) -> int:
+        """Guest memory dumped so far, in bytes."""
+        return self._control.done
+
+    @property
+    def total(self) -> int:
+        """Guest memory to dump, in bytes; 0 until the source is open."""
+        return self._control.total
+
+    def cancel(self) -> None:
+        """Ask the dump to stop; it ends within a chunk and leaves no file."""
+        self._control.cancel()
+
+    def wait(self, timeout: float | None = None) -> Report:
+        """Wait for the end.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds.
+
+        Returns
+        -------
+        Report
+            Of the completed dump.
+
+        Raises
+        ------
+        TimeoutError
+            It is still active.
+        VmdumpError
+            What ended the dump; `Cancelled` if that was :meth:`cancel`.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the dump is still active after {timeout} s")
+        if self._error is not None:
+            raise self._error
+        assert self._report is not None
+        return self._report
+
+    def progress(self, interval: float = 0.1) -> Iterator[Progress]:
+        """Give a progress every `interval` seconds until the dump has ended, and one then."""
+        began = time.monotonic()
+        while True:
+            ended = self._ended.wait(interval)
+            seconds = time.monotonic() - began
+            rate = self.done / seconds
+            eta = (self.total - self.done) / rate if rate else None
+            yield Progress(self.status, self.done, self.total, rate, eta)
+            if ended:
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        if self._status != "none":
+            self._ended.wait()
+
+    def __repr__(self) -> str:
+        return f"<DumpJob {self.status}, {self.done} of {self.total} bytes>"

@@ -1,0 +1,1 @@
+"""Floor 6: dumps that are there already. A dump is a source again."""

@@ -1,0 +1,1 @@
+"""Floor 4: where guests come from, one file each."""

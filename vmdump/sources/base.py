@@ -1,0 +1,289 @@
+"""A guest as the rest of vmdump sees it: blocks of memory, notes, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch import Arch
+from vmdump.errors import LayoutError, ReadError
+from vmdump.formats.elf import ElfClass
+from vmdump.formats.layout import ByteOrder
+from vmdump.formats.notes import VMCOREINFO_NAME, build_note, count_cpus, find_vmcoreinfo
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.units import ADDRESS_LIMIT, is_power_of_two
+
+__all__ = ["MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "Block", "Memory", "Pages", "Source", "Utsname", "check_blocks"]
+
+MIN_PAGE_SIZE = 4096
+MAX_PAGE_SIZE = 65536
+_LAST_32BIT = 0xFFFFFFFF
+
+Pages = NDArray[np.uint8]
+
+
+class Memory(Protocol):
+    """The bytes of one block, wherever they are.
+
+    Offsets count from the start of the block. Methods may be called from several threads at once.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def copies(self) -> bool:
+        """True if `view` fills the scratch buffer, False if it points into memory that is there anyway."""
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Give the runs ``[begin, end)`` that may hold data, ascending; all else is known to be zero."""
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Give `length` bytes from `offset`.
+
+        Parameters
+        ----------
+        offset, length : int
+            Inside ``[0, size)``.
+        scratch : (>= length,) uint8
+            Owned by the caller; used where `copies` is true.
+
+        Returns
+        -------
+        (length,) uint8
+            Valid until `scratch` is used again; may be read-only.
+
+        Raises
+        ------
+        SourceError
+            The bytes cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of guest-physical memory, ``[start, end)``.
+
+    Attributes
+    ----------
+    start : int
+        Guest-physical address of the first byte.
+    memory : Memory
+        Its bytes.
+    """
+
+    start: int
+    memory: Memory
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.memory.size
+
+    @property
+    def end(self) -> int:
+        """Guest-physical address behind the last byte."""
+        return self.start + self.memory.size
+
+
+def check_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """Demand a sorted list of non-empty blocks that do not overlap.
+
+    Raises
+    ------
+    LayoutError
+        They are none, empty, unsorted, overlapping, or end beyond 64 bits.
+    """
+    if not blocks:
+        raise LayoutError("the guest has no memory block")
+    previous: Block | None = None
+    for block in blocks:
+        here = f"block {block.start:#x}-{block.end:#x}"
+        if block.size == 0:
+            raise LayoutError(f"{here} is empty", address=block.start)
+        if block.start < 0 or block.end > ADDRESS_LIMIT:
+            raise LayoutError(f"{here} is outside the 64-bit address space", address=block.start)
+        if previous is not None:
+            before = f"block {previous.start:#x}-{previous.end:#x}"
+            if block.start < previous.start:
+                raise LayoutError(
+                    f"{here} stands behind {before}; sort the blocks by address", address=block.start
+                )
+            if block.start < previous.end:
+                raise LayoutError(f"{here} overlaps {before}", address=block.start)
+        previous = block
+    return tuple(blocks)
+
+
+@dataclass(frozen=True)
+class Utsname:
+    """What ``uname -a`` prints in the guest; empty where it is not known."""
+
+    sysname: bytes = b""
+    nodename: bytes = b""
+    release: bytes = b""
+    version: bytes = b""
+    machine: bytes = b""
+    domainname: bytes = b""
+
+
+_UTS_FIELD = 65
+_UTS_SIZE = 6 * _UTS_FIELD
+
+
+class Source:
+    """A guest: its blocks, its notes, and what follows from them. A context manager.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Sorted, not overlapping.
+    arch : Arch
+        The guest's architecture.
+    byteorder : {"little", "big"}, optional
+        Where it is not the architecture's usual one.
+    elf_class : {32, 64}, optional
+        At least this class; an address beyond 32 bits makes it 64 anyway.
+    page_size : int, optional
+        The dump's block size in bytes. Without it VMCOREINFO's PAGESIZE is used, else what QEMU uses for
+        the architecture, halved until all blocks are multiples of it.
+    notes : bytes
+        ELF notes of the guest, in its byte order.
+    vmcoreinfo : bytes, optional
+        Text of VMCOREINFO; a note is added where `notes` has none.
+
+    Raises
+    ------
+    LayoutError
+        The blocks or the page size are wrong.
+    FormatError
+        A note is longer than the notes.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        arch: Arch,
+        *,
+        byteorder: ByteOrder | None = None,
+        elf_class: ElfClass | None = None,
+        page_size: int | None = None,
+        notes: bytes = b"",
+        vmcoreinfo: bytes | None = None,
+    ) -> None:
+        self.blocks = check_blocks(blocks)
+        self.arch = arch
+        self.byteorder: ByteOrder = byteorder or arch.byteorder
+        beyond_32bit = self.blocks[-1].end > _LAST_32BIT
+        self.elf_class: ElfClass = 64 if beyond_32bit else elf_class or arch.elf_class
+        self.notes = notes
+        if vmcoreinfo is not None and find_vmcoreinfo(notes, self.byteorder) is None:
+            self.notes += build_note(VMCOREINFO_NAME, 0, vmcoreinfo, self.byteorder)
+        note = find_vmcoreinfo(self.notes, self.byteorder)
+        self.vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
+        self.page_size = page_size or self._natural_page_size()
+        if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
+            raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
+
+    def _natural_page_size(self) -> int:
+        told = self.vmcoreinfo.page_size
+        if told is not None and is_power_of_two(told) and MIN_PAGE_SIZE <= told <= MAX_PAGE_SIZE:
+            return told
+        size = self.arch.page_size
+        while size > MIN_PAGE_SIZE and any((block.start | block.size) % size for block in self.blocks):
+            size //= 2
+        return size
+
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return sum(block.size for block in self.blocks)
+
+    @cached_property
+    def nr_cpus(self) -> int:
+        """Number of vCPUs by the register notes; 1 where there are none."""
+        return count_cpus(self.notes, self.byteorder) or 1
+
+    @property
+    def phys_base(self) -> int:
+        """Where the kernel's image was moved to, as an unsigned 64-bit number."""
+        return self.arch.phys_base(self.vmcoreinfo, self.blocks[0].start) % ADDRESS_LIMIT
+
+    @cached_property
+    def utsname(self) -> Utsname:
+        """The guest's names: from ``init_uts_ns`` in its memory, else what VMCOREINFO tells.
+
+        A guest without VMCOREINFO is not known to be Linux; then only the machine is set.
+        """
+        machine = self.arch.uts_machine.encode()
+        release = self.vmcoreinfo.get("OSRELEASE", "").encode()
+        if not release:
+            return Utsname(machine=machine)
+        found = self._uts_in_memory(release)
+        if found is not None:
+            return found
+        # Readers take a utsname for damaged unless version says something.
+        return Utsname(sysname=b"Linux", release=release, version=b"unknown", machine=machine)
+
+    def _uts_in_memory(self, release: bytes) -> Utsname | None:
+        virtual = self.vmcoreinfo.symbol("init_uts_ns")
+        offset = self.vmcoreinfo.offset("uts_namespace.name")
+        if virtual is None or offset is None:
+            return None
+        address = self.arch.kernel_image_to_phys(self.vmcoreinfo, virtual + offset)
+        if address is None:
+            return None
+        try:
+            raw = self.read(address, _UTS_SIZE)
+        except ReadError:
+            return None
+        fields = [raw[at : at + _UTS_FIELD].split(b"\0", 1)[0] for at in range(0, _UTS_SIZE, _UTS_FIELD)]
+        uts = Utsname(*fields)
+        plausible = uts.sysname == b"Linux" and uts.release == release and uts.version and uts.machine
+        return uts if plausible else None
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read guest-physical memory.
+
+        Raises
+        ------
+        ReadError
+            Part of ``[address, address + length)`` is in no block.
+        SourceError
+            The memory cannot be read.
+        """
+        parts = []
+        end = address + length
+        for block in self.blocks:
+            if block.start <= address < min(block.end, end):
+                piece = min(end, block.end) - address
+                scratch = np.empty(piece if block.memory.copies else 0, np.uint8)
+                parts.append(block.memory.view(address - block.start, piece, scratch).tobytes())
+                address += piece
+        if address < end:
+            raise ReadError(f"no memory at guest-physical address {address:#x}", address=address)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give back what the source holds; closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.arch.name} {self.byteorder}-endian, {len(self.blocks)} blocks, "
+            f"{self.size:#x} bytes, {self.nr_cpus} vCPUs>"
+        )

@@ -1,0 +1,239 @@
+"""kdump-compressed: headers, two bitmaps, one descriptor per page, page data.
+
+All zero pages share the first page of data, as QEMU and makedumpfile have it; a descriptor with offset 0
+means an incomplete dump to crash, so there is no cheaper way to say zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmdump.errors import LayoutError, SinkError
+from vmdump.formats import kdump
+from vmdump.formats.notes import find_vmcoreinfo
+from vmdump.kernels.bits import set_range
+from vmdump.kernels.engines import PagePacker
+from vmdump.pipeline.chunks import packed
+from vmdump.pipeline.control import Control
+from vmdump.pipeline.plan import Slice, whole_blocks
+from vmdump.sources.base import Pages, Source
+from vmdump.units import align_up
+from vmdump.writers.descriptors import DescriptorTable
+from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
+from vmdump.writers.output import Output
+from vmdump.writers.tally import Tally
+
+__all__ = ["KdumpPlan", "plan_kdump", "write_kdump"]
+
+_BITMAP_WINDOW = 1 << 20
+"""Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
+_LAST_32BIT = 0xFFFFFFFF
+_LAST_SIGNED_32BIT = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class KdumpPlan:
+    """Every offset of a kdump file that is known before the first page is packed.
+
+    Attributes
+    ----------
+    head : bytes
+        Header, sub-header and notes, padded to whole blocks; the first bitmap follows.
+    bitmap_size : int
+        Bytes of one of the two bitmaps.
+    page_count : int
+        Pages in the dump, a descriptor each.
+    descriptors_offset, data_offset : int
+        File offsets of the first descriptor and of the first byte of page data.
+    """
+
+    head: bytes
+    bitmap_size: int
+    page_count: int
+    descriptors_offset: int
+    data_offset: int
+
+
+def plan_kdump(source: Source, codec: str) -> KdumpPlan:
+    """Lay out a kdump file.
+
+    Raises
+    ------
+    LayoutError
+        A block is not made of whole pages, or the guest ends at an address the format has no room for.
+    """
+    block_size = source.page_size
+    for block in source.blocks:
+        if (block.start | block.size) % block_size:
+            raise LayoutError(
+                f"block {block.start:#x}-{block.end:#x} is not made of whole pages of {block_size} bytes",
+                address=block.start,
+            )
+    max_mapnr = source.blocks[-1].end // block_size
+    bitmap_size = align_up(-(-max_mapnr // 8), block_size)
+    bitmap_blocks = 2 * bitmap_size // block_size
+    if bitmap_blocks > _LAST_SIGNED_32BIT:
+        raise LayoutError(
+            f"memory ends at {source.blocks[-1].end:#x}: the bitmaps would need {bitmap_blocks} blocks, "
+            "more than the format can count; dump to elf",
+            address=source.blocks[-1].start,
+        )
+    head = _head(source, codec, max_mapnr, bitmap_blocks)
+    descriptors_offset = len(head) + 2 * bitmap_size
+    page_count = source.size // block_size
+    data_offset = descriptors_offset + page_count * kdump.PAGE_DESCRIPTOR.size
+    return KdumpPlan(head, bitmap_size, page_count, descriptors_offset, data_offset)
+
+
+def _sub_header_form(source: Source) -> kdump.SubHeaderForm:
+    if source.elf_class == 64:
+        return "64"
+    # libkdumpfile tells the 32-bit forms apart by offset_vmcoreinfo, and takes 0 for packed.
+    return source.arch.sub_header_32 if source.vmcoreinfo else "32 packed"
+
+
+def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> bytes:
+    block_size = source.page_size
+    word_mask = (1 << source.elf_class) - 1
+    sub_header = kdump.SUB_HEADER[_sub_header_form(source)]
+    notes_offset = kdump.HEADER_BLOCKS * block_size + sub_header.size
+    sub_hdr_size = -(-(sub_header.size + len(source.notes)) // block_size)
+    uts = source.utsname
+    header = kdump.HEADER[source.elf_class].pack(
+        source.byteorder,
+        signature=kdump.SIGNATURE,
+        header_version=kdump.HEADER_VERSION,
+        sysname=uts.sysname,
+        nodename=uts.nodename,
+        release=uts.release,
+        version=uts.version,
+        machine=uts.machine,
+        domainname=uts.domainname,
+        status=kdump.CODEC_FLAGS[codec],
+        block_size=block_size,
+        sub_hdr_size=sub_hdr_size,
+        bitmap_blocks=bitmap_blocks,
+        max_mapnr=min(max_mapnr, _LAST_32BIT),
+        nr_cpus=source.nr_cpus,
+    )
+    vmcoreinfo = find_vmcoreinfo(source.notes, source.byteorder)
+    second = sub_header.pack(
+        source.byteorder,
+        phys_base=source.phys_base & word_mask,
+        dump_level=kdump.DUMP_LEVEL,
+        offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
+        size_vmcoreinfo=len(vmcoreinfo.desc) if vmcoreinfo else 0,
+        offset_note=notes_offset,
+        size_note=len(source.notes),
+        max_mapnr_64=max_mapnr,
+    )
+    body = header.ljust(kdump.HEADER_BLOCKS * block_size, b"\0") + second + source.notes
+    return body.ljust((kdump.HEADER_BLOCKS + sub_hdr_size) * block_size, b"\0")
+
+
+def _bitmap_windows(slices: Sequence[Slice], page_size: int, size: int) -> Iterator[tuple[int, Pages | None]]:
+    """Give a bitmap in windows: its bytes, and their contents or None where no bit is set."""
+    ranges = [(piece.start // page_size, (piece.start + piece.size) // page_size) for piece in slices]
+    window = np.empty(min(size, _BITMAP_WINDOW), np.uint8)
+    first = 0
+    for begin in range(0, size, _BITMAP_WINDOW):
+        length = min(size - begin, _BITMAP_WINDOW)
+        first_pfn, end_pfn = 8 * begin, 8 * (begin + length)
+        while first < len(ranges) and ranges[first][1] <= first_pfn:
+            first += 1
+        index = first
+        window[:length] = 0
+        while index < len(ranges) and ranges[index][0] < end_pfn:
+            low, high = ranges[index]
+            set_range(window[:length], max(low, first_pfn) - first_pfn, min(high, end_pfn) - first_pfn)
+            index += 1
+        yield length, window[:length] if index > first else None
+
+
+def _write_bitmap(lane: Lane, slices: Sequence[Slice], page_size: int, size: int) -> None:
+    for length, window in _bitmap_windows(slices, page_size, size):
+        if window is None:
+            lane.skip(length)
+        else:
+            lane.write(window)
+
+
+def write_kdump(
+    source: Source,
+    output: Output,
+    *,
+    codec: str,
+    make_packer: Callable[[int], PagePacker],
+    flatten: bool,
+    threads: int,
+    control: Control,
+) -> Tally:
+    """Write a kdump-compressed file of the whole guest.
+
+    Parameters
+    ----------
+    source : Source
+        The guest.
+    output : Output
+        Seekable unless `flatten`.
+    codec : str
+        Named by the page flags.
+    make_packer : callable
+        ``page_size -> PagePacker`` of that codec; called once per slot.
+    flatten : bool
+        Write the flattened layout.
+    threads : int
+        Worker threads.
+    control : Control
+        Told of every chunk.
+
+    Raises
+    ------
+    SourceError, SinkError, LayoutError, CodecError, Cancelled
+        And nothing is committed.
+    """
+    plan = plan_kdump(source, codec)
+    if not flatten and not output.seekable:
+        raise SinkError(
+            "the standard layout needs a seekable output", path=output.name, hint="use --layout flattened"
+        )
+    slices = whole_blocks(source.blocks)
+    page_size = source.page_size
+    tally = Tally()
+    with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
+        head = file.lane(0)
+        head.write(plan.head)
+        for _ in range(2):
+            _write_bitmap(head, slices, page_size, plan.bitmap_size)
+        head.finish()
+        # A stream has no way back: there the table follows the data.
+        table = None if flatten else file.lane(plan.descriptors_offset)
+        data = file.lane(plan.data_offset, direct=True)
+        data.write(bytes(page_size))
+        with (
+            closing(
+                DescriptorTable(
+                    source.byteorder, kdump.CODEC_FLAGS[codec], page_size, plan.data_offset, table, tally
+                )
+            ) as descriptors,
+            closing(
+                packed(slices, lambda: make_packer(page_size), page_size=page_size, threads=threads)
+            ) as runs,
+        ):
+            for run, result in runs:
+                if result is None:
+                    descriptors.add_zero_pages(run.length // page_size)
+                    tally.hole_bytes += run.length
+                else:
+                    descriptors.add(result.sizes)
+                    data.write(result.data)
+                control.advance(run.length)
+            data.finish()
+            descriptors.finish(table or file.lane(plan.descriptors_offset))
+        file.finish()
+        tally.size = file.size
+    return tally
