@@ -48,7 +48,7 @@ def extension(name: str, *c_files: str) -> Extension:
             *(("-O1", "-g", "-fno-omit-frame-pointer") if DEBUG else ("-O3",)),
             *SANITIZE,
         ],
-        extra_link_args=SANITIZE,
+        extra_link_args=[*SANITIZE],
     )
 
 

@@ -46,6 +46,8 @@ class Arch:
         The dump's block size in bytes where VMCOREINFO does not tell the guest's, as QEMU has it.
     sub_header_32 : str
         How the C compiler of this architecture lays out the 32-bit kdump sub-header.
+    max_end_32 : int
+        The highest end of memory, a guest-physical address, that a 32-bit file of this architecture holds.
     phys_base : callable
         ``(vmcoreinfo, start of the lowest block) -> int``, the kdump sub-header's phys_base; may be negative.
     kernel_image_to_phys : callable
@@ -60,5 +62,6 @@ class Arch:
     byteorder: ByteOrder
     page_size: int = 4096
     sub_header_32: SubHeaderForm = "32 padded"
+    max_end_32: int = 1 << 32
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
     kernel_image_to_phys: Callable[[Vmcoreinfo, int], int | None] = _unknown

@@ -6,6 +6,13 @@ from vmdump.arch.base import Arch
 
 __all__ = ["ARCH"]
 
+# QEMU compares the end of memory with UINT_MAX here, so firmware that ends at 4 GiB makes a 64-bit file.
 ARCH = Arch(
-    "i386", machine=3, uts_machine="i686", elf_class=32, byteorder="little", sub_header_32="32 packed"
+    "i386",
+    machine=3,
+    uts_machine="i686",
+    elf_class=32,
+    byteorder="little",
+    sub_header_32="32 packed",
+    max_end_32=0xFFFFFFFF,
 )

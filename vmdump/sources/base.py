@@ -23,7 +23,6 @@ __all__ = ["MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "Block", "Memory", "Pages", "Source
 
 MIN_PAGE_SIZE = 4096
 MAX_PAGE_SIZE = 65536
-_LAST_32BIT = 0xFFFFFFFF
 
 Pages = NDArray[np.uint8]
 
@@ -181,14 +180,14 @@ class Source:
         self.blocks = check_blocks(blocks)
         self.arch = arch
         self.byteorder: ByteOrder = byteorder or arch.byteorder
-        beyond_32bit = self.blocks[-1].end > _LAST_32BIT
-        self.elf_class: ElfClass = 64 if beyond_32bit else elf_class or arch.elf_class
+        wide = self.blocks[-1].end > arch.max_end_32
+        self.elf_class: ElfClass = 64 if wide else elf_class or arch.elf_class
         self.notes = notes
         if vmcoreinfo is not None and find_vmcoreinfo(notes, self.byteorder) is None:
             self.notes += build_note(VMCOREINFO_NAME, 0, vmcoreinfo, self.byteorder)
         note = find_vmcoreinfo(self.notes, self.byteorder)
         self.vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
-        self.page_size = page_size or self._natural_page_size()
+        self.page_size = self._natural_page_size() if page_size is None else page_size
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
 
