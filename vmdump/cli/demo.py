@@ -89,7 +89,9 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     guest_size = format_size(rows[0][0].guest_bytes)
     # 79 columns: the width of a terminal nobody has resized.
     table = Table(
-        title=f"{source}: {guest_size} of guest memory, {threads} threads", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"{source}: {guest_size} of guest memory, {threads} threads",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for name in ("format", "layout", "engine"):
         table.add_column(name, no_wrap=True)
@@ -113,7 +115,7 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{platform.system()} {platform.release()} on {platform.machine()}, Python {platform.python_version()}. "
+        f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}. "
         "MB/s is guest memory dumped a second, syncing to disk included; ratio is dump to guest; every page "
         "was read back from the dump and compared with the guest."
     )

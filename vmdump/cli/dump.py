@@ -18,15 +18,8 @@ from vmdump.units import format_size, parse_size
 __all__ = ["dump_command"]
 
 
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, context: click.Context | None) -> int:
-        return (
-            value
-            if isinstance(value, int)
-            else parse_size(value, parameter=param.name or "" if param else "")
-        )
+def _as_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else parse_size(value, parameter=parameter.name or "")
 
 
 @click.command("dump")
@@ -45,7 +38,9 @@ class _Size(click.ParamType[int]):
 @click.option("--engine", help="Compression library; 'vmdump capabilities' lists them.")
 @click.option("--level", type=int, help="Compression level, on the engine's own scale.")
 @click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
-@click.option("--begin", callback=_as_size, metavar="SIZE", help="Guest-physical address of the first byte (elf only).")
+@click.option(
+    "--begin", callback=_as_size, metavar="SIZE", help="Guest-physical address of the first byte (elf only)."
+)
 @click.option("--length", callback=_as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
