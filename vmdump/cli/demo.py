@@ -95,7 +95,7 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     )
     for name in ("format", "layout", "engine"):
         table.add_column(name, no_wrap=True)
-    for name in ("s", "MB/s", "MiB", "ratio", "verified"):
+    for name in ("s", "MB/s", "MiB", "ratio", "pages"):
         table.add_column(name, justify="right", no_wrap=True)
     codec = rows[0][0].codec
     for report, pages in rows:
@@ -110,12 +110,13 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
             f"{report.bytes_per_second / 1e6:.0f}",
             f"{report.output_bytes / (1 << 20):.1f}",
             f"{report.output_bytes / report.guest_bytes:.3f}",
-            f"[green]{pages} pages[/]",
+            f"[green]{pages}[/]",
         )
     console = Console()
     console.print(table)
     console.print(
-        f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}. "
-        "MB/s is guest memory dumped a second, syncing to disk included; ratio is dump to guest; every page "
-        "was read back from the dump and compared with the guest."
+        f"{platform.system()} {platform.release()}, {platform.machine()}, "
+        f"Python {platform.python_version()}. "
+        "MB/s: guest memory dumped a second, syncing to disk included. Ratio: dump to guest. "
+        "Pages: all were read back from the dump and compared with the guest."
     )

@@ -32,30 +32,32 @@ __all__ = ["SyntheticMemory", "SyntheticSource", "open_synthetic"]
 
 _SMALLEST = 2 << 20
 _LARGEST = 16 << 40
-_LOW_LIMIT = 2 << 30
-_HIGH_START = 4 << 30
 _BASE_MEMORY = 0xA0000
-_FIRMWARE_START, _FIRMWARE_SIZE = 0xFFFC0000, 256 << 10
+_LOW_START = 1 << 20
+_LOW_LIMIT = 2 << 30
+_FIRMWARE_START = 0xFFFC0000
+_HIGH_START = 4 << 30
 _REGION = REGION_PAGES * PAGE_SIZE
 
 
 class _Guest:
     """What decides the content of every page, shared by the blocks and never changed."""
 
-    def __init__(self, size: int, seed: int, fill: float) -> None:
-        low_end, high_end = min(size, _LOW_LIMIT), max(_HIGH_START, _HIGH_START + size - _LOW_LIMIT)
+    def __init__(self, low_end: int, memory_end: int, seed: int, fill: float) -> None:
         raw = RawWords(seed)
-        self.kernel = build_kernel(low_end, high_end, int(raw.words(1)[0]))
+        self.kernel = build_kernel(low_end, memory_end, int(raw.words(1)[0]))
         data = self.kernel.data
         used = data.any(axis=1)
         self._palette = Palette(raw, data[used])
         self._map, self._touched = build_map(raw, fill)
-        # Image and memory map replace what the map says: text, data, and zeros behind them.
+
+        # The kernel overrides the map: its text, its data, and the zeros of its memory map.
+        text, image = TEXT_SIZE // PAGE_SIZE, IMAGE_SIZE // PAGE_SIZE
         self._image_pfn = self.kernel.load // PAGE_SIZE
-        self._image = np.zeros(2 * IMAGE_SIZE // PAGE_SIZE, np.uint16)
-        text_pages = TEXT_SIZE // PAGE_SIZE
-        self._image[:text_pages] = np.resize(CODE_TEMPLATES, text_pages)
-        self._image[text_pages + np.flatnonzero(used)] = EXTRA_TEMPLATES + np.arange(used.sum())
+        self._image = self._map[(self._image_pfn + np.arange(2 * image)) % MAP_PAGES]
+        self._image[:text] = np.resize(CODE_TEMPLATES, text)
+        self._image[text : text + len(data)] = np.where(used, EXTRA_TEMPLATES + np.cumsum(used) - 1, 0)
+        self._image[image:] = 0
 
     def generate(self, pfn: int, out: Pages) -> None:
         """Make the pages from `pfn` on; `out` is (n, 4096) uint8."""
@@ -139,21 +141,25 @@ class SyntheticSource(Source):
     def __init__(self, size: int, *, seed: int = 1, fill: float = 0.3) -> None:
         if size % PAGE_SIZE or not _SMALLEST <= size <= _LARGEST:
             raise RequestError(
-                f"size: {size:#x} bytes; a synthetic guest has a multiple of 4096 from 2M to 16T", parameter="size"
+                f"size: {size:#x} bytes; a synthetic guest has a multiple of 4096 from 2M to 16T",
+                parameter="size",
             )
         if not 0 <= seed < 1 << 64:
             raise RequestError(f"seed: {seed} is not in 0 to 2**64 - 1", parameter="seed")
         if not 0 <= fill <= 1:
             raise RequestError(f"fill: {fill} is no share from 0 to 1", parameter="fill")
-        guest = _Guest(size, seed, fill)
         low_end = min(size, _LOW_LIMIT)
-        ranges = [
+        memory_end = _HIGH_START + size - low_end
+        ranges = (
             (0, _BASE_MEMORY),
-            (1 << 20, low_end),
-            (_FIRMWARE_START, _FIRMWARE_START + _FIRMWARE_SIZE),
-            (_HIGH_START, _HIGH_START + size - low_end),
+            (_LOW_START, low_end),
+            (_FIRMWARE_START, _HIGH_START),
+            (_HIGH_START, memory_end),
+        )
+        guest = _Guest(low_end, memory_end, seed, fill)
+        blocks = [
+            Block(begin, SyntheticMemory(guest, begin, end - begin)) for begin, end in ranges if begin < end
         ]
-        blocks = [Block(begin, SyntheticMemory(guest, begin, end - begin)) for begin, end in ranges if begin < end]
         super().__init__(blocks, x86_64.ARCH, notes=guest.kernel.notes)
 
 
@@ -175,7 +181,8 @@ def open_synthetic(size: str, options: dict[str, str]) -> SyntheticSource:
     unknown = sorted(options.keys() - {"seed", "fill"})
     if unknown:
         raise RequestError(
-            f"{unknown[0]}: a synthetic guest has no such option; there are seed and fill", parameter=unknown[0]
+            f"{unknown[0]}: a synthetic guest has no such option; there are seed and fill",
+            parameter=unknown[0],
         )
     try:
         seed = int(options.get("seed", "1"), 0)

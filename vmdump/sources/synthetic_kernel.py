@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch.x86_64 import PAGE_OFFSET, START_KERNEL_MAP, VMEMMAP_START, prstatus_note, qemu_note
 from vmdump.formats.notes import VMCOREINFO_NAME, build_note
+from vmdump.sources.synthetic_pages import PAGE_SIZE
 
 __all__ = ["IMAGE_SIZE", "TEXT_SIZE", "Kernel", "build_kernel"]
 
@@ -21,7 +22,6 @@ IMAGE_SIZE = 2 << 20
 TEXT_SIZE = 1 << 20
 """Bytes of kernel text at the start of the image."""
 
-_PAGE = 4096
 _RELEASE = "6.1.0-vmdump-synthetic"
 _UTSNAME = (
     "Linux",
@@ -39,11 +39,10 @@ _SECTION_SHIFT = 27
 _SECTION_PRESENT = 0x3
 """SECTION_MARKED_PRESENT and SECTION_HAS_MEM_MAP."""
 _SECTION_ENTRY = 16
-_SECTIONS_PER_ROOT = _PAGE // _SECTION_ENTRY
+_SECTIONS_PER_ROOT = PAGE_SIZE // _SECTION_ENTRY
 _ROOTS = 2048
 _NODES = 1024
 _PGLIST_SIZE = 174208
-_NODE_START_PFN = 171560
 _NODE_SPANNED_PAGES = 171576
 
 _VCPUS = 2
@@ -130,8 +129,8 @@ class Kernel:
     ----------
     load : int
         Guest-physical address of the image, a multiple of 16 MiB.
-    data : ((IMAGE_SIZE - TEXT_SIZE) / 4096, 4096) uint8
-        The image behind its text.
+    data : (n, 4096) uint8
+        The pages behind the text, at most IMAGE_SIZE - TEXT_SIZE bytes.
     notes : bytes
         PRSTATUS of each vCPU, the QEMU note of each, VMCOREINFO.
     """
@@ -149,26 +148,30 @@ class _Data:
     """
 
     def __init__(self, load: int, kaslr: int) -> None:
-        self.begin = load + TEXT_SIZE
+        self._begin = load + TEXT_SIZE
         self.phys_base = load - _LINKED_AT - kaslr
-        self.memory = np.zeros(IMAGE_SIZE - TEXT_SIZE, np.uint8)
+        self._memory = np.zeros(IMAGE_SIZE - TEXT_SIZE, np.uint8)
         self._used = 0
 
     def allocate(self, size: int) -> int:
         """Give the guest-physical address of `size` zero bytes that start at a page."""
-        address = self.begin + self._used
-        self._used += -(-size // _PAGE) * _PAGE
+        address = self._begin + self._used
+        self._used += -(-size // PAGE_SIZE) * PAGE_SIZE
         return address
 
     def words(self, address: int, count: int) -> NDArray[np.uint64]:
         """Give the `count` 64-bit words at a guest-physical address, to be written to."""
-        begin = address - self.begin
-        return self.memory[begin : begin + 8 * count].view("<u8")
+        begin = address - self._begin
+        return self._memory[begin : begin + 8 * count].view("<u8")
 
     def put(self, address: int, content: bytes) -> None:
         """Write bytes to a guest-physical address."""
-        begin = address - self.begin
-        self.memory[begin : begin + len(content)] = np.frombuffer(content, np.uint8)
+        begin = address - self._begin
+        self._memory[begin : begin + len(content)] = np.frombuffer(content, np.uint8)
+
+    def pages(self) -> NDArray[np.uint8]:
+        """Give what has been handed out, as (n, 4096) uint8."""
+        return self._memory[: self._used].reshape(-1, PAGE_SIZE)
 
     def virtual(self, address: int) -> int:
         """Give the address in the mapping of the kernel's image."""
@@ -191,8 +194,8 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     # An odd number of 2 MiB, up to 510: phys_base is then never 0, and the image ends below 1 GiB.
     kaslr = (random % 128 * 2 + 1) << 21
     data = _Data(load, kaslr)
-    vmcoreinfo = data.allocate(_PAGE)
-    init_uts_ns = data.allocate(_PAGE)
+    vmcoreinfo = data.allocate(PAGE_SIZE)
+    init_uts_ns = data.allocate(PAGE_SIZE)
     data.put(init_uts_ns, b"".join(name.encode().ljust(65, b"\0") for name in _UTSNAME))
     init_top_pgt = _map_memory(data, load, memory_end)
     text = _VMCOREINFO.format(
@@ -211,12 +214,12 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     notes = [prstatus_note(cpu, registers) for cpu, registers in enumerate(vcpus)]
     notes += [qemu_note(registers) for registers in vcpus]
     notes.append(build_note(VMCOREINFO_NAME, 0, text, "little"))
-    return Kernel(load, data.memory.reshape(-1, _PAGE), b"".join(notes))
+    return Kernel(load, data.pages(), b"".join(notes))
 
 
 def _map_memory(data: _Data, load: int, memory_end: int) -> int:
     """Build the page tables: the image, the direct map and the memory map; give the root's address."""
-    pgd, kernel_pud, kernel_pmd, vmemmap_pud, vmemmap_pmd = (data.allocate(_PAGE) for _ in range(5))
+    pgd, kernel_pud, kernel_pmd, vmemmap_pud, vmemmap_pmd = (data.allocate(PAGE_SIZE) for _ in range(5))
     root = data.words(pgd, _ENTRIES)
 
     image = data.virtual(load)
@@ -226,12 +229,12 @@ def _map_memory(data: _Data, load: int, memory_end: int) -> int:
 
     gigabytes = -(-memory_end >> _SHIFT_PUD)
     tables = -(-gigabytes // _ENTRIES)
-    direct_pud = data.allocate(tables * _PAGE)
+    direct_pud = data.allocate(tables * PAGE_SIZE)
     data.words(direct_pud, gigabytes)[:] = np.arange(gigabytes) << _SHIFT_PUD | _LARGE
     first = _index(PAGE_OFFSET, _SHIFT_PGD)
-    root[first : first + tables] = direct_pud + np.arange(tables) * _PAGE | _TABLE
+    root[first : first + tables] = direct_pud + np.arange(tables) * PAGE_SIZE | _TABLE
 
-    # All sections share 2 MiB of zeroed struct pages behind the image: to a filter, each page is the kernel's.
+    # All sections share the 2 MiB of zeroed struct pages behind the image: to a filter, all is the kernel's.
     sections = _sections(memory_end)
     root[_index(VMEMMAP_START, _SHIFT_PGD)] = vmemmap_pud | _TABLE
     data.words(vmemmap_pud, _ENTRIES)[: -(-sections // _ENTRIES)] = vmemmap_pmd | _TABLE
@@ -253,7 +256,7 @@ def _add_sections(data: _Data, memory_end: int) -> int:
     A section's entry is the address of page 0's struct page, whichever section it is: all roots are one.
     """
     sections = _sections(memory_end)
-    roots, root = data.allocate(_ROOTS * 8), data.allocate(_PAGE)
+    roots, root = data.allocate(_ROOTS * 8), data.allocate(PAGE_SIZE)
     data.words(roots, _ROOTS)[: -(-sections // _SECTIONS_PER_ROOT)] = PAGE_OFFSET + root
     data.words(root, _ENTRIES)[: 2 * sections : 2] = VMEMMAP_START | _SECTION_PRESENT
     return roots
@@ -261,17 +264,18 @@ def _add_sections(data: _Data, memory_end: int) -> int:
 
 def _add_node(data: _Data, memory_end: int) -> dict[str, int]:
     """Build the one NUMA node; give the addresses of its symbols."""
-    node_online_map, node_data, pglist = (data.allocate(size) for size in (_PAGE, _NODES * 8, _PGLIST_SIZE))
+    node_online_map, node_data, pglist = (
+        data.allocate(size) for size in (PAGE_SIZE, _NODES * 8, _PGLIST_SIZE)
+    )
     data.words(node_online_map, 1)[0] = 1
     data.words(node_data, 1)[0] = PAGE_OFFSET + pglist
-    data.words(pglist + _NODE_START_PFN, 1)[0] = 0
-    data.words(pglist + _NODE_SPANNED_PAGES, 1)[0] = memory_end // _PAGE
+    data.words(pglist + _NODE_SPANNED_PAGES, 1)[0] = memory_end // PAGE_SIZE
     return {"node_online_map": node_online_map, "node_data": node_data}
 
 
 def _registers(data: _Data, load: int, cr3: int) -> dict[str, int]:
     """Build the registers of a vCPU that idles in the kernel; flags and limits are what Linux sets."""
-    stack, per_cpu = data.allocate(_STACK), data.allocate(_PAGE)
+    stack, per_cpu = data.allocate(_STACK), data.allocate(PAGE_SIZE)
     return {
         "rax": 0x1AD40,
         "rcx": 1,

@@ -98,7 +98,12 @@ _LINES = (
 )
 # Instructions, the frequent ones first, with holes: RR is a ModRM byte of two registers, MM one of register
 # and memory, DD a small displacement, JJ an arbitrary byte, SS a sign extension.
-_INSTRUCTIONS = ["488bMMDD", "4889RR", "4889MMDD", "e8JJJJDDSS", "4885c074DD", "8bMMDD", "75DD", "31c0", "488dMMDD", "c3", "89RR", "85c00f84JJDD0000", "ebDD", "415741564155415455534883ecDD", "4883c4DD5b5d415c415d415e415fc3", "488b05JJJJDD00", "0fb6RR", "4c89RR", "66662e0f1f840000000000", "488b47DD488b4008", "488d35JJJJDD00", "be01000000", "4883c4085b5dc3", "4883MMDD01", "4839RR", "c744DDDDDD000000", "0f85JJDD0000", "660f1f440000", "f20f10MMDD", "48c7MMDD00000000", "65488b0425DD000000", "b8JJDD0000"]
+_INSTRUCTIONS = """
+488bMMDD 4889RR 4889MMDD e8JJJJDDSS 4885c074DD 8bMMDD 75DD 31c0 488dMMDD c3 89RR 85c00f84JJDD0000 ebDD
+415741564155415455534883ecDD 4883c4DD5b5d415c415d415e415fc3 488b05JJJJDD00 0fb6RR 4c89RR
+66662e0f1f840000000000 488b47DD488b4008 488d35JJJJDD00 be01000000 4883c4085b5dc3 4883MMDD01 4839RR
+c744DDDDDD000000 0f85JJDD0000 660f1f440000 f20f10MMDD 48c7MMDD00000000 65488b0425DD000000 b8JJDD0000
+"""
 _LETTERS = "etaoinsrhldcumfpgwybvkxjqz"
 _HOLES = {"%": 1, "#": 2, "@": 3, "RR": 4, "MM": 5, "DD": 6, "JJ": 7, "SS": 8}
 
@@ -124,7 +129,7 @@ def _fillings() -> Bytes:
 
 
 _Template = tuple[list[int], list[int]]
-"""Its literal bytes, zero where there is a hole; the kind of hole at each byte, from 1, zero where there is none."""
+"""Literal bytes, zero in holes; the kind of hole at each byte, zero outside them."""
 
 
 def _text_template(line: str) -> _Template:
@@ -141,7 +146,7 @@ def _code_template(instruction: str) -> _Template:
 
 
 def _fill_in(raw: RawWords, templates: Sequence[_Template], repeats: int, size: int) -> Bytes:
-    """String templates together, each up to `repeats` times, and put random bytes into their holes."""
+    """Join templates, each up to `repeats` times in a row, and put random bytes into their holes."""
     lengths = np.array([len(literal) for literal, _ in templates])
     starts = np.cumsum(lengths) - lengths
     literals = np.concatenate([literal for literal, _ in templates]).astype(np.uint8)
@@ -162,7 +167,9 @@ def _text(raw: RawWords, pages: int) -> Bytes:
 
 def _code(raw: RawWords, pages: int) -> Bytes:
     """Machine code: the instructions that compilers write most."""
-    return _fill_in(raw, [_code_template(instruction) for instruction in _INSTRUCTIONS], 2, pages * PAGE_SIZE)
+    return _fill_in(
+        raw, [_code_template(instruction) for instruction in _INSTRUCTIONS.split()], 2, pages * PAGE_SIZE
+    )
 
 
 def _objects(raw: RawWords, pages: int) -> Bytes:
@@ -197,7 +204,7 @@ def _sparse(raw: RawWords, pages: int) -> Bytes:
 
 
 def _compressed(raw: RawWords, pages: int) -> Bytes:
-    """What an LZ compressor leaves: nothing repeats, but bytes are not equally frequent."""
+    """Output of an LZ compressor: nothing repeats, but bytes are not equally frequent."""
     octets = raw.octets(pages * PAGE_SIZE)
     octets[::4] >>= 3
     return octets
@@ -219,7 +226,7 @@ class _Kind:
     style: int
 
 
-# The shares make zlib 1 leave 0.42 of the data pages and LZO 0.52, as measured on real 4 KiB pages of a Linux guest.
+# Of the data pages, zlib 1 leaves 0.42 and LZO 0.51; of a real guest's 4 KiB pages they left 0.42 and 0.52.
 _KINDS = (
     _Kind(_text, 128, 26, _PRINTABLE),
     _Kind(_code, 128, 24, _HASH),
