@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
-        with _vmdump.make_context("vmdump", words) as context:
+        with _vmdump.make_context("vmdump", list(words)) as context:
             _vmdump.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as request:

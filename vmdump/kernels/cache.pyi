@@ -1,13 +1,15 @@
 from collections.abc import Callable
+from typing import Self, final
 
 from _typeshed import ReadableBuffer
 
 __all__ = ["WriteCache"]
 
+@final
 class WriteCache:
-    def __init__(
-        self, fd: int, *, seekable: bool, capacity: int = ..., direct_fd: int = -1, offset: int = 0
-    ) -> None: ...
+    def __new__(
+        cls, fd: int, *, seekable: bool, capacity: int = ..., direct_fd: int = -1, offset: int = 0
+    ) -> Self: ...
     @property
     def bytes_written(self) -> int: ...
     @property

@@ -1,5 +1,6 @@
 """The write cache: large aligned writes out of small ones, in front of a file descriptor."""
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -38,6 +39,7 @@ cdef extern from "cache.h":
     void vmd_cache_move(vmd_cache *cache, uint64_t offset) noexcept nogil
 
 
+@cython.final
 cdef class WriteCache:
     """Coalesces writes in front of a file descriptor; for one thread at a time.
 

@@ -4,6 +4,7 @@ The size of a page says everything about it: 0 is a zero page of which nothing i
 page stored plain, and anything between is one compressed stream.
 """
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmdump.kernels.zero cimport vmd_zero_fn
@@ -125,6 +126,7 @@ def missing_engines() -> dict:
     }
 
 
+@cython.final
 cdef class Packer:
     """Packs pages with one native engine; for one thread at a time.
 
@@ -223,6 +225,7 @@ cdef class Packer:
         return used
 
 
+@cython.final
 cdef class Unpacker:
     """Unpacks pages with one native engine; for one thread at a time.
 

@@ -71,7 +71,9 @@ class _Guest:
 
     def touched(self, regions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which 2 MiB regions, counted from address 0, may hold data."""
-        return self._touched[regions % len(self._touched)] | (regions == self.kernel.load // _REGION)
+        touched: NDArray[np.bool_] = self._touched[regions % len(self._touched)]
+        touched |= regions == self.kernel.load // _REGION
+        return touched
 
 
 class SyntheticMemory:
@@ -129,8 +131,8 @@ class SyntheticSource(Source):
     seed : int
         Another seed is another guest; below 2**64.
     fill : float
-        Share of the pages that hold data, 0 to 1, not counting 1 MiB of kernel. Half of the others lie in
-        2 MiB regions that are holes, half between data pages.
+        Share of the pages that hold data, 0 to 1; 4 MiB with the kernel follow rules of their own. Half of
+        the other pages lie in 2 MiB regions that are holes, half are zero pages between data pages.
 
     Raises
     ------

@@ -184,7 +184,8 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     Parameters
     ----------
     low_end : int
-        End of the block at 1 MiB, at least 2 MiB; the image lies near its middle.
+        End of the block at 1 MiB, at least 2 MiB; the image lies near its middle. Below 4 MiB there is
+        memory for the image, but none for the memory map behind it.
     memory_end : int
         End of the last block, at most 32 TiB.
     random : int
@@ -200,7 +201,7 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     init_top_pgt = _map_memory(data, load, memory_end)
     text = _VMCOREINFO.format(
         release=_RELEASE,
-        build_id=f"{random:016x}".ljust(40, "0"),
+        build_id=(f"{random:016x}" * 3)[:40],
         init_uts_ns=data.virtual(init_uts_ns),
         init_top_pgt=data.virtual(init_top_pgt),
         stext=data.virtual(load),

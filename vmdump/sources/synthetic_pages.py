@@ -8,6 +8,7 @@ them takes 12 ms.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -104,72 +105,66 @@ _INSTRUCTIONS = """
 66662e0f1f840000000000 488b47DD488b4008 488d35JJJJDD00 be01000000 4883c4085b5dc3 4883MMDD01 4839RR
 c744DDDDDD000000 0f85JJDD0000 660f1f440000 f20f10MMDD 48c7MMDD00000000 65488b0425DD000000 b8JJDD0000
 """
-_LETTERS = "etaoinsrhldcumfpgwybvkxjqz"
-_HOLES = {"%": 1, "#": 2, "@": 3, "RR": 4, "MM": 5, "DD": 6, "JJ": 7, "SS": 8}
 
 
-def _fillings() -> Bytes:
-    """Build the table of what a random byte becomes: a row per kind of hole, row 0 for no hole."""
+def _fillings() -> dict[str, Indices]:
+    """Build the table of what a random byte becomes in each kind of hole."""
     octet = np.arange(256)
     skewed = octet * octet
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    letters = np.frombuffer(_LETTERS.encode(), np.uint8)
-    rows = (
-        np.zeros(256),
-        digits[octet * 10 >> 8],
-        digits[octet >> 4],
-        letters[skewed * len(letters) >> 16],
-        0xC0 + (skewed * 64 >> 16),
-        0x40 + (skewed * 64 >> 16),
-        8 * (skewed * 16 >> 16),
-        octet,
-        0xFF * (octet >> 7),
-    )
-    return np.stack(rows).astype(np.uint8)
+    digits = np.array([*b"0123456789abcdef"])
+    letters = np.array([*b"etaoinsrhldcumfpgwybvkxjqz"])
+    return {
+        "%": digits[octet * 10 >> 8],
+        "#": digits[octet >> 4],
+        "@": letters[skewed * len(letters) >> 16],
+        "RR": 0xC0 + (skewed * 64 >> 16),
+        "MM": 0x40 + (skewed * 64 >> 16),
+        "DD": 8 * (skewed * 16 >> 16),
+        "JJ": octet,
+        "SS": 0xFF * (octet >> 7),
+    }
 
 
-_Template = tuple[list[int], list[int]]
-"""Literal bytes, zero in holes; the kind of hole at each byte, zero outside them."""
+def _join(
+    raw: RawWords,
+    templates: Sequence[Sequence[str]],
+    literal: Callable[[str], int],
+    *,
+    repeats: int,
+    size: int,
+) -> Bytes:
+    """Join templates to `size` bytes, each up to `repeats` times in a row, and fill their holes.
 
+    A template is a sequence of tokens, one per byte; `literal` gives the byte of a token that is no hole.
+    """
+    fillings = _fillings()
+    table = np.stack((np.zeros(256, np.intp), *fillings.values())).astype(np.uint8).ravel()
+    rows = {hole: row for row, hole in enumerate(fillings, start=1)}
+    tokens = [token for template in templates for token in template]
+    literals = np.array([0 if token in rows else literal(token) for token in tokens], np.uint8)
+    holes = np.array([rows.get(token, 0) << 8 for token in tokens], np.uint16)
 
-def _text_template(line: str) -> _Template:
-    return [0 if letter in _HOLES else ord(letter) for letter in line], [
-        _HOLES.get(letter, 0) for letter in line
-    ]
-
-
-def _code_template(instruction: str) -> _Template:
-    octets = [instruction[at : at + 2] for at in range(0, len(instruction), 2)]
-    return [0 if octet in _HOLES else int(octet, 16) for octet in octets], [
-        _HOLES.get(octet, 0) for octet in octets
-    ]
-
-
-def _fill_in(raw: RawWords, templates: Sequence[_Template], repeats: int, size: int) -> Bytes:
-    """Join templates, each up to `repeats` times in a row, and put random bytes into their holes."""
-    lengths = np.array([len(literal) for literal, _ in templates])
+    lengths = np.array([len(template) for template in templates])
     starts = np.cumsum(lengths) - lengths
-    literals = np.concatenate([literal for literal, _ in templates]).astype(np.uint8)
-    holes = np.concatenate([hole for _, hole in templates]).astype(np.uint16) << 8
     picks = raw.skewed(size // int(lengths.mean() * (1 + repeats / 3)), len(templates))
     picks = np.repeat(picks, 1 + raw.skewed(len(picks), repeats))
     picked = lengths[picks]
     position = np.arange(picked.sum()) + np.repeat(starts[picks] - np.cumsum(picked) + picked, picked)
     position = np.resize(position, size)
-    # A hole's literal is zero, and the row of no hole holds zeros.
-    return literals[position] | _fillings().ravel()[holes[position] | raw.octets(size)]
+    # The literal of a hole is zero, and so is the row of the table for what is no hole.
+    filled: Bytes = literals[position] | table[holes[position] | raw.octets(size)]
+    return filled
 
 
 def _text(raw: RawWords, pages: int) -> Bytes:
     """Kernel and system logs, tables, configuration, source code."""
-    return _fill_in(raw, [_text_template(line) for line in _LINES], 15, pages * PAGE_SIZE)
+    return _join(raw, _LINES, ord, repeats=15, size=pages * PAGE_SIZE)
 
 
 def _code(raw: RawWords, pages: int) -> Bytes:
     """Machine code: the instructions that compilers write most."""
-    return _fill_in(
-        raw, [_code_template(instruction) for instruction in _INSTRUCTIONS.split()], 2, pages * PAGE_SIZE
-    )
+    instructions = [re.findall("..", instruction) for instruction in _INSTRUCTIONS.split()]
+    return _join(raw, instructions, lambda octet: int(octet, 16), repeats=2, size=pages * PAGE_SIZE)
 
 
 def _objects(raw: RawWords, pages: int) -> Bytes:
@@ -183,15 +178,14 @@ def _objects(raw: RawWords, pages: int) -> Bytes:
     heap = PAGE_OFFSET + (raw.words(count) >> np.uint64(40) << np.uint64(6)).reshape(shape)
     following = page_address + ((word + object_words) * 8 % PAGE_SIZE).astype(np.uint64)
     itself = page_address + (word * 8).astype(np.uint64)
-    function = (START_KERNEL_MAP + (raw.words(pages * 64) >> np.uint64(40) << np.uint64(4))).reshape(
-        pages, 64
-    )
+    function = START_KERNEL_MAP + (raw.words(pages * 64) >> np.uint64(40) << np.uint64(4)).reshape(pages, 64)
     number = raw.skewed(count, 512).reshape(shape).astype(np.uint64)
     role = raw.below(pages * 64, 16).reshape(pages, 64)
     rows = np.arange(pages)[:, None]
     zero = np.zeros(shape, np.uint64)
     by_role = (zero,) * 6 + (number,) * 4 + (heap,) * 2 + (following, itself) + (function[rows, member],) * 2
-    return np.choose(role[rows, member], by_role).astype("<u8").view(np.uint8).ravel()
+    words: Words = np.choose(role[rows, member], by_role).astype("<u8")
+    return words.view(np.uint8).ravel()
 
 
 def _sparse(raw: RawWords, pages: int) -> Bytes:
@@ -215,7 +209,10 @@ def _random(raw: RawWords, pages: int) -> Bytes:
     return raw.octets(pages * PAGE_SIZE)
 
 
-_UNSTAMPED, _PRINTABLE, _ADDRESS, _HASH = range(4)
+# Style 0 is for pages that stay as they are.
+_PRINTABLE, _ADDRESS, _HASH = 1, 2, 3
+_STAMP_WORD, _STAMP_STEP = 5, 256
+_ODD_48 = 0x9E3779B97F4B
 
 
 @dataclass(frozen=True)
@@ -279,20 +276,16 @@ class Palette:
         np.take(self._templates, templates, axis=0, out=out, mode="clip")
         styles = self._styles[templates]
         stamped = np.flatnonzero(styles)
-        stamps = np.choose(styles[stamped], _stamps(pfns[stamped]))
+        stamps = np.choose(styles[stamped] - 1, _stamps(pfns[stamped]))
         out.view("<u8")[stamped, _STAMP_WORD::_STAMP_STEP] = stamps[:, None]
-
-
-_STAMP_WORD, _STAMP_STEP = 5, 256
 
 
 def _stamps(pfns: Words) -> tuple[Words, ...]:
     """Give one word per frame number in each style, never the same for two frames below 2**48."""
-    sextets = pfns[:, None] * np.uint64(0x9E3779B97F4B) >> np.arange(0, 48, 6, dtype=np.uint64) & np.uint64(
-        63
-    )
-    printable = (sextets + np.uint64(48)).astype(np.uint8).view("<u8").ravel().astype(np.uint64)
-    return pfns, printable, np.uint64(PAGE_OFFSET) + (pfns << np.uint64(12)), mix(pfns)
+    shifts = np.arange(0, 48, 6, dtype=np.uint64)
+    sextets = (pfns * np.uint64(_ODD_48))[:, None] >> shifts & np.uint64(63)
+    printable = (sextets + np.uint64(ord("0"))).astype(np.uint8).view("<u8").ravel().astype(np.uint64)
+    return printable, np.uint64(PAGE_OFFSET) + (pfns << np.uint64(12)), mix(pfns)
 
 
 def build_map(raw: RawWords, fill: float) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
