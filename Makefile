@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. See `make help`.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp per interpreter: `make PYTHON=/usr/bin/python3 test` builds for that one.
+BUILT := $(VENV)/.built$(subst /,_,$(PYTHON))
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo 'make demo    dump a synthetic guest in every format, check every page, show a table   (SIZE=256M)'
+	@echo 'make test    the whole test suite, real readers included                              (ARGS="-k kdump")'
+	@echo 'make lint    ruff, mypy, stubtest, cython-lint, C warnings, house rules of the texts'
+	@echo 'make bench   the benchmarks; JSON goes to bench/results                               (ARGS=...)'
+	@echo 'make clean   remove everything that was made'
+	@echo
+	@echo 'Each of them sets up what it needs first: scripts/setup.  PYTHON=/path/to/python3 chooses the interpreter,'
+	@echo 'APT=no leaves the system packages alone.'
+
+$(BUILT): $(NATIVE) scripts/setup
+	@scripts/setup build
+	@touch $@
+
+$(BUILT)-%: $(BUILT) pyproject.toml scripts/setup
+	@scripts/setup $*
+	@touch $@
+
+demo: $(BUILT)
+	@$(BIN)/python -m vmdump demo $(SIZE)
+
+test: $(BUILT)-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BUILT)-lint
+	@scripts/lint
+
+bench: $(BUILT)-test
+	@$(BIN)/python bench/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f vmdump/kernels/*.so vmdump/kernels/*.c vmdump/kernels/*.html
+	find vmdump tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
