@@ -1,0 +1,90 @@
+"""What all tests share: QEMU's dumps, unpacked, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The oracles are asserts: show what they compared.
+pytest.register_assert_rewrite("oracles")
+
+DATA = Path(__file__).parent / "data"
+MACHINES = (
+    "x86_64-q35",
+    "i386-pc",
+    "aarch64-virt",
+    "arm-virt",
+    "ppc-g3",
+    "ppc64-pseries",
+    "riscv64-virt",
+)
+
+# print_blob gives the line that replays a failure; a deadline would let the machine's speed decide.
+settings.register_profile(
+    "vmdump", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow], max_examples=50
+)
+settings.load_profile("vmdump")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test 120 s unless it says otherwise: a hang is a failure, not a wait."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(120))
+
+
+def unpack_sparse(packed: Path, output: Path) -> None:
+    """Unpack an .xz file, leaving runs of zeros as holes: the 256 MiB of a guest hold 3 MiB of data."""
+    chunk_size = 65536
+    with lzma.open(packed) as source, output.open("wb") as file:
+        while chunk := source.read(chunk_size):
+            if chunk.count(0) == len(chunk):
+                file.seek(len(chunk), os.SEEK_CUR)
+            else:
+                file.write(chunk)
+        file.truncate(file.tell())
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """golden(machine, name): the path of one of QEMU's dumps, unpacked once per session."""
+    folder = tmp_path_factory.mktemp("goldens")
+
+    def unpack(machine: str, name: str) -> Path:
+        output = folder / f"{machine}.{name}"
+        if not output.exists():
+            unpack_sparse(DATA / machine / f"{name}.xz", output)
+        return output
+
+    return unpack
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Give a folder for big files, removed with the test: pytest keeps three sessions of tmp_path."""
+    with tempfile.TemporaryDirectory(prefix="vmdump-test-") as folder:
+        yield Path(folder)
+
+
+RunVmdump = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session")
+def run_vmdump() -> RunVmdump:
+    """run_vmdump(*args, prefix=(), **options of subprocess.run): the command in a process of its own."""
+
+    def run(*args: object, prefix: Sequence[str] = (), **options: Any) -> subprocess.CompletedProcess[bytes]:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [*prefix, sys.executable, "-m", "vmdump", *map(str, args)]
+        return subprocess.run(command, check=False, **(streams | options))
+
+    return run

@@ -1,0 +1,76 @@
+"""Takes a flattened kdump file apart: a header and a stream of (offset, size, data) records."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import struct
+from typing import NamedTuple
+
+HEADER_SIZE = 4096
+SMALLEST_RECORD = 1 << 20
+_MAGIC = b"makedumpfile\0\0\0\0"
+_RECORD = struct.Struct(">qq")
+
+
+class Record(NamedTuple):
+    """`size` bytes at `position` of the flattened file belong at `offset` of the standard one."""
+
+    offset: int
+    size: int
+    position: int
+
+    @property
+    def end(self) -> int:
+        """Where the record ends in the standard file."""
+        return self.offset + self.size
+
+
+class Flattened:
+    """A flattened file, whose magic, record headers and end marker have been checked."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        with open(path, "rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = self._data
+        assert data[:16] == _MAGIC, f"signature {data[:16]!r}"
+        assert struct.unpack_from(">qq", data, 16) == (1, 1), "type and version"
+        assert not any(data[32:HEADER_SIZE])
+        self.records: list[Record] = []
+        position = HEADER_SIZE
+        while True:
+            assert position + _RECORD.size <= len(data), "no end marker"
+            offset, size = _RECORD.unpack_from(data, position)
+            position += _RECORD.size
+            if (offset, size) == (-1, -1):
+                break
+            assert min(offset, size - 1) >= 0, f"record ({offset}, {size})"
+            assert position + size <= len(data), "a record is cut off"
+            self.records.append(Record(offset, size, position))
+            position += size
+        assert position == len(data), "bytes behind the end marker"
+
+    def check(self) -> Flattened:
+        """Assert what keeps a file quick to open: big ascending records, only the descriptors come late.
+
+        Readers sort the records by insertion. A record below 1 MiB may only end a run of records that join.
+        """
+        by_offset = sorted(self.records)
+        for left, right in itertools.pairwise(by_offset):
+            assert left.end <= right.offset, f"records overlap at offset {right.offset:#x}"
+        descents = 0
+        for left, right in zip(self.records, self.records[1:], strict=False):
+            descents += right.offset < left.offset
+            if right.offset == left.end:
+                assert left.size >= SMALLEST_RECORD, f"record of {left.size} bytes at offset {left.offset:#x}"
+        assert descents <= 1, f"the records descend {descents} times"
+        return self
+
+    def rearrange(self, path: str | os.PathLike[str]) -> None:
+        """Write the standard-layout file; what no record covers stays a hole."""
+        with open(path, "wb") as file, memoryview(self._data) as view:
+            for offset, size, position in self.records:
+                file.seek(offset)
+                file.write(view[position : position + size])
+            file.truncate(max(record.end for record in self.records))
