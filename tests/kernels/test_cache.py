@@ -1,0 +1,509 @@
+"""The write cache: contents, alignment, holes, and sinks that fail, stall or are cancelled."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmdump.errors import Cancelled
+from vmdump.kernels.cache import WriteCache
+
+ALIGN = 4096
+MiB = 1 << 20
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    for fd in (reading, writing):
+        with suppress(OSError):  # a test may have closed it
+            os.close(fd)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "out", os.O_CREAT | os.O_RDWR, 0o600)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def direct(tmp_path: Path, file: int) -> Iterator[int]:
+    """The same file with O_DIRECT."""
+    try:
+        fd = os.open(tmp_path / "out", os.O_WRONLY | os.O_DIRECT)
+    except OSError as error:
+        pytest.skip(f"{tmp_path} has no O_DIRECT: {error.strerror}")
+    yield fd
+    os.close(fd)
+
+
+def pattern(size: int) -> bytes:
+    """Bytes in which every aligned block differs from every other."""
+    return (np.arange(size, dtype=np.uint32) * 2654435761 >> 13).astype(np.uint8).tobytes()
+
+
+def content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size + 1, 0)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_small_writes_are_coalesced(file: int) -> None:
+    cache = WriteCache(file, seekable=True, capacity=2 * ALIGN)
+    data = pattern(3 * ALIGN)
+    for begin in range(0, len(data), 100):
+        cache.write(data[begin : begin + 100])
+        assert cache.position == min(begin + 100, len(data))
+        assert cache.bytes_written == os.fstat(file).st_size
+        assert cache.bytes_written % (2 * ALIGN) == 0
+    cache.flush()
+    assert cache.bytes_written == cache.position == len(data)
+    assert content(file) == data
+
+
+def test_any_buffer(file: int) -> None:
+    cache = WriteCache(file, seekable=True)
+    data = pattern(ALIGN)
+    for buffer in (data, bytearray(data), memoryview(data), np.frombuffer(data, np.uint8), b""):
+        cache.write(buffer)
+    with pytest.raises(TypeError):
+        cache.write(None)  # type: ignore[arg-type]
+    cache.flush()
+    assert content(file) == 4 * data
+
+
+def test_nothing_is_written_before_it_must_be(file: int) -> None:
+    cache = WriteCache(file, seekable=True)
+    cache.write(b"lost")
+    del cache
+    assert content(file) == b""
+
+
+def test_seek_leaves_a_hole(file: int) -> None:
+    cache = WriteCache(file, seekable=True, capacity=ALIGN, offset=10)
+    cache.write(b"first")
+    cache.seek(15)  # where it is: no flush
+    assert cache.bytes_written == 0
+    cache.seek(64 * MiB)
+    assert cache.bytes_written == 5
+    cache.write(b"last")
+    cache.seek(0)
+    cache.write(b"header")
+    cache.flush()
+    assert os.pread(file, 20, 0) == b"header" + bytes(4) + b"first" + bytes(5)
+    assert os.fstat(file).st_size == 64 * MiB + 4
+    assert os.pread(file, 4, 64 * MiB) == b"last"
+    assert os.fstat(file).st_blocks * 512 < MiB
+
+
+def test_large_writes_bypass_the_buffer(file: int) -> None:
+    cache = WriteCache(file, seekable=True, capacity=ALIGN)
+    data = pattern(40 * MiB)  # more than one system call's worth
+    cache.write(data)
+    assert cache.bytes_written > 40 * MiB - ALIGN
+    cache.write(b"end")
+    cache.flush()
+    assert content(file) == data + b"end"
+
+
+def test_direct_writes(file: int, direct: int) -> None:
+    data = np.zeros(4 * MiB + ALIGN, np.uint8)
+    aligned = data[-data.ctypes.data % ALIGN :][: 4 * MiB]
+    aligned[:] = np.frombuffer(pattern(4 * MiB), np.uint8)
+    for offset, begin, end in (
+        (0, 0, 4 * MiB),
+        (0, 1, 3 * MiB + 1),
+        (513, 0, 4 * MiB),
+        (513, 513, 4 * MiB - 7),
+        (ALIGN - 1, 3, 999_999),
+    ):
+        os.ftruncate(file, 0)
+        cache = WriteCache(file, seekable=True, capacity=64 * ALIGN, direct_fd=direct, offset=offset)
+        cache.write(aligned[begin:end])
+        cache.flush()
+        cache.write(aligned[:ALIGN])  # behind a ragged end
+        cache.flush()
+        expected = bytes(offset) + aligned[begin:end].tobytes() + aligned[:ALIGN].tobytes()
+        assert content(file) == expected, (offset, begin, end)
+        assert cache.bytes_written == len(expected) - offset
+
+
+def test_direct_is_used_where_it_can_be(file: int, direct: int) -> None:
+    """With a plain descriptor that refuses, only what is aligned gets through."""
+    reading = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    try:
+        cache = WriteCache(reading, seekable=True, capacity=4 * ALIGN, direct_fd=direct)
+        data = np.empty(10 * ALIGN, np.uint8)
+        aligned = data[-data.ctypes.data % ALIGN :][: 9 * ALIGN - 1]
+        aligned[:] = np.frombuffer(pattern(aligned.size), np.uint8)
+        cache.write(aligned)
+        assert content(file) == pattern(8 * ALIGN)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            cache.flush()
+    finally:
+        os.close(reading)
+
+
+def test_a_direct_descriptor_that_refuses_is_left(file: int) -> None:
+    """Some file systems open with O_DIRECT and then say EINVAL, as this file does to what is no number."""
+    refusing = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            os.pwrite(refusing, pattern(ALIGN), 0)
+        cache = WriteCache(file, seekable=True, capacity=ALIGN, direct_fd=refusing)
+        cache.write(pattern(4 * ALIGN))
+        cache.flush()
+    finally:
+        os.close(refusing)
+    assert content(file) == pattern(4 * ALIGN)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
+    sizes = st.integers(0, 3 * ALIGN) | st.sampled_from([ALIGN, 2 * ALIGN, 2 * ALIGN + 1, 5 * ALIGN])
+    step = (
+        st.tuples(st.just("write"), sizes)
+        | st.tuples(st.just("seek"), sizes)
+        | st.tuples(st.just("flush"), sizes)
+    )
+    return draw(st.lists(step, max_size=12))
+
+
+@given(
+    script=scripts(), pages=st.integers(1, 4), offset=st.integers(0, 2 * ALIGN), with_direct=st.booleans(),
+    shift=st.integers(0, 3),
+)  # fmt: skip
+def test_any_sequence(
+    script: list[tuple[str, int]], pages: int, offset: int, with_direct: bool, shift: int
+) -> None:
+    """Against a bytearray that grows like a sparse file."""
+    data = np.frombuffer(pattern(8 * ALIGN), np.uint8)
+    model, at, writes = bytearray(), offset, 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "out"
+        fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        direct_fd = -1
+        if with_direct:
+            with suppress(OSError):
+                direct_fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        try:
+            cache = WriteCache(fd, seekable=True, capacity=pages * ALIGN, direct_fd=direct_fd, offset=offset)
+            for verb, number in script:
+                if verb == "write":
+                    piece = data[shift : shift + number]
+                    cache.write(piece)
+                    if number:
+                        model.extend(bytes(max(0, at + number - len(model))))
+                        model[at : at + number] = piece.tobytes()
+                    at += number
+                    writes += number
+                elif verb == "seek":
+                    cache.seek(number)
+                    at = number
+                else:
+                    cache.flush()
+                    assert content(fd) == model
+                assert cache.position == at
+            cache.flush()
+            assert cache.bytes_written == writes
+            assert content(fd) == model
+        finally:
+            os.close(fd)
+            if direct_fd >= 0:
+                os.close(direct_fd)
+
+
+# --- pipes and sockets --------------------------------------------------------------------------------------
+
+
+def forget_nowait(reading: int, writing: int) -> None:
+    """Make a pipe refuse RWF_NOWAIT, as all pipes did before Linux 6.4: splice() into it does that for good."""
+    with tempfile.TemporaryFile() as file:
+        file.write(b"spliced")
+        file.flush()
+        os.splice(file.fileno(), writing, 7, offset_src=0)
+    assert os.read(reading, 100) == b"spliced"
+
+
+def read_all(fd: int, pause: float = 0.0, piece: int = MiB) -> tuple[threading.Thread, bytearray]:
+    found = bytearray()
+
+    def read() -> None:
+        while data := os.read(fd, piece):
+            found.extend(data)
+            time.sleep(pause)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread, found
+
+
+@pytest.mark.parametrize(("pause", "piece"), [(0.0, MiB), (0.0, 100), (0.001, 1000)])
+@pytest.mark.parametrize("old", [False, True])
+def test_pipe(pipe: tuple[int, int], pause: float, piece: int, old: bool) -> None:
+    reading, writing = pipe
+    if old:
+        forget_nowait(reading, writing)
+    data = pattern(200_000)
+    thread, found = read_all(reading, pause, piece)
+    cache = WriteCache(writing, seekable=False, capacity=16 * ALIGN)
+    for begin in range(0, 100_000, 999):
+        cache.write(data[begin : min(begin + 999, 100_000)])
+    cache.write(data[100_000:])
+    cache.flush()
+    os.close(writing)
+    thread.join()
+    assert cache.bytes_written == cache.position == len(data)
+    assert bytes(found) == data
+
+
+def test_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        data = pattern(3 * MiB)
+        thread, found = read_all(theirs.fileno())
+        cache = WriteCache(ours.fileno(), seekable=False)
+        cache.write(data)
+        cache.flush()
+        ours.close()
+        thread.join()
+        assert bytes(found) == data
+
+
+def test_terminal() -> None:
+    """A terminal takes no RWF_NOWAIT: it is written in pieces after poll()."""
+    leader, follower = os.openpty()
+    try:
+        tty.setraw(follower)
+        data = pattern(50_000)
+        found = bytearray()
+
+        def read() -> None:
+            while len(found) < len(data):
+                found.extend(os.read(leader, 65536))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        cache = WriteCache(follower, seekable=False)
+        cache.write(data)
+        cache.flush()
+        thread.join()
+        assert bytes(found) == data
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_reader_that_goes_away(kind: str) -> None:
+    if kind == "pipe":
+        reading, writing = os.pipe()
+    else:
+        reading, writing = (end.detach() for end in socket.socketpair())
+    try:
+        cache = WriteCache(writing, seekable=False, capacity=ALIGN)
+        cache.write(bytes(100))
+        cache.flush()
+        threading.Timer(0.05, os.close, (reading,)).start()
+        with pytest.raises(BrokenPipeError):
+            cache.write(bytes(16 * MiB))
+        written = cache.bytes_written
+        with pytest.raises(OSError, match=os.strerror(errno.EPIPE)):
+            cache.flush()
+        with pytest.raises(OSError, match=os.strerror(errno.EPIPE)):
+            cache.write(b"x")
+        assert cache.bytes_written == written
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("seekable", [False, True])
+def test_a_full_disk(seekable: bool) -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    try:
+        cache = WriteCache(fd, seekable=seekable, capacity=ALIGN)
+        cache.write(b"kept")
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as error:
+            cache.flush()
+        assert error.value.errno == errno.ENOSPC
+        assert cache.bytes_written == 0
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            cache.flush()
+        if seekable:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                cache.seek(0)
+    finally:
+        os.close(fd)
+
+
+def test_a_file_that_may_not_grow(file: int) -> None:
+    """A write that comes out short is continued, and the error then names the reason."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        cache = WriteCache(file, seekable=True, capacity=ALIGN)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            cache.write(pattern(5 * ALIGN))
+        assert cache.bytes_written == 10_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert content(file) == pattern(5 * ALIGN)[:10_000]
+
+
+def test_a_closed_descriptor(file: int) -> None:
+    closed = os.dup(file)
+    cache = WriteCache(closed, seekable=True)
+    os.close(closed)
+    cache.write(b"x")
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        cache.flush()
+
+
+# --- cancelling ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["pipe", "old pipe", "socket", "terminal"])
+def stalled(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A descriptor to something that nobody reads from."""
+    if request.param == "socket":
+        reading, writing = (end.detach() for end in socket.socketpair())
+    elif request.param == "terminal":
+        reading, writing = os.openpty()
+        tty.setraw(writing)
+    else:
+        reading, writing = os.pipe()
+        if request.param == "old pipe":
+            forget_nowait(reading, writing)
+    yield writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("how", ["write", "flush"])
+def test_cancel_while_the_reader_stalls(stalled: int, how: str) -> None:
+    """Without the question between attempts this would hang."""
+    questions = 0
+
+    def cancelled() -> bool:
+        nonlocal questions
+        questions += 1
+        return questions > 3
+
+    cache = WriteCache(stalled, seekable=False, capacity=MiB)
+    size = 4 * MiB if how == "write" else MiB
+    if how == "flush":
+        cache.write(bytes(size))
+    with pytest.raises(Cancelled):
+        cache.write(bytes(size), cancelled) if how == "write" else cache.flush(cancelled)
+    assert questions == 4
+    assert 0 < cache.bytes_written < size
+    with pytest.raises(OSError, match=os.strerror(errno.ECANCELED)):
+        cache.flush()
+
+
+def test_cancel_between_large_writes(file: int) -> None:
+    answers = iter([False, True])
+    cache = WriteCache(file, seekable=True)
+    data = bytes(64 * MiB)
+    with pytest.raises(Cancelled):
+        cache.write(data, lambda: next(answers))
+    assert 0 < cache.bytes_written < len(data)
+
+
+def test_an_error_of_the_question_is_passed_on(file: int) -> None:
+    def cancelled() -> bool:
+        raise LookupError("nobody to ask")
+
+    cache = WriteCache(file, seekable=True)
+    with pytest.raises(LookupError, match="nobody"):
+        cache.write(b"x", cancelled)
+    with pytest.raises(OSError, match=os.strerror(errno.ECANCELED)):
+        cache.write(b"x")
+    assert content(file) == b""
+
+
+def test_signals_arrive_while_the_reader_stalls(pipe: tuple[int, int]) -> None:
+    """Ctrl-C ends a write to a pipe that nobody reads."""
+    _, writing = pipe
+    cache = WriteCache(writing, seekable=False)
+
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Alarm):
+            cache.write(bytes(16 * MiB))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_question_may_not_write(file: int) -> None:
+    def write(cache: WriteCache) -> None:
+        cache.write(b"x")
+
+    def seek(cache: WriteCache) -> None:
+        cache.seek(9)
+
+    for inside in (write, WriteCache.flush, seek):
+        cache = WriteCache(file, seekable=True)
+        with pytest.raises(RuntimeError, match="in use"):
+            cache.write(b"x", partial(inside, cache))  # type: ignore[arg-type]
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [0, -ALIGN, ALIGN - 1, ALIGN + 1])
+def test_capacity_is_checked(file: int, capacity: int) -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        WriteCache(file, seekable=True, capacity=capacity)
+
+
+def test_offsets_are_checked(file: int, pipe: tuple[int, int]) -> None:
+    makers: list[Callable[[int], object]] = [
+        lambda offset: WriteCache(file, seekable=True, offset=offset),
+        WriteCache(file, seekable=True).seek,
+    ]
+    for make in makers:
+        for offset in (-1, 1 << 63):
+            with pytest.raises(ValueError, match="offset"):
+                make(offset)
+    with pytest.raises(ValueError, match="no other file offset"):
+        WriteCache(pipe[1], seekable=False).seek(0)
+
+
+def test_a_file_that_appends_is_refused(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    try:
+        with pytest.raises(ValueError, match="appends"):
+            WriteCache(fd, seekable=True)
+        WriteCache(fd, seekable=False)
+    finally:
+        os.close(fd)
