@@ -124,3 +124,15 @@ def test_descriptor_is_seekable_only_where_bytes_can_be_put(
         assert not Output(f"fd:{fd}").seekable
     finally:
         os.close(fd)
+
+
+def test_terminal_is_refused() -> None:
+    reader, terminal = os.openpty()
+    try:
+        with pytest.raises(SinkError, match="terminal"):
+            Output(f"fd:{terminal}")
+        with pytest.raises(SinkError, match="terminal"):
+            Output(os.ttyname(terminal))
+    finally:
+        os.close(reader)
+        os.close(terminal)

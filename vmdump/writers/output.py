@@ -80,6 +80,9 @@ class Output:
             self._owned = True
         with self.errors("cannot use the output"):
             self.seekable = _is_seekable(self.fd)
+        if os.isatty(self.fd):
+            self._close()
+            raise SinkError("a dump is not for a terminal", path=self.name, hint="redirect it, or name a file")
 
     def _open(self, path: str) -> int:
         try:
@@ -221,8 +224,11 @@ class Output:
             if error is not None:
                 self.abort()
         finally:
-            if self._owned:
-                os.close(self.fd)
+            self._close()
+
+    def _close(self) -> None:
+        if self._owned:
+            os.close(self.fd)
 
 
 def _descriptor(text: str) -> int:
