@@ -34,7 +34,7 @@ from vmdump.sources.rawfile import open_raw
 from vmdump.sources.spec import split_options
 from vmdump.sources.synthetic import open_synthetic
 from vmdump.writers.elf import write_elf
-from vmdump.writers.kdump import plan_kdump, write_kdump
+from vmdump.writers.kdump import KdumpPlan, plan_kdump, write_kdump
 from vmdump.writers.output import Output
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class _Request:
     source: Source
     owned: bool
     slices: list[Slice]
+    plan: KdumpPlan | None
     format: DumpFormat
     layout: Layout
     engine: Engine | None
@@ -125,12 +126,13 @@ class _Request:
             control.start(sum(piece.size for piece in self.slices))
             with Output(self.output, force=self.force) as output:
                 flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
-                if self.engine is None:
+                if self.engine is None or self.plan is None:
                     flatten = False
                     tally = write_elf(self.source, self.slices, output, threads=self.threads, control=control)
                 else:
                     tally = write_kdump(
                         self.source,
+                        self.plan,
                         output,
                         codec=self.engine.codec,
                         make_packer=partial(make_packer, self.engine, level=self.level),
@@ -214,8 +216,7 @@ def _check(
     try:
         if paging:
             raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
-        if codec is not None:
-            plan_kdump(guest, codec)
+        plan = None if codec is None else plan_kdump(guest, codec)
         if begin is None or length is None:
             slices = whole_blocks(guest.blocks)
         else:
@@ -225,7 +226,7 @@ def _check(
             guest.close()
         raise
     return _Request(
-        guest, owned, slices, dump_format, wanted_layout, chosen, chosen_level, threads, output, force
+        guest, owned, slices, plan, dump_format, wanted_layout, chosen, chosen_level, threads, output, force
     )
 
 

@@ -78,11 +78,13 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _common_pieces(guest: Source, dump: Source) -> Iterator[tuple[Block, Block, int, int]]:
-    for mine in guest.blocks:
-        for theirs in dump.blocks:
-            begin, end = max(mine.start, theirs.start), min(mine.end, theirs.end)
-            for address in range(begin, end, _CHUNK):
-                yield mine, theirs, address, min(_CHUNK, end - address)
+    left, right = list(guest.blocks[::-1]), list(dump.blocks[::-1])
+    while left and right:
+        mine, theirs = left[-1], right[-1]
+        begin, end = max(mine.start, theirs.start), min(mine.end, theirs.end)
+        for address in range(begin, end, _CHUNK):
+            yield mine, theirs, address, min(_CHUNK, end - address)
+        (left if mine.end <= theirs.end else right).pop()
 
 
 def _differences(page_size: int, piece: tuple[Block, Block, int, int]) -> list[int]:

@@ -66,7 +66,7 @@ def dump_command(
     SOURCE is raw:PATH?base=0x0&arch=x86_64, synthetic:SIZE?seed=1&fill=0.3, or the path of an ELF core or
     kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
     """
-    if as_json and output == "-":
+    if as_json and output in ("-", "fd:1"):
         raise RequestError(
             "json: the dump and the report cannot both go to standard output", parameter="json"
         )

@@ -51,8 +51,8 @@ cdef class WriteCache:
     fd : int
         Open for writing, without O_APPEND if `seekable`.
     seekable : bool
-        True: written with pwrite() at tracked offsets. False: a pipe, socket or terminal, written in order
-        and never waited for longer than 100 ms at a time.
+        True: written with pwrite() at tracked offsets. False: a pipe or socket, written in order and never
+        waited for longer than 100 ms at a time; or a terminal, for which only a signal ends a wait.
     capacity : int
         Bytes of the buffer, a positive multiple of 4096. A write of at least this much bypasses the buffer.
     direct_fd : int

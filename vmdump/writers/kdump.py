@@ -164,6 +164,7 @@ def _write_bitmap(lane: Lane, slices: Sequence[Slice], page_size: int, size: int
 
 def write_kdump(
     source: Source,
+    plan: KdumpPlan,
     output: Output,
     *,
     codec: str,
@@ -178,6 +179,8 @@ def write_kdump(
     ----------
     source : Source
         The guest.
+    plan : KdumpPlan
+        Its layout, for the same codec.
     output : Output
         Seekable unless `flatten`.
     codec : str
@@ -193,10 +196,9 @@ def write_kdump(
 
     Raises
     ------
-    SourceError, SinkError, LayoutError, CodecError, Cancelled
+    SourceError, SinkError, CodecError, Cancelled
         And nothing is committed.
     """
-    plan = plan_kdump(source, codec)
     if not flatten and not output.seekable:
         raise SinkError(
             "the standard layout needs a seekable output", path=output.name, hint="use --layout flattened"

@@ -82,7 +82,9 @@ class Output:
             self.seekable = _is_seekable(self.fd)
         if os.isatty(self.fd):
             self._close()
-            raise SinkError("a dump is not for a terminal", path=self.name, hint="redirect it, or name a file")
+            raise SinkError(
+                "a dump is not for a terminal", path=self.name, hint="redirect it, or name a file"
+            )
 
     def _open(self, path: str) -> int:
         try:
