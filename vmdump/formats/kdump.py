@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vmdump.formats.layout import Field, Layout
+from vmdump.units import align_up
 
 __all__ = [
     "CODEC_FLAGS",
@@ -73,70 +74,39 @@ HEADER: dict[int, Layout] = {
 }
 
 
+def _sub_header(word: str, alignment: int) -> Layout:
+    """Declare the sub-header for words of type `word`, where a C compiler aligns u8 to `alignment` bytes."""
+    fields: list[Field] = []
+    size = 0
+    for field in (
+        Field("phys_base", word),
+        Field("dump_level", "i4"),
+        Field("split", "i4", since=2),
+        Field("start_pfn", word, since=2),
+        Field("end_pfn", word, since=2),
+        Field("offset_vmcoreinfo", "u8", since=3),
+        Field("size_vmcoreinfo", word, since=3),
+        Field("offset_note", "u8", since=4),
+        Field("size_note", word, since=4),
+        Field("offset_eraseinfo", "u8", since=5),
+        Field("size_eraseinfo", word, since=5),
+        Field("start_pfn_64", "u8", since=6),
+        Field("end_pfn_64", "u8", since=6),
+        Field("max_mapnr_64", "u8", since=6),
+    ):
+        if field.code == "u8" and size % alignment:
+            fields.append(Field(f"pad_{field.name}", f"V{alignment - size % alignment}", field.since))
+            size = align_up(size, alignment)
+        fields.append(field)
+        size += int(field.code[1:])
+    return Layout("kdump sub-header", tuple(fields))
+
+
+# i386 aligns 64-bit members to 4 bytes; ARM, MIPS and PowerPC to 8, as all 64-bit machines do.
 SUB_HEADER: dict[SubHeaderForm, Layout] = {
-    "64": Layout(
-        "kdump sub-header",
-        (
-            Field("phys_base", "u8"),
-            Field("dump_level", "i4"),
-            Field("split", "i4", since=2),
-            Field("start_pfn", "u8", since=2),
-            Field("end_pfn", "u8", since=2),
-            Field("offset_vmcoreinfo", "u8", since=3),
-            Field("size_vmcoreinfo", "u8", since=3),
-            Field("offset_note", "u8", since=4),
-            Field("size_note", "u8", since=4),
-            Field("offset_eraseinfo", "u8", since=5),
-            Field("size_eraseinfo", "u8", since=5),
-            Field("start_pfn_64", "u8", since=6),
-            Field("end_pfn_64", "u8", since=6),
-            Field("max_mapnr_64", "u8", since=6),
-        ),
-    ),
-    # i386 aligns 64-bit members to 4 bytes.
-    "32 packed": Layout(
-        "kdump sub-header",
-        (
-            Field("phys_base", "u4"),
-            Field("dump_level", "i4"),
-            Field("split", "i4", since=2),
-            Field("start_pfn", "u4", since=2),
-            Field("end_pfn", "u4", since=2),
-            Field("offset_vmcoreinfo", "u8", since=3),
-            Field("size_vmcoreinfo", "u4", since=3),
-            Field("offset_note", "u8", since=4),
-            Field("size_note", "u4", since=4),
-            Field("offset_eraseinfo", "u8", since=5),
-            Field("size_eraseinfo", "u4", since=5),
-            Field("start_pfn_64", "u8", since=6),
-            Field("end_pfn_64", "u8", since=6),
-            Field("max_mapnr_64", "u8", since=6),
-        ),
-    ),
-    # ARM, MIPS and PowerPC align them to 8.
-    "32 padded": Layout(
-        "kdump sub-header",
-        (
-            Field("phys_base", "u4"),
-            Field("dump_level", "i4"),
-            Field("split", "i4", since=2),
-            Field("start_pfn", "u4", since=2),
-            Field("end_pfn", "u4", since=2),
-            Field("pad_vmcoreinfo", "V4", since=3),
-            Field("offset_vmcoreinfo", "u8", since=3),
-            Field("size_vmcoreinfo", "u4", since=3),
-            Field("pad_note", "V4", since=4),
-            Field("offset_note", "u8", since=4),
-            Field("size_note", "u4", since=4),
-            Field("pad_eraseinfo", "V4", since=5),
-            Field("offset_eraseinfo", "u8", since=5),
-            Field("size_eraseinfo", "u4", since=5),
-            Field("pad_pfn", "V4", since=6),
-            Field("start_pfn_64", "u8", since=6),
-            Field("end_pfn_64", "u8", since=6),
-            Field("max_mapnr_64", "u8", since=6),
-        ),
-    ),
+    "64": _sub_header("u8", 8),
+    "32 packed": _sub_header("u4", 4),
+    "32 padded": _sub_header("u4", 8),
 }
 
 PAGE_DESCRIPTOR = Layout(
