@@ -60,7 +60,7 @@ def add_engine(pack: Extension, engine: str) -> str:
         raise SystemExit(f"{variable}={wanted}: must be auto, on or off")
     version = None if wanted == "off" else pkg_config("--modversion", package)
     if version is None:
-        reason = f"built with {variable}=off" if wanted == "off" else f"{package} was not found by pkg-config"
+        reason = f"{variable}=off" if wanted == "off" else f"{package} was not found by pkg-config"
         if wanted == "on":
             raise SystemExit(
                 f"{variable}=on, but {reason}: install its development package, or set {variable}=auto or off"

@@ -86,7 +86,8 @@ static uint64_t next_bit(const uint8_t *bits, uint64_t begin, uint64_t end, uint
     return end;
 }
 
-int vmd_bits_next_run(const uint8_t *bits, uint64_t begin, uint64_t end, uint64_t *run_begin, uint64_t *run_end)
+int vmd_bits_next_run(const uint8_t *bits, uint64_t begin, uint64_t end, uint64_t *run_begin,
+                      uint64_t *run_end)
 {
     *run_begin = next_bit(bits, begin, end, 0);
     if (*run_begin >= end)

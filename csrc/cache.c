@@ -18,7 +18,8 @@ enum {
     ROUND = 16 << 20,        /* bytes before signals and cancellation are looked at */
 };
 
-int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity, uint64_t offset)
+int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity,
+                   uint64_t offset)
 {
     struct stat st;
     void *buffer;
@@ -75,8 +76,9 @@ static ssize_t write_at(struct vmd_cache *cache, const uint8_t *data, size_t siz
     return pwrite(cache->fd, data, size, (off_t)offset);
 }
 
-/* One write of a part of data[0, size) to a pipe, socket or terminal that does not block for ever: -1 with
- * EAGAIN if nothing could be written within POLL_MS. */
+/* One write of a part of data[0, size) to a pipe or socket that does not block: -1 with EAGAIN if nothing
+ * could be written within POLL_MS. What is neither, a terminal, may block in the middle of a piece until a
+ * signal arrives. */
 static ssize_t write_stream(struct vmd_cache *cache, const uint8_t *data, size_t size)
 {
     struct pollfd p = {.fd = cache->fd, .events = POLLOUT};
@@ -88,7 +90,7 @@ static ssize_t write_stream(struct vmd_cache *cache, const uint8_t *data, size_t
         struct iovec v = {.iov_base = (void *)data, .iov_len = size};
         n = pwritev2(cache->fd, &v, 1, -1, RWF_NOWAIT);
         if (n < 0 && (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS))
-            cache->stream = VMD_STREAM_PIECES; /* pipes take RWF_NOWAIT since Linux 6.4, terminals never */
+            cache->stream = VMD_STREAM_PIECES; /* older kernels' pipes, and terminals */
         else if (n >= 0 || errno != EAGAIN)
             return n;
     } else if (cache->stream == VMD_STREAM_SOCKET) {
@@ -107,8 +109,9 @@ static ssize_t write_stream(struct vmd_cache *cache, const uint8_t *data, size_t
     return 0; /* writable now: the caller's next attempt finds out how much */
 }
 
-/* One attempt at data[0, size). VMD_AGAIN with *n = 0 if it was interrupted or would have blocked. */
-static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset, size_t *n, int *error)
+/* One attempt at data[0, size), of which *n were written. VMD_AGAIN if it was interrupted or would block. */
+static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset, size_t *n,
+                   int *error)
 {
     ssize_t r = cache->seekable ? write_at(cache, data, size, offset) : write_stream(cache, data, size);
 
@@ -127,6 +130,9 @@ static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, ui
         return VMD_AGAIN;
     *n = (size_t)r;
     cache->written += *n;
+    /* A signal ends a write that has begun without EINTR: a short one. */
+    if (!cache->seekable && cache->stream == VMD_STREAM_PIECES && *n < smaller(size, PIECE))
+        return VMD_AGAIN;
     return VMD_OK;
 }
 
@@ -139,10 +145,10 @@ int vmd_cache_flush(struct vmd_cache *cache, int *error)
             return VMD_AGAIN;
         int status = attempt(cache, cache->buffer + cache->head, cache->fill - cache->head,
                              cache->base + cache->head, &n, error);
-        if (status != VMD_OK)
-            return status;
         cache->head += n;
         round += n;
+        if (status != VMD_OK)
+            return status;
     }
     vmd_cache_move(cache, vmd_cache_position(cache));
     return VMD_OK;
@@ -168,11 +174,11 @@ int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, s
             if (round >= ROUND)
                 return VMD_AGAIN;
             status = attempt(cache, rest, left, offset, &n, error);
-            if (status != VMD_OK)
-                return status;
             vmd_cache_move(cache, offset + n);
             *taken += n;
             round += n;
+            if (status != VMD_OK)
+                return status;
         } else if (cache->fill == cache->capacity) {
             status = vmd_cache_flush(cache, error);
             if (status != VMD_OK)

@@ -28,7 +28,8 @@ struct vmd_cache {
 };
 
 /* `capacity` must be a positive multiple of VMD_CACHE_ALIGN. */
-int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity, uint64_t offset);
+int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity,
+                   uint64_t offset);
 void vmd_cache_close(struct vmd_cache *cache); /* what is not flushed is dropped; the descriptors stay open */
 
 /* File offset of the next byte that is appended. */

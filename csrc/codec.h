@@ -25,7 +25,8 @@ struct vmd_engine {
      * output back return VMD_NO_ROOM as soon as `cap` is not enough, the others demand cap >= bound(n). */
     int (*compress)(void *encoder, const uint8_t *src, size_t n, uint8_t *dst, size_t cap, size_t *out);
 
-    /* `src` is hostile: VMD_BROKEN unless it is one whole stream of exactly `size` bytes; never writes more. */
+    /* `src` is hostile: VMD_BROKEN unless it is a whole stream of exactly `size` bytes; never writes more.
+     * What follows a zlib stream inside `src` is ignored, as by zlib's own uncompress(). */
     void *(*decoder_create)(void);
     void (*decoder_destroy)(void *decoder);
     int (*decompress)(void *decoder, const uint8_t *src, size_t n, uint8_t *dst, size_t size);

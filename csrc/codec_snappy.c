@@ -72,5 +72,6 @@ const struct vmd_engine vmd_engine_snappy = {
 #ifndef VMD_WITHOUT_SNAPPY
 #define VMD_WITHOUT_SNAPPY "not built"
 #endif
-const struct vmd_engine vmd_engine_snappy = {.name = "snappy", .codec = "snappy", .missing = VMD_WITHOUT_SNAPPY};
+const struct vmd_engine vmd_engine_snappy = {
+    .name = "snappy", .codec = "snappy", .missing = VMD_WITHOUT_SNAPPY};
 #endif

@@ -1,4 +1,4 @@
-/* zlib streams by zlib. The stream is made once and reset per page: compress2() would allocate 256 KiB each time. */
+/* zlib streams by zlib. The stream is made once and reset per page: compress2() allocates 256 KiB a page. */
 #include "codec.h"
 
 #ifdef VMD_HAVE_ZLIB

@@ -63,11 +63,13 @@ int vmd_pack(struct vmd_packer *packer, const uint8_t *mem, size_t page_count, u
             continue;
         }
         /* A running guest writes to this page. An encoder that reads it twice (for the matches and for the
-         * Adler-32, or for the histogram and for the codes) would make a stream that no reader accepts, or write more than
-         * it computed. The copy costs 0 to 5 % (isal level 0: 740 instead of 795 MB/s; lzo2: 1010, not 1045). */
+         * Adler-32, or for the histogram and for the codes) would make a stream that no reader accepts, or
+         * write more than it computed. The copy costs 0 to 5 % (isal level 0: 740 instead of 795 MB/s;
+         * lzo2: 1010 instead of 1045). */
         memcpy(packer->snapshot, page, page_size);
         written = page_size;
-        int status = engine->compress(packer->encoder, packer->snapshot, page_size, out + at, cap - at, &written);
+        int status =
+            engine->compress(packer->encoder, packer->snapshot, page_size, out + at, cap - at, &written);
         if (status != VMD_OK && status != VMD_NO_ROOM) {
             *bad_page = i;
             return status;
@@ -100,7 +102,8 @@ void vmd_unpacker_close(struct vmd_unpacker *unpacker)
 }
 
 int vmd_unpack(struct vmd_unpacker *unpacker, const uint8_t *data, size_t data_len, const uint64_t *offsets,
-               const uint32_t *sizes, const uint8_t *compressed, size_t page_count, uint8_t *out, size_t *bad_page)
+               const uint32_t *sizes, const uint8_t *compressed, size_t page_count, uint8_t *out,
+               size_t *bad_page)
 {
     const size_t page_size = unpacker->page_size;
 

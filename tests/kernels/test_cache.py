@@ -1,15 +1,11 @@
-"""The write cache: contents, alignment, holes, and sinks that fail, stall or are cancelled."""
+"""The write cache in front of files: contents, alignment, holes, failures and cancelling."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
-import socket
 import tempfile
-import threading
-import time
-import tty
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -25,15 +21,6 @@ from vmdump.kernels.cache import WriteCache
 
 ALIGN = 4096
 MiB = 1 << 20
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reading, writing = os.pipe()
-    yield reading, writing
-    for fd in (reading, writing):
-        with suppress(OSError):  # a test may have closed it
-            os.close(fd)
 
 
 @pytest.fixture
@@ -146,20 +133,29 @@ def test_direct_writes(file: int, direct: int) -> None:
         assert cache.bytes_written == len(expected) - offset
 
 
-def test_direct_is_used_where_it_can_be(file: int, direct: int) -> None:
-    """With a plain descriptor that refuses, only what is aligned gets through."""
-    reading = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+@pytest.mark.parametrize("bypass", [False, True])
+def test_direct_gets_what_is_aligned_and_nothing_else(file: int, tmp_path: Path, bypass: bool) -> None:
+    """With a second file in the place of the O_DIRECT descriptor, it shows who wrote what."""
+    second = os.open(tmp_path / "second", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        cache = WriteCache(reading, seekable=True, capacity=4 * ALIGN, direct_fd=direct)
-        data = np.empty(10 * ALIGN, np.uint8)
-        aligned = data[-data.ctypes.data % ALIGN :][: 9 * ALIGN - 1]
-        aligned[:] = np.frombuffer(pattern(aligned.size), np.uint8)
-        cache.write(aligned)
-        assert content(file) == pattern(8 * ALIGN)
-        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-            cache.flush()
+        cache = WriteCache(file, seekable=True, capacity=(4 if bypass else 64) * ALIGN, direct_fd=second)
+        room = np.frombuffer(pattern(11 * ALIGN), np.uint8).copy()
+        data = room[-room.ctypes.data % ALIGN :][: 9 * ALIGN + 7]  # as aligned in memory as in the file
+        cache.write(data[:100])
+        cache.flush()
+        cache.write(data[100:])
+        cache.flush()
+        plain, direct = content(file), content(second)
     finally:
-        os.close(reading)
+        os.close(second)
+    whole = data.tobytes()
+    middle = slice(ALIGN, 9 * ALIGN)
+    assert len(direct) == middle.stop
+    assert direct[middle] == whole[middle]
+    assert not any(direct[: middle.start])
+    assert len(plain) == len(whole)
+    assert not any(plain[middle])
+    assert plain[: middle.start] + plain[middle.stop :] == whole[: middle.start] + whole[middle.stop :]
 
 
 def test_a_direct_descriptor_that_refuses_is_left(file: int) -> None:
@@ -231,108 +227,7 @@ def test_any_sequence(
                 os.close(direct_fd)
 
 
-# --- pipes and sockets --------------------------------------------------------------------------------------
-
-
-def forget_nowait(reading: int, writing: int) -> None:
-    """Make a pipe refuse RWF_NOWAIT, as all pipes did before Linux 6.4: splice() into it does that for good."""
-    with tempfile.TemporaryFile() as file:
-        file.write(b"spliced")
-        file.flush()
-        os.splice(file.fileno(), writing, 7, offset_src=0)
-    assert os.read(reading, 100) == b"spliced"
-
-
-def read_all(fd: int, pause: float = 0.0, piece: int = MiB) -> tuple[threading.Thread, bytearray]:
-    found = bytearray()
-
-    def read() -> None:
-        while data := os.read(fd, piece):
-            found.extend(data)
-            time.sleep(pause)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    return thread, found
-
-
-@pytest.mark.parametrize(("pause", "piece"), [(0.0, MiB), (0.0, 100), (0.001, 1000)])
-@pytest.mark.parametrize("old", [False, True])
-def test_pipe(pipe: tuple[int, int], pause: float, piece: int, old: bool) -> None:
-    reading, writing = pipe
-    if old:
-        forget_nowait(reading, writing)
-    data = pattern(200_000)
-    thread, found = read_all(reading, pause, piece)
-    cache = WriteCache(writing, seekable=False, capacity=16 * ALIGN)
-    for begin in range(0, 100_000, 999):
-        cache.write(data[begin : min(begin + 999, 100_000)])
-    cache.write(data[100_000:])
-    cache.flush()
-    os.close(writing)
-    thread.join()
-    assert cache.bytes_written == cache.position == len(data)
-    assert bytes(found) == data
-
-
-def test_socket() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        data = pattern(3 * MiB)
-        thread, found = read_all(theirs.fileno())
-        cache = WriteCache(ours.fileno(), seekable=False)
-        cache.write(data)
-        cache.flush()
-        ours.close()
-        thread.join()
-        assert bytes(found) == data
-
-
-def test_terminal() -> None:
-    """A terminal takes no RWF_NOWAIT: it is written in pieces after poll()."""
-    leader, follower = os.openpty()
-    try:
-        tty.setraw(follower)
-        data = pattern(50_000)
-        found = bytearray()
-
-        def read() -> None:
-            while len(found) < len(data):
-                found.extend(os.read(leader, 65536))
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        cache = WriteCache(follower, seekable=False)
-        cache.write(data)
-        cache.flush()
-        thread.join()
-        assert bytes(found) == data
-    finally:
-        os.close(leader)
-        os.close(follower)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_reader_that_goes_away(kind: str) -> None:
-    if kind == "pipe":
-        reading, writing = os.pipe()
-    else:
-        reading, writing = (end.detach() for end in socket.socketpair())
-    try:
-        cache = WriteCache(writing, seekable=False, capacity=ALIGN)
-        cache.write(bytes(100))
-        cache.flush()
-        threading.Timer(0.05, os.close, (reading,)).start()
-        with pytest.raises(BrokenPipeError):
-            cache.write(bytes(16 * MiB))
-        written = cache.bytes_written
-        with pytest.raises(OSError, match=os.strerror(errno.EPIPE)):
-            cache.flush()
-        with pytest.raises(OSError, match=os.strerror(errno.EPIPE)):
-            cache.write(b"x")
-        assert cache.bytes_written == written
-    finally:
-        os.close(writing)
+# --- failures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seekable", [False, True])
@@ -380,48 +275,6 @@ def test_a_closed_descriptor(file: int) -> None:
         cache.flush()
 
 
-# --- cancelling ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["pipe", "old pipe", "socket", "terminal"])
-def stalled(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A descriptor to something that nobody reads from."""
-    if request.param == "socket":
-        reading, writing = (end.detach() for end in socket.socketpair())
-    elif request.param == "terminal":
-        reading, writing = os.openpty()
-        tty.setraw(writing)
-    else:
-        reading, writing = os.pipe()
-        if request.param == "old pipe":
-            forget_nowait(reading, writing)
-    yield writing
-    os.close(reading)
-    os.close(writing)
-
-
-@pytest.mark.parametrize("how", ["write", "flush"])
-def test_cancel_while_the_reader_stalls(stalled: int, how: str) -> None:
-    """Without the question between attempts this would hang."""
-    questions = 0
-
-    def cancelled() -> bool:
-        nonlocal questions
-        questions += 1
-        return questions > 3
-
-    cache = WriteCache(stalled, seekable=False, capacity=MiB)
-    size = 4 * MiB if how == "write" else MiB
-    if how == "flush":
-        cache.write(bytes(size))
-    with pytest.raises(Cancelled):
-        cache.write(bytes(size), cancelled) if how == "write" else cache.flush(cancelled)
-    assert questions == 4
-    assert 0 < cache.bytes_written < size
-    with pytest.raises(OSError, match=os.strerror(errno.ECANCELED)):
-        cache.flush()
-
-
 def test_cancel_between_large_writes(file: int) -> None:
     answers = iter([False, True])
     cache = WriteCache(file, seekable=True)
@@ -441,27 +294,6 @@ def test_an_error_of_the_question_is_passed_on(file: int) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.ECANCELED)):
         cache.write(b"x")
     assert content(file) == b""
-
-
-def test_signals_arrive_while_the_reader_stalls(pipe: tuple[int, int]) -> None:
-    """Ctrl-C ends a write to a pipe that nobody reads."""
-    _, writing = pipe
-    cache = WriteCache(writing, seekable=False)
-
-    class Alarm(Exception):
-        pass
-
-    def ring(*_: object) -> None:
-        raise Alarm
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(Alarm):
-            cache.write(bytes(16 * MiB))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_question_may_not_write(file: int) -> None:
@@ -486,7 +318,7 @@ def test_capacity_is_checked(file: int, capacity: int) -> None:
         WriteCache(file, seekable=True, capacity=capacity)
 
 
-def test_offsets_are_checked(file: int, pipe: tuple[int, int]) -> None:
+def test_offsets_are_checked(file: int) -> None:
     makers: list[Callable[[int], object]] = [
         lambda offset: WriteCache(file, seekable=True, offset=offset),
         WriteCache(file, seekable=True).seek,
@@ -496,7 +328,7 @@ def test_offsets_are_checked(file: int, pipe: tuple[int, int]) -> None:
             with pytest.raises(ValueError, match="offset"):
                 make(offset)
     with pytest.raises(ValueError, match="no other file offset"):
-        WriteCache(pipe[1], seekable=False).seek(0)
+        WriteCache(file, seekable=False).seek(0)
 
 
 def test_a_file_that_appends_is_refused(tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_other_peoples_streams(engine: Engine) -> None:
     assert found == mem  # the random page too: a stream that is longer than its page
 
 
+@pytest.mark.parametrize(
+    "engine", [engine for engine in USABLE if engine.codec == "zlib"], ids=lambda engine: engine.name
+)
+def test_padding_behind_a_zlib_stream_is_ignored(engine: Engine) -> None:
+    page = guest_pages(PAGE)[PAGE : 2 * PAGE].tobytes()
+    padded = zlib.compress(page) + bytes(7)
+    assert run_unpack(engine, padded, [0], [len(padded)], [True]) == page
+
+
 @each_engine
 @given(tail=st.binary(max_size=200), page_size=st.sampled_from([1, 64, 512, 1000, 4096]))
 def test_any_bytes(engine: Engine, tail: bytes, page_size: int) -> None:
@@ -162,9 +171,9 @@ def test_nothing_but_random_fits_the_bound(engine: Engine) -> None:
 @each_engine
 def test_streams_about_as_long_as_a_page(engine: Engine) -> None:
     """A stream of exactly a page's length must not be kept: its size would say that the page is plain."""
-    mem = np.zeros((256, PAGE), np.uint8)
+    mem = np.zeros((1024, PAGE), np.uint8)
     noise = np.random.default_rng(5).integers(0, 256, PAGE, dtype=np.uint8)
-    for row in range(256):
+    for row in range(1024):
         mem[row, : PAGE - row] = noise[: PAGE - row]
     data, sizes = run_pack(engine, mem.reshape(-1), PAGE)
     assert judged(engine.codec, data, sizes, PAGE) == mem.tobytes()
@@ -314,6 +323,9 @@ def test_broken_streams_are_refused_or_whole(codec: str, data: st.DataObject) ->
             found = outcome(engine, broken, [0], [len(broken)], [True])
             if isinstance(found, CodecError):
                 assert (found.engine, found.page) == (engine.name, 0)
+            elif codec == "zstd":
+                # No checksum: libzstd 1.5.4 and 1.5.7 accept a damaged Huffman stream and differ on it.
+                assert len(found) == PAGE
             else:
                 assert found == JUDGES[codec][0](broken, PAGE)
 

@@ -20,7 +20,6 @@ __all__ = [
     "Engine",
     "PagePacker",
     "PageUnpacker",
-    "check_level",
     "default_engine",
     "engines",
     "find_engine",
@@ -32,16 +31,17 @@ CODECS = ("zlib", "lzo", "snappy", "zstd")
 """What the file formats name."""
 
 # Packing at the default level: 4 KiB pages of a mixed corpus, 1/4 of them zero, one core of a 2.6 GHz EPYC,
-# in MB/s (compressed / raw). isal 322 (0.315), libdeflate 293 (0.310), zlib-ng 331 (0.364), zlib 119 (0.316);
-# lzo2 1010, python-lzo 648 (0.378); snappy 1075, python-snappy 638 (0.388); zstd 460 (0.303).
-# zlib-ng is as fast as isal with 15 % more bytes, and needs the GIL twice per page.
+# in MB/s (compressed / raw), from one run of bench/test_kernels_bench.py:
+# isal 322 (0.315), libdeflate 293 (0.310), zlib-ng 331 (0.364), zlib 97 (0.316);
+# lzo2 889, python-lzo 648 (0.378); snappy 979, python-snappy 638 (0.388); zstd 376 (0.303).
+# zlib-ng was 3 % faster than isal, for 15 % more bytes: hence third.
 _PREFERENCE = {
     "zlib": ("isal", "libdeflate", "zlib-ng", "zlib"),
     "lzo": ("lzo2", "python-lzo"),
     "snappy": ("snappy", "python-snappy"),
     "zstd": ("zstd",),
 }
-# Unpacking, the same corpus: libdeflate 939, isal 773, zlib-ng 481, zlib 443.
+# Unpacking, the same corpus and run: libdeflate 939, isal 773, zlib-ng 481, zlib 443.
 _UNPACK_PREFERENCE = {**_PREFERENCE, "zlib": ("libdeflate", "isal", "zlib-ng", "zlib")}
 
 
@@ -203,35 +203,6 @@ def find_engine(codec: str, name: str | None) -> Engine:
         engine=name,
         available=usable,
     )
-
-
-def check_level(engine: Engine, level: int | None) -> int:
-    """Choose the level of an engine.
-
-    Parameters
-    ----------
-    engine : Engine
-        Its range counts.
-    level : int or None
-        None for the engine's default.
-
-    Returns
-    -------
-    int
-        `level`, never clamped, or the default.
-
-    Raises
-    ------
-    RequestError
-        The level is outside the engine's range.
-    """
-    if level is None:
-        return engine.default_level
-    if not engine.min_level <= level <= engine.max_level:
-        raise RequestError(
-            f"level: {engine.name} has {engine.min_level}..{engine.max_level}, not {level}", parameter="level"
-        )
-    return level
 
 
 def make_packer(
