@@ -69,37 +69,29 @@ def test_workers_that_overtake_each_other(name: str, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "engine", "level"),
-    [
-        (engine.codec, engine.name, level)
-        for engine in engines()
-        if not engine.missing
-        for level in sorted({engine.min_level, engine.default_level})
-    ],
+    ("codec", "engine"), [(engine.codec, engine.name) for engine in engines() if not engine.missing]
 )
-def test_packing_does_not_depend_on_what_was_packed_before(codec: str, engine: str, level: int) -> None:
-    """A worker's context has a past, its output must not show it.
+def test_every_packer_gives_the_same_bytes(codec: str, engine: str) -> None:
+    """Workers have packers of their own: what a packer's memory is and where it lies must not show.
 
-    ISA-L 2.30 at level 1 fails this with 2 of 7437 such pages if its state is carried from call to call.
+    ISA-L 2.30 hashes an address of its own at level 1: left alone, 1 in 30 of its contexts packs 1 in 500 such
+    pages to other bytes.
     """
     chosen = next(one for one in engines() if (one.codec, one.name) == (codec, engine))
     with vmdump.open_source(GUEST) as source:
-        memory = np.frombuffer(source.read(0x10_0000, 60 << 20), np.uint8).reshape(-1, PAGE)
-    pages = np.ascontiguousarray(memory[memory.any(axis=1)])
+        memory = np.frombuffer(source.read(0x10_0000, 8 << 20), np.uint8).reshape(-1, PAGE)
+    pages = memory[memory.any(axis=1)][:512].reshape(-1)
+    churn = random.Random(1)
+    used_heap: list[bytes | None] = [None] * 4000
 
-    def pack_all(order: list[int]) -> list[bytes]:
-        packer = make_packer(chosen, PAGE, level)
-        out = np.empty(packer.bound(1), np.uint8)
-        size = np.empty(1, np.uint32)
-        packed = [b""] * len(pages)
-        for index in order:
-            used = packer.pack(pages[index], out, size)
-            packed[index] = out[:used].tobytes()
-        return packed
+    def pack() -> bytes:
+        for _ in range(50):
+            used_heap[churn.randrange(len(used_heap))] = bytes(churn.randrange(1, 200_000))
+        packer = make_packer(chosen, PAGE, None)
+        out = np.empty(packer.bound(512), np.uint8)
+        sizes = np.empty(512, np.uint32)
+        used = packer.pack(pages, out, sizes)
+        return sizes.tobytes() + out[:used].tobytes()
 
-    forwards = list(range(len(pages)))
-    reference = pack_all(forwards)
-    for seed in range(3):
-        order = random.Random(seed).sample(forwards, len(forwards))
-        differ = sum(a != b for a, b in zip(pack_all(order), reference, strict=True))
-        assert not differ, f"{differ} of {len(pages)} pages were packed to other bytes than before"
+    reference = pack()
+    assert sum(pack() != reference for _ in range(150)) == 0

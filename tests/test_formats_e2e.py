@@ -67,7 +67,7 @@ def check_pages(kdump: Kdump, truth: Truth) -> None:
 
 
 def read_by_others(path: Path, truth: Truth, *, flattened: bool = False) -> None:
-    """Assert that drgn and libkdumpfile read the guest; before 0.5.3 libkdumpfile knows no flattened files."""
+    """Assert that drgn and libkdumpfile read the guest; libkdumpfile before 0.5.3 reads no flattened file."""
     ranges = [(address, len(data)) for address, data in truth.items()]
     assert judges.drgn_read(path, ranges) == list(truth.values())
     if not flattened:
