@@ -264,6 +264,8 @@ def test_full_device(output_format: str, attempt: Callable[..., Attempt]) -> Non
 @pytest.mark.parametrize("output_format", ["elf", "kdump-zlib", "kdump-snappy"])
 @pytest.mark.parametrize("layout", ["standard", "flattened"])
 def test_full_folder(output_format: str, layout: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    if shutil.which("mount") is None:
+        pytest.skip("mount is not installed")
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True, check=False
     )
@@ -305,6 +307,28 @@ def test_fifo_and_null_device_are_outputs(run_vmdump: RunVmdump, tmp_path: Path)
     assert fifo.is_fifo()
     judges.makedumpfile_rearrange(tmp_path / "received", tmp_path / "standard")
     Kdump(tmp_path / "standard").check()
+
+
+@pytest.mark.parametrize("output_format", ["elf", "kdump-lzo"])
+def test_block_device_is_an_output(output_format: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """A disk has room before and behind the dump, and cannot be cut to its length."""
+    image = tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    if shutil.which("losetup") is None:
+        pytest.skip("losetup is not installed")
+    attach = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True, check=False)
+    if attach.returncode:
+        pytest.skip(f"cannot set up a loop device: {attach.stderr.strip()}")
+    device = attach.stdout.strip()
+    try:
+        done = run_vmdump("dump", GUEST, device, "-f", output_format)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    assert done.returncode == 0, done.stderr
+    assert run_vmdump("dump", GUEST, tmp_path / "file", "-f", output_format).returncode == 0
+    dump = (tmp_path / "file").read_bytes()
+    assert image.read_bytes()[: len(dump)] == dump
 
 
 # Requests

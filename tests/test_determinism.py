@@ -74,8 +74,8 @@ def test_workers_that_overtake_each_other(name: str, scratch: Path) -> None:
 def test_every_packer_gives_the_same_bytes(codec: str, engine: str) -> None:
     """Workers have packers of their own: what a packer's memory is and where it lies must not show.
 
-    ISA-L 2.30 hashes an address of its own at level 1: left alone, 1 in 30 of its contexts packs 1 in 500 such
-    pages to other bytes.
+    ISA-L 2.30 hashes an address of its own at level 1: left alone, 1 in 30 of its contexts packs 1 in 500
+    such pages to other bytes.
     """
     chosen = next(one for one in engines() if (one.codec, one.name) == (codec, engine))
     with vmdump.open_source(GUEST) as source:

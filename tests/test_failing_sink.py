@@ -16,7 +16,7 @@ from oracles.elf_builder import note
 
 import vmdump
 from vmdump import errors
-from vmdump.writers import lanes
+from vmdump.writers import descriptors, lanes
 
 FORMATS = [
     ("elf", "auto"),
@@ -161,3 +161,20 @@ def test_every_call_of_the_sink_fails_in_turn(
     assert fails_at > 3, "the sink was hardly used: nothing was tested"
     assert CountdownCache.calls == fails_at - 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_table_that_does_not_fit_into_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flattened layout keeps page sizes aside until the end; no room for them is a SinkError."""
+    monkeypatch.setattr(descriptors, "_SPOOL_IN_MEMORY", 1024)
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(reader, 1 << 16), b"")])
+    thread.start()
+    try:
+        # A limit on file sizes hits the table's temporary file, and not the pipe.
+        with file_size_limit(4096), pytest.raises(errors.SinkError) as caught:
+            dump(f"fd:{writer}", "kdump-lzo", "flattened")
+    finally:
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+    assert caught.value.errno == errno.EFBIG

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.errors import SinkError
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.formats.layout import ByteOrder
 from vmdump.writers.lanes import Lane
@@ -68,7 +71,8 @@ class DescriptorTable:
         self._tally.plain_pages += plain
         self._tally.compressed_pages += sizes.size - zero - plain
         if self._lane is None:
-            self._spool.write(sizes.data)
+            with self._spool_errors():
+                self._spool.write(sizes.data)
             self._remember(False, sizes.size)
         else:
             self._emit(sizes, self._lane)
@@ -83,20 +87,37 @@ class DescriptorTable:
 
     def finish(self, lane: Lane) -> None:
         """Write what was kept, and hand the lane over to the operating system."""
-        self._spool.seek(0)
+        with self._spool_errors():
+            self._spool.seek(0)
         for is_hole, count in self._spooled:
             if is_hole:
                 self._emit_zero_pages(count, lane)
                 continue
             for begin in range(0, count, _BATCH):
                 batch = min(_BATCH, count - begin)
-                self._emit(np.frombuffer(self._spool.read(4 * batch), np.uint32), lane)
+                with self._spool_errors():
+                    raw = self._spool.read(4 * batch)
+                self._emit(np.frombuffer(raw, np.uint32), lane)
         self._spooled.clear()
         lane.finish()
 
     def close(self) -> None:
         """Give back the temporary file."""
-        self._spool.close()
+        # Closing flushes, which fails again where writing has failed.
+        with contextlib.suppress(OSError):
+            self._spool.close()
+
+    @contextlib.contextmanager
+    def _spool_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SinkError(
+                "cannot keep the page sizes",
+                path=tempfile.gettempdir(),
+                errno=error.errno,
+                hint="TMPDIR names another folder",
+            ) from error
 
     def _remember(self, is_hole: bool, count: int) -> None:
         if self._spooled and self._spooled[-1][0] == is_hole:

@@ -105,10 +105,9 @@ class PlainFile(_File):
         return _PlainLane(self, offset, self._direct if direct else -1)
 
     def finish(self) -> None:
-        """Give a seekable file its length: it may end in a hole, or have been longer."""
-        if self.seekable:
-            with self._errors():
-                os.ftruncate(self._output.fd, self.size)
+        """Give the file its length."""
+        with self._errors():
+            self._output.set_size(self.size)
 
 
 class _PlainLane:
@@ -158,8 +157,7 @@ class FlattenedFile(_File):
         self._put(flattened.END_MARK)
         with self._errors():
             self._cache.flush(self._cancelled)
-            if self._output.seekable:
-                os.ftruncate(self._output.fd, self.size)
+            self._output.set_size(self.size)
 
     def _put(self, data: Buffer) -> None:
         with self._errors():

@@ -144,6 +144,11 @@ class Output:
         except OSError:
             return -1
 
+    def set_size(self, size: int) -> None:
+        """Make a regular file `size` bytes long: it may end in a hole, or have been longer; a disk stays."""
+        if self.seekable and stat.S_ISREG(os.fstat(self.fd).st_mode):
+            os.ftruncate(self.fd, size)
+
     def commit(self) -> None:
         """Sync the file and give it its name; other outputs stay as they are.
 
@@ -204,8 +209,8 @@ class Output:
     def abort(self) -> None:
         """Leave nothing behind: no file, no bytes in a redirected one."""
         with contextlib.suppress(OSError):
-            if self._final is None and self.seekable:
-                os.ftruncate(self.fd, 0)
+            if self._final is None:
+                self.set_size(0)
         if self._temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
