@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from vmdump.kernels.bits import equal
+from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.sources.base import Block, Source
 
 __all__ = ["Comparison", "compare"]
@@ -56,24 +56,28 @@ def compare(guest: Source, dump: Source, *, threads: int = 1) -> Comparison:
     SourceError, FormatError, CodecError
         One of them cannot be read.
     """
-    mine = [(block.start, block.end) for block in guest.blocks]
-    theirs = [(block.start, block.end) for block in dump.blocks]
-    pieces = list(_common_pieces(guest, dump))
-    with ThreadPoolExecutor(threads) as pool:
-        different = [
-            address for found in pool.map(partial(_differences, dump.page_size), pieces) for address in found
-        ]
-    compared = sum(length for _, _, _, length in pieces)
-    return Comparison(compared, tuple(different), _merged(mine) == _merged(theirs))
+    different: list[int] = []
+    compared = 0
+    slots = [dump.page_size] * (threads + SLOTS_BEYOND_THREADS)
+    pieces = in_order(
+        _common_pieces(guest, dump), _differences, slots, threads=threads, idle=lambda piece: False
+    )
+    with closing(pieces):
+        for (_, _, _, length), found in pieces:
+            compared += length
+            different += found or ()
+    mine, theirs = _merged(guest), _merged(dump)
+    return Comparison(compared, tuple(different), mine == theirs)
 
 
-def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join ranges that touch: a dump does not tell where one block ends and the next begins."""
+def _merged(source: Source) -> list[tuple[int, int]]:
+    """Join blocks that touch: a dump does not tell where one block ends and the next begins."""
     merged: list[tuple[int, int]] = []
-    for begin, end in ranges:
+    for block in source.blocks:
+        begin = block.start
         if merged and merged[-1][1] == begin:
             begin = merged.pop()[0]
-        merged.append((begin, end))
+        merged.append((begin, block.end))
     return merged
 
 

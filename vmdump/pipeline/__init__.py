@@ -1,1 +1,1 @@
-"""Floor 5: from blocks to ordered chunks. The only threads of vmdump are here."""
+"""Floor 5: from blocks to ordered chunks. The worker threads of vmdump are here."""
