@@ -36,7 +36,7 @@ static size_t bound(size_t size)
  * the bucket that the CRC-32C of the address's bits 16 to 47 names. If the page uses that bucket, a match is
  * lost or found: of 399 pages at 1999 addresses, 32 of 797,601 results differed. What becomes of a page must
  * not depend on the thread or process, so the isal_zstream is put where that bucket is always the same. */
-enum { BUCKET = 0x5555, BUCKETS = 1 << 15, SLOT_SHIFT = 16, MAX_SLOTS = 1 << 27 };
+enum { BUCKET = 0x5555, BUCKETS = 1 << 15, SLOT_SHIFT = 16, TURNS = 4096, MAX_SLOTS = TURNS * BUCKETS };
 
 static bool slot_suits(uintptr_t slot)
 {
@@ -58,11 +58,13 @@ static void *map_stream(uintptr_t slot)
 
 /* The low 15 bits of the CRC (no hash table is larger) take each value once on the 2^15 slots of 64 KiB in an
  * aligned 2 GiB. So going down from where the kernel would map, every 2 GiB have one slot that suits, found
- * in 0.1 ms; MAX_SLOTS reach 8 TiB down, for 4096 encoders. */
-static void *stream_create(void)
+ * in 0.4 ms. Encoders begin at windows of 2 GiB that their own addresses scatter: if all began at the top, each
+ * would pass the slots of all before it, and 64 encoders would take 1 s. */
+static void *stream_create(const struct encoder *owner)
 {
+    uintptr_t turn = (((uintptr_t)owner >> 4) * 0x9E3779B1u >> 8) % TURNS;
     void *at = map_stream(0);
-    uintptr_t slot = (uintptr_t)at >> SLOT_SHIFT;
+    uintptr_t slot = ((uintptr_t)at >> SLOT_SHIFT) - turn * BUCKETS;
 
     for (int i = 0; i < MAX_SLOTS && at != MAP_FAILED; i++, slot--) {
         if (!slot_suits(slot))
@@ -104,7 +106,7 @@ static void *encoder_create(int level, size_t page_size)
         return NULL;
     e->level = (uint32_t)level;
     e->level_size = level_sizes[level];
-    e->stream = stream_create();
+    e->stream = stream_create(e);
     e->level_buf = e->level_size ? calloc(1, e->level_size) : NULL;
     if (!e->stream || (e->level_size && !e->level_buf)) {
         encoder_destroy(e);
