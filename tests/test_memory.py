@@ -40,6 +40,8 @@ def sparse_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.ftruncate(fd, GUEST_SIZE)
         for index in range(RUNS):
             os.pwrite(fd, run_bytes(index), index * STRIDE)
+        # Only then all blocks of the file, those of its extent tree included, are counted.
+        os.fsync(fd)
     finally:
         os.close(fd)
     if path.stat().st_blocks * 512 > 2 * RUNS * RUN_SIZE:

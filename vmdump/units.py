@@ -12,7 +12,7 @@ ADDRESS_LIMIT = 1 << 64
 """Guest-physical addresses are below this."""
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTP])(?:iB|B)?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,40}|[0-9]{1,40})(?:([KMGTP])(?:iB|B)?)?", re.IGNORECASE)
 
 
 def parse_size(text: str, *, parameter: str = "size") -> int:

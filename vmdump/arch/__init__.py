@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vmdump.arch import arm, i386, others, x86_64
 from vmdump.arch.base import Arch
-from vmdump.errors import CapabilityError, RequestError
+from vmdump.errors import RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 
-__all__ = ["ARCHES", "Arch", "arch_by_name", "arch_by_uts_machine", "arch_of_elf"]
+__all__ = ["ARCHES", "Arch", "arch_by_name", "arch_by_uts_machine", "arch_of_elf", "unknown_arch"]
 
+_EM_NONE = 0
 ARCHES = (x86_64.ARCH, i386.ARCH, arm.AARCH64, arm.ARM, *others.ARCHES)
 
 
@@ -34,14 +37,10 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     Parameters
     ----------
     machine : str
-        utsname.machine, ``i686`` or ``armv7l`` for example, or ``Unknown`` as QEMU writes it.
+        utsname.machine, ``i686`` or ``armv7l`` for example. QEMU writes ``Unknown`` on most architectures:
+        then nothing but class and byte order is known.
     elf_class, byteorder
         Of the header.
-
-    Raises
-    ------
-    CapabilityError
-        vmdump does not know it.
     """
     family = {"i386": "i686", "i486": "i686", "i586": "i686"}.get(machine, machine)
     if family.startswith("armv"):
@@ -49,20 +48,13 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     for arch in ARCHES:
         if arch.uts_machine == family and arch.byteorder == byteorder:
             return arch
-    raise CapabilityError(
-        f"machine {machine!r} ({elf_class}-bit, {byteorder}-endian) is no architecture that vmdump knows"
-    )
+    return unknown_arch(_EM_NONE, elf_class, byteorder)
 
 
 def arch_of_elf(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch:
     """Find the architecture of an ELF header.
 
     A 64-bit file of a 32-bit machine is a guest with memory beyond 4 GiB; it keeps its machine.
-
-    Raises
-    ------
-    CapabilityError
-        vmdump does not know this machine in this byte order.
     """
     candidates = [arch for arch in ARCHES if arch.machine == machine and arch.byteorder == byteorder]
     for arch in candidates:
@@ -70,4 +62,12 @@ def arch_of_elf(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch
             return arch
     if candidates:
         return candidates[0]
-    raise CapabilityError(f"ELF machine {machine}, {byteorder}-endian, is no architecture that vmdump knows")
+    for arch in ARCHES:
+        if arch.machine == machine and arch.elf_class == elf_class:
+            return replace(arch, byteorder=byteorder)
+    return unknown_arch(machine, elf_class, byteorder)
+
+
+def unknown_arch(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch:
+    """Make an architecture of which nothing else is known: it can be read, and written to ELF."""
+    return Arch(f"ELF machine {machine}", machine, "", elf_class, byteorder)

@@ -14,6 +14,8 @@ ARCHES = (
     Arch("riscv64", machine=243, uts_machine="riscv64", elf_class=64, byteorder="little"),
     Arch("riscv32", machine=243, uts_machine="riscv32", elf_class=32, byteorder="little"),
     Arch("loongarch64", machine=258, uts_machine="loongarch64", elf_class=64, byteorder="little"),
+    Arch("mips", machine=8, uts_machine="mips", elf_class=32, byteorder="big"),
+    Arch("mipsel", machine=8, uts_machine="mips", elf_class=32, byteorder="little"),
     Arch("mips64", machine=8, uts_machine="mips64", elf_class=64, byteorder="big"),
     Arch("mips64el", machine=8, uts_machine="mips64", elf_class=64, byteorder="little"),
 )

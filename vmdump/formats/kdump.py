@@ -20,9 +20,7 @@ __all__ = [
     "HEADER_BLOCKS",
     "HEADER_VERSION",
     "PAGE_DESCRIPTOR",
-    "PAGE_FLAGS_MASK",
     "SIGNATURE",
-    "STATUS_INCOMPLETE",
     "SUB_HEADER",
     "SubHeaderForm",
 ]
@@ -35,8 +33,6 @@ DUMP_LEVEL = 1
 
 CODEC_FLAGS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
 FLAG_CODECS = {flag: codec for codec, flag in CODEC_FLAGS.items()}
-PAGE_FLAGS_MASK = 0x1 | 0x2 | 0x4 | 0x20
-STATUS_INCOMPLETE = 0x8
 
 SubHeaderForm = Literal["64", "32 packed", "32 padded"]
 

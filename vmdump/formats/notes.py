@@ -69,9 +69,8 @@ def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator
         desc_end = desc_begin + header["n_descsz"]
         if desc_end > len(data):
             raise FormatError(
-                f"note at byte {position} of {len(data)} claims to end at {desc_end}",
+                f"the note at byte {position} of {len(data)} bytes of notes claims to end at {desc_end}",
                 path=path,
-                offset=position,
             )
         name = data[name_begin : name_begin + header["n_namesz"]].split(b"\0", 1)[0]
         yield Note(name, header["n_type"], data[desc_begin:desc_end], desc_begin)

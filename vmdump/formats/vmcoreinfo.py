@@ -27,7 +27,7 @@ class Vmcoreinfo(Mapping[str, str]):
     def __init__(self, text: bytes) -> None:
         self.text = text
         self._lines: dict[str, str] = {}
-        for line in text.split(b"\0", 1)[0].decode("utf-8", "replace").splitlines():
+        for line in text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape").splitlines():
             key, equals, value = line.partition("=")
             if equals:
                 self._lines.setdefault(key, value)

@@ -47,8 +47,8 @@ class Dump(Source):
         """
         if out is None:
             out = np.empty((count, self.page_size), np.uint8)
-        elif out.shape != (count, self.page_size) or not out.flags.c_contiguous:
-            raise ValueError(f"out must be a C-contiguous array of shape {(count, self.page_size)}")
+        elif out.shape != (count, self.page_size) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"out must be a C-contiguous array of uint8 of shape {(count, self.page_size)}")
         begin = pfn * self.page_size
         end = begin + count * self.page_size
         for block in self.blocks:

@@ -24,6 +24,7 @@ from vmdump.formats.elf import (
     ElfClass,
 )
 from vmdump.formats.layout import ByteOrder
+from vmdump.formats.notes import iter_notes
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import PlainBytes
 from vmdump.sources.base import Block
@@ -33,6 +34,8 @@ from vmdump.units import ADDRESS_LIMIT
 __all__ = ["ElfDump"]
 
 _EI_CLASS = 4
+_MAX_NOTES = 64 << 20
+"""Bytes: 16 KiB for each of 4096 vCPUs."""
 _CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
 _ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
@@ -62,6 +65,7 @@ class ElfDump(Dump):
 
     def __init__(self, file: PlainBytes) -> None:
         self._file = file
+        self.files = (file,)
         path = file.path
         ident = file.read(0, 16)
         elf_class, byteorder = _CLASSES.get(ident[_EI_CLASS]), _ORDERS.get(ident[EI_DATA])
@@ -71,10 +75,9 @@ class ElfDump(Dump):
         if header["e_type"] != ET_CORE:
             raise FormatError(f"ELF type {header['e_type']} is no core file", path=path, offset=16)
         table = _program_headers(file, elf_class, byteorder, header)
-        notes = b"".join(
-            file.read(int(segment["p_offset"]), int(segment["p_filesz"]))
-            for segment in table[table["p_type"] == PT_NOTE]
-        )
+        notes = _notes(file, table[table["p_type"] == PT_NOTE])
+        for _ in iter_notes(notes, byteorder, path=path):
+            pass
         super().__init__(
             list(_blocks(file, table[table["p_type"] == PT_LOAD])),
             arch_of_elf(header["e_machine"], elf_class, byteorder),
@@ -86,6 +89,13 @@ class ElfDump(Dump):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _notes(file: PlainBytes, segments: NDArray[np.void]) -> bytes:
+    total = sum(int(segment["p_filesz"]) for segment in segments)
+    if total > min(file.size, _MAX_NOTES):
+        raise FormatError(f"notes of {total} bytes in all cannot be", path=file.path)
+    return b"".join(file.read(int(segment["p_offset"]), int(segment["p_filesz"])) for segment in segments)
 
 
 def _program_headers(
@@ -130,7 +140,7 @@ def _blocks(file: PlainBytes, loads: NDArray[np.void]) -> Iterator[Block]:
             size = max(size, paddr + memsz - start)
             continue
         if size:
-            yield Block(start, FileMemory(file.fd, file.path, offset, size, filled))
+            yield Block(start, FileMemory(file, offset, size, filled))
         start, offset, filled, size = paddr, p_offset, filesz, memsz
     if size:
-        yield Block(start, FileMemory(file.fd, file.path, offset, size, filled))
+        yield Block(start, FileMemory(file, offset, size, filled))

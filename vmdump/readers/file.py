@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from typing import Protocol
 
 import numpy as np
 
-from vmdump.errors import FormatError, SourceError
+from vmdump.errors import FormatError
 from vmdump.formats import flattened
 from vmdump.sources.base import Pages
-from vmdump.sources.files import open_for_reading
+from vmdump.sources.files import GuestFile
 
 __all__ = ["ByteFile", "FlattenedBytes", "PlainBytes"]
 
@@ -21,6 +20,10 @@ class ByteFile(Protocol):
 
     path: str
     size: int
+
+    @property
+    def plain(self) -> PlainBytes:
+        """The file that holds the bytes."""
 
     def read_into(self, offset: int, out: Pages) -> None:
         """Fill `out` from `offset`; FormatError where that is not inside the file."""
@@ -32,58 +35,35 @@ class ByteFile(Protocol):
         """Close the file; closing twice does nothing."""
 
 
-class PlainBytes:
-    """A file as it is.
-
-    Parameters
-    ----------
-    path : str or path
-        A regular file or block device.
-
-    Attributes
-    ----------
-    fd : int
-        Open for reading until :meth:`close`.
-    size : int
-        Bytes.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.fd = open_for_reading(self.path)
-        self.size = os.lseek(self.fd, 0, os.SEEK_END)
+class PlainBytes(GuestFile):
+    """A file as it is; see :class:`vmdump.sources.files.GuestFile`."""
 
     def read_into(self, offset: int, out: Pages) -> None:
-        """Fill `out` from `offset`."""
+        """Fill `out` from `offset`; FormatError where that is not inside the file."""
         if offset < 0 or offset + out.size > self.size:
             raise FormatError(
                 f"{out.size} bytes end behind the end of the file at {self.size:#x}",
                 path=self.path,
                 offset=offset,
             )
-        done = 0
-        while done < out.size:
-            try:
-                count = os.preadv(self.fd, [out[done:].data], offset + done)
-            except OSError as error:
-                raise SourceError("cannot read the dump", path=self.path, errno=error.errno) from error
-            if count == 0:
-                raise SourceError("the dump became shorter while it was read", path=self.path)
-            done += count
+        super().read_into(offset, out)
 
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`."""
-        if length < 0 or length > self.size:
-            raise FormatError(f"{length} bytes are more than the file has", path=self.path, offset=offset)
-        out = np.empty(length, np.uint8)
-        self.read_into(offset, out)
-        return out.tobytes()
+        return _read(self, offset, length)
 
-    def close(self) -> None:
-        """Close the file."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    @property
+    def plain(self) -> PlainBytes:
+        """The file itself."""
+        return self
+
+
+def _read(file: ByteFile, offset: int, length: int) -> bytes:
+    if length < 0 or length > file.size:
+        raise FormatError(f"{length} bytes are more than the file has", path=file.path, offset=offset)
+    out = np.empty(length, np.uint8)
+    file.read_into(offset, out)
+    return out.tobytes()
 
 
 class FlattenedBytes:
@@ -101,7 +81,7 @@ class FlattenedBytes:
     """
 
     def __init__(self, plain: PlainBytes) -> None:
-        self._plain = plain
+        self.plain = plain
         self.path = plain.path
         records = sorted(self._scan())
         self._begins = [begin for begin, _, _ in records]
@@ -116,12 +96,12 @@ class FlattenedBytes:
         records: list[tuple[int, int, int]] = []
         position = flattened.FILE_HEADER_SIZE
         while True:
-            raw = self._plain.read(position, flattened.RECORD.size)
+            raw = self.plain.read(position, flattened.RECORD.size)
             if raw == flattened.END_MARK:
                 return records
             record = flattened.RECORD.unpack(raw, 0, flattened.BYTEORDER)
             begin, length = record["offset"], record["size"]
-            if begin < 0 or length <= 0 or position + flattened.RECORD.size + length > self._plain.size:
+            if begin < 0 or length <= 0 or position + flattened.RECORD.size + length > self.plain.size:
                 raise FormatError(
                     "a flattened record is not inside the file", path=self.path, offset=position
                 )
@@ -142,19 +122,15 @@ class FlattenedBytes:
         while index < len(self._begins) and self._begins[index] < end:
             low, high = max(self._begins[index], offset), min(self._ends[index], end)
             if low < high:
-                self._plain.read_into(
+                self.plain.read_into(
                     self._places[index] + low - self._begins[index], out[low - offset : high - offset]
                 )
             index += 1
 
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset` of the standard layout."""
-        if length < 0 or length > self.size:
-            raise FormatError(f"{length} bytes are more than the dump has", path=self.path, offset=offset)
-        out = np.empty(length, np.uint8)
-        self.read_into(offset, out)
-        return out.tobytes()
+        return _read(self, offset, length)
 
     def close(self) -> None:
         """Close the file."""
-        self._plain.close()
+        self.plain.close()

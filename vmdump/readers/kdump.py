@@ -52,6 +52,7 @@ class KdumpDump(Dump):
 
     def __init__(self, file: ByteFile, layout: str) -> None:
         self._file = file
+        self.files = (file.plain,)
         self.format = f"kdump {layout}"
         elf_class, byteorder, header = _read_header(file)
         block_size = header["block_size"]
@@ -143,7 +144,10 @@ class KdumpDump(Dump):
         target = out if len(chosen) == len(out) else np.empty((len(chosen), self.page_size), np.uint8)
         name = next(iter(kdump.CODEC_FLAGS)) if codec == "none" else codec
         spare = self._spare[name]
-        unpacker = spare.pop() if spare else make_unpacker(name, self.page_size)
+        try:
+            unpacker = spare.pop()
+        except IndexError:
+            unpacker = make_unpacker(name, self.page_size)
         try:
             unpacker.unpack(data, places[chosen], sizes[chosen], compressed, target.reshape(-1))
         except CodecError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,30 @@ from vmdump.formats.notes import VMCOREINFO_NAME, build_note, count_cpus, find_v
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
-__all__ = ["MAX_PAGE_SIZE", "MIN_PAGE_SIZE", "Block", "Memory", "Pages", "Source", "Utsname", "check_blocks"]
+__all__ = [
+    "MAX_PAGE_SIZE",
+    "MIN_PAGE_SIZE",
+    "Block",
+    "HasDescriptor",
+    "Memory",
+    "Pages",
+    "Source",
+    "Utsname",
+    "check_blocks",
+]
 
 MIN_PAGE_SIZE = 4096
 MAX_PAGE_SIZE = 65536
 
 Pages = NDArray[np.uint8]
+
+
+class HasDescriptor(Protocol):
+    """Something with an open file descriptor."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
 
 
 class Memory(Protocol):
@@ -80,6 +99,10 @@ class Block:
 
     start: int
     memory: Memory
+
+    def __post_init__(self) -> None:
+        # A numpy integer would wrap where the sum of start and size does not fit it.
+        object.__setattr__(self, "start", operator.index(self.start))
 
     @property
     def size(self) -> int:
@@ -140,6 +163,11 @@ _UTS_SIZE = 6 * _UTS_FIELD
 class Source:
     """A guest: its blocks, its notes, and what follows from them. A context manager.
 
+    Attributes
+    ----------
+    files : tuple
+        Open files that hold its memory, each with a descriptor `fd`; none for memory in buffers.
+
     Parameters
     ----------
     blocks : sequence of Block
@@ -165,6 +193,8 @@ class Source:
     FormatError
         A note is longer than the notes.
     """
+
+    files: tuple[HasDescriptor, ...] = ()
 
     def __init__(
         self,
@@ -222,7 +252,7 @@ class Source:
         A guest without VMCOREINFO is not known to be Linux; then only the machine is set.
         """
         machine = self.arch.uts_machine.encode()
-        release = self.vmcoreinfo.get("OSRELEASE", "").encode()
+        release = self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
         if not release:
             return Utsname(machine=machine)
         found = self._uts_in_memory(release)

@@ -28,6 +28,8 @@ class BufferMemory:
         view = memoryview(buffer)
         if not view.c_contiguous:
             raise LayoutError("a block's buffer must be C-contiguous")
+        if "O" in view.format:
+            raise LayoutError("a block's buffer holds Python objects, not memory")
         self._bytes: Pages = np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
 
     @property

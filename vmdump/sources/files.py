@@ -15,34 +15,90 @@ from collections.abc import Iterator
 from vmdump.errors import SourceError
 from vmdump.sources.base import Pages
 
-__all__ = ["FileMemory", "open_for_reading"]
+__all__ = ["FileMemory", "GuestFile"]
 
 
-def open_for_reading(path: str | os.PathLike[str]) -> int:
-    """Open a file of guest memory.
+class GuestFile:
+    """An open file of guest memory. Reads may come from several threads.
 
-    Returns
-    -------
-    int
-        A file descriptor; the caller closes it.
+    Parameters
+    ----------
+    path : str or path
+        A regular file or block device.
+
+    Attributes
+    ----------
+    path : str
+        Named in errors.
+    size : int
+        Bytes, when it was opened.
 
     Raises
     ------
     SourceError
         It is missing, unreadable, or neither a regular file nor a block device.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        mode = os.fstat(fd).st_mode
-    except OSError as error:
-        raise SourceError("cannot open the source", path=path, errno=error.errno) from error
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        os.close(fd)
-        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ESPIPE
-        raise SourceError(
-            "cannot use this as a source", path=path, errno=code, hint="a regular file is needed"
-        )
-    return fd
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._fd = -1
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.fstat(self._fd).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ESPIPE
+                raise SourceError(
+                    "cannot use this as a source", path=self.path, errno=code, hint="a regular file is needed"
+                )
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        except SourceError:
+            self.close()
+            raise
+        except OSError as error:
+            self.close()
+            raise SourceError("cannot open the source", path=self.path, errno=error.errno) from error
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; SourceError once the file is closed."""
+        if self._fd < 0:
+            raise SourceError("the source is closed", path=self.path)
+        return self._fd
+
+    def read_into(self, offset: int, out: Pages) -> None:
+        """Fill `out` from `offset`.
+
+        Raises
+        ------
+        SourceError
+            The bytes cannot be read, or are no longer there.
+        """
+        done = 0
+        while done < out.size:
+            try:
+                count = os.preadv(self.fd, [out[done:].data], offset + done)
+            except SourceError:
+                raise
+            except OSError as error:
+                raise SourceError(
+                    f"cannot read at file offset {offset + done:#x}", path=self.path, errno=error.errno
+                ) from error
+            if count == 0:
+                self.demand_size(offset + out.size)
+                raise SourceError(f"no data at file offset {offset + done:#x}", path=self.path)
+            done += count
+
+    def demand_size(self, end: int) -> None:
+        """Raise SourceError if the file does not reach to `end` any more."""
+        size = os.fstat(self.fd).st_size
+        if size < end:
+            raise SourceError(f"the file ends at {size:#x}, it was longer when it was opened", path=self.path)
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class FileMemory:
@@ -50,10 +106,8 @@ class FileMemory:
 
     Parameters
     ----------
-    fd : int
-        Stays the caller's, and open as long as this lives.
-    path : str
-        Named in errors.
+    file : GuestFile
+        Stays the caller's.
     file_offset : int
         Of the block's first byte.
     size : int
@@ -64,9 +118,8 @@ class FileMemory:
 
     copies = True
 
-    def __init__(self, fd: int, path: str, file_offset: int, size: int, filled: int | None = None) -> None:
-        self._fd = fd
-        self._path = path
+    def __init__(self, file: GuestFile, file_offset: int, size: int, filled: int | None = None) -> None:
+        self._file = file
         self._file_offset = file_offset
         self._size = size
         self._filled = size if filled is None else filled
@@ -85,15 +138,18 @@ class FileMemory:
         position = base + begin
         limit = base + end
         while position < limit:
+            fd = self._file.fd
             try:
-                data = os.lseek(self._fd, position, os.SEEK_DATA)
-                hole = os.lseek(self._fd, data, os.SEEK_HOLE)
+                data = os.lseek(fd, position, os.SEEK_DATA)
+                hole = os.lseek(fd, data, os.SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:
-                    self._demand_size(limit)
+                    self._file.demand_size(limit)
                     return
                 if error.errno != errno.EINVAL:
-                    raise SourceError("cannot look for holes", path=self._path, errno=error.errno) from error
+                    raise SourceError(
+                        "cannot look for holes", path=self._file.path, errno=error.errno
+                    ) from error
                 data, hole = position, limit
             if data >= limit:
                 return
@@ -106,28 +162,7 @@ class FileMemory:
         position = 0
         for begin, end in self._extents(offset, min(offset + length, self._filled)):
             out[position : begin - offset] = 0
-            self._read(out[begin - offset : end - offset], self._file_offset + begin)
+            self._file.read_into(self._file_offset + begin, out[begin - offset : end - offset])
             position = end - offset
         out[position:] = 0
         return out
-
-    def _demand_size(self, limit: int) -> None:
-        size = os.fstat(self._fd).st_size
-        if size < limit:
-            raise SourceError(
-                f"the file ends at {size:#x}, it was longer when it was opened", path=self._path
-            )
-
-    def _read(self, out: Pages, file_offset: int) -> None:
-        done = 0
-        while done < out.size:
-            try:
-                count = os.preadv(self._fd, [out[done:].data], file_offset + done)
-            except OSError as error:
-                raise SourceError(
-                    f"cannot read at file offset {file_offset + done:#x}", path=self._path, errno=error.errno
-                ) from error
-            if count == 0:
-                self._demand_size(file_offset + out.size)
-                raise SourceError(f"no data at file offset {file_offset + done:#x}", path=self._path)
-            done += count

@@ -7,7 +7,7 @@ import os
 from vmdump.arch import arch_by_name
 from vmdump.errors import LayoutError, SourceError
 from vmdump.sources.base import MIN_PAGE_SIZE, Block, Source
-from vmdump.sources.files import FileMemory, open_for_reading
+from vmdump.sources.files import FileMemory, GuestFile
 from vmdump.sources.spec import check_options
 from vmdump.units import parse_size
 
@@ -25,50 +25,61 @@ class RawSource(Source):
         Guest-physical address of the first byte.
     arch : str
         The guest's architecture.
+    page_size : int, optional
+        The dump's block size in bytes; see :class:`vmdump.sources.base.Source`.
 
     Raises
     ------
     SourceError
-        The file is missing or unreadable.
+        The file is missing, unreadable or empty.
     LayoutError
-        Its size is zero or no multiple of 4096.
+        Its size is no multiple of 4096, or the page size is wrong.
     RequestError
         The architecture is not known.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, base: int = 0, arch: str = "x86_64") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        base: int = 0,
+        arch: str = "x86_64",
+        page_size: int | None = None,
+    ) -> None:
         known_arch = arch_by_name(arch)
-        name = os.fspath(path)
-        self._fd = open_for_reading(name)
+        self._file = file = GuestFile(path)
+        self.files = (file,)
         try:
-            size = os.lseek(self._fd, 0, os.SEEK_END)
-            if size == 0:
-                raise SourceError("the file is empty", path=name)
-            if size % MIN_PAGE_SIZE or base % MIN_PAGE_SIZE:
+            if file.size == 0:
+                raise SourceError("the file is empty", path=file.path)
+            if file.size % MIN_PAGE_SIZE or base % MIN_PAGE_SIZE:
                 raise LayoutError(
-                    f"{name}: {size:#x} bytes at {base:#x} are no whole pages of {MIN_PAGE_SIZE} bytes",
+                    f"{file.path}: {file.size:#x} bytes at {base:#x} are no whole pages of "
+                    f"{MIN_PAGE_SIZE} bytes",
                     address=base,
                 )
-            super().__init__([Block(base, FileMemory(self._fd, name, 0, size))], known_arch)
+            super().__init__([Block(base, FileMemory(file, 0, file.size))], known_arch, page_size=page_size)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def open_raw(path: str, options: dict[str, str]) -> RawSource:
-    """Open what ``raw:PATH?base=...&arch=...`` names.
+    """Open what ``raw:PATH?base=...&arch=...&page_size=...`` names.
 
     Raises
     ------
     RequestError
         An option is not known or no number; and what :class:`RawSource` raises.
     """
-    check_options(options, ("base", "arch"), "raw")
-    base = parse_size(options.get("base", "0"), parameter="base")
-    return RawSource(path, base=base, arch=options.get("arch", "x86_64"))
+    check_options(options, ("base", "arch", "page_size"), "raw")
+    return RawSource(
+        path,
+        base=parse_size(options.get("base", "0"), parameter="base"),
+        arch=options.get("arch", "x86_64"),
+        page_size=parse_size(options["page_size"], parameter="page_size") if "page_size" in options else None,
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vmdump.arch import x86_64
 from vmdump.errors import RequestError
 from vmdump.sources.base import Block, Pages, Source
+from vmdump.sources.spec import check_options
 from vmdump.sources.synthetic_kernel import IMAGE_SIZE, TEXT_SIZE, build_kernel
 from vmdump.sources.synthetic_pages import (
     CODE_TEMPLATES,
@@ -180,12 +181,7 @@ def open_synthetic(size: str, options: dict[str, str]) -> SyntheticSource:
     RequestError
         An option is not known, or a value is no number or out of range.
     """
-    unknown = sorted(options.keys() - {"seed", "fill"})
-    if unknown:
-        raise RequestError(
-            f"{unknown[0]}: a synthetic guest has no such option; there are seed and fill",
-            parameter=unknown[0],
-        )
+    check_options(options, ("seed", "fill"), "synthetic")
     try:
         seed = int(options.get("seed", "1"), 0)
     except ValueError:

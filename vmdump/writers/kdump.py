@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmdump.errors import LayoutError, SinkError
+from vmdump.errors import CapabilityError, LayoutError, SinkError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.kernels.bits import set_range
@@ -32,6 +32,8 @@ __all__ = ["KdumpPlan", "plan_kdump", "write_kdump"]
 _BITMAP_WINDOW = 1 << 20
 """Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
 _LAST_32BIT = 0xFFFFFFFF
+_UTS_LENGTH = 64
+"""Bytes of a name in utsname; one more ends it."""
 _LAST_SIGNED_32BIT = 0x7FFFFFFF
 
 
@@ -67,6 +69,8 @@ def plan_kdump(source: Source, codec: str) -> KdumpPlan:
         A block is not made of whole pages, or the guest ends at an address the format has no room for.
     """
     block_size = source.page_size
+    if not source.arch.uts_machine:
+        raise CapabilityError(f"{source.arch.name}: no kdump file of a machine without a name; dump to elf")
     for block in source.blocks:
         if (block.start | block.size) % block_size:
             raise LayoutError(
@@ -107,12 +111,7 @@ def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> byt
         source.byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
-        sysname=uts.sysname,
-        nodename=uts.nodename,
-        release=uts.release,
-        version=uts.version,
-        machine=uts.machine,
-        domainname=uts.domainname,
+        **{name: getattr(uts, name)[:_UTS_LENGTH] for name in uts.__dataclass_fields__},
         status=kdump.CODEC_FLAGS[codec],
         block_size=block_size,
         sub_hdr_size=sub_hdr_size,
@@ -146,7 +145,8 @@ def _bitmap_windows(slices: Sequence[Slice], page_size: int, size: int) -> Itera
         while first < len(ranges) and ranges[first][1] <= first_pfn:
             first += 1
         index = first
-        window[:length] = 0
+        if index < len(ranges) and ranges[index][0] < end_pfn:
+            window[:length] = 0
         while index < len(ranges) and ranges[index][0] < end_pfn:
             low, high = ranges[index]
             set_range(window[:length], max(low, first_pfn) - first_pfn, min(high, end_pfn) - first_pfn)
@@ -203,6 +203,7 @@ def write_kdump(
         raise SinkError(
             "the standard layout needs a seekable output", path=output.name, hint="use --layout flattened"
         )
+    output.demand(plan.page_count * kdump.PAGE_DESCRIPTOR.size)
     slices = whole_blocks(source.blocks)
     page_size = source.page_size
     tally = Tally()
