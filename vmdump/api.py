@@ -124,7 +124,8 @@ class _Request:
         began = time.perf_counter()
         try:
             control.start(sum(piece.size for piece in self.slices))
-            with Output(self.output, force=self.force) as output:
+            with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
+                output.begin(self.source.files)
                 flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
                 if self.engine is None or self.plan is None:
                     flatten = False

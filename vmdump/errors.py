@@ -9,7 +9,7 @@ built-in exception a caller would expect.
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "Cancelled",
@@ -37,6 +37,21 @@ class VmdumpError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Take everything along into another process; the constructors' arguments are not kept."""
+        return _rebuild, (type(self), self.args, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def _rebuild(kind: type[VmdumpError], args: tuple[Any, ...], state: dict[str, Any]) -> VmdumpError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
 
 
 class RequestError(VmdumpError, ValueError):
@@ -82,6 +97,10 @@ class _OsError(VmdumpError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def _state(self) -> dict[str, Any]:
+        own = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return {**super()._state(), **own}
 
 
 class SourceError(_OsError):

@@ -94,7 +94,9 @@ class Progress:
 
 
 class DumpJob:
-    """One dump in a thread of its own. A context manager: leaving it early cancels the dump.
+    """One dump in a thread of its own. A context manager.
+
+    Leaving the context early cancels the dump; an error of the dump that nobody has seen is raised then.
 
     Parameters
     ----------
@@ -109,12 +111,18 @@ class DumpJob:
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._report: Report | None = None
+        self._began = 0.0
+        self._seconds = 0.0
+        self._error_seen = False
         # A daemon, so that a program that forgets its job can still exit.
         self._thread = threading.Thread(target=self._main, name="vmdump-job", daemon=True)
 
     def start(self) -> Self:
         """Begin; once."""
+        if self._status != "none":
+            raise RuntimeError("a job starts once")
         self._status = "active"
+        self._began = time.monotonic()
         self._thread.start()
         return self
 
@@ -127,6 +135,7 @@ class DumpJob:
             self._error, self._status = error, "failed"
         else:
             self._status = "completed"
+        self._seconds = time.monotonic() - self._began
         self._ended.set()
 
     @property
@@ -141,7 +150,7 @@ class DumpJob:
 
     @property
     def total(self) -> int:
-        """Guest memory to dump, in bytes; 0 until the source is open."""
+        """Guest memory to dump, in bytes; 0 before the start."""
         return self._control.total
 
     def cancel(self) -> None:
@@ -163,25 +172,31 @@ class DumpJob:
 
         Raises
         ------
+        RuntimeError
+            It was not started.
         TimeoutError
             It is still active.
         VmdumpError
             What ended the dump; `Cancelled` if that was :meth:`cancel`.
         """
+        if self._status == "none":
+            raise RuntimeError("the job was not started")
         if not self._ended.wait(timeout):
             raise TimeoutError(f"the dump is still active after {timeout} s")
         if self._error is not None:
+            self._error_seen = True
             raise self._error
         assert self._report is not None
         return self._report
 
     def progress(self, interval: float = 0.1) -> Iterator[Progress]:
         """Give a progress every `interval` seconds until the dump has ended, and one then."""
-        began = time.monotonic()
+        if self._status == "none":
+            raise RuntimeError("the job was not started")
         while True:
             ended = self._ended.wait(interval)
-            seconds = time.monotonic() - began
-            rate = self.done / seconds
+            seconds = self._seconds if ended else time.monotonic() - self._began
+            rate = self.done / seconds if seconds else 0.0
             eta = (self.total - self.done) / rate if rate else None
             yield Progress(self.status, self.done, self.total, rate, eta)
             if ended:
@@ -194,8 +209,11 @@ class DumpJob:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        if self._status != "none":
-            self._ended.wait()
+        if self._status == "none":
+            return
+        self._ended.wait()
+        if self._error is not None and self._status == "failed" and error is None and not self._error_seen:
+            raise self._error
 
     def __repr__(self) -> str:
         return f"<DumpJob {self.status}, {self.done} of {self.total} bytes>"

@@ -19,6 +19,7 @@ from vmdump.errors import RequestError, SinkError, VmdumpError
 
 __all__ = ["main"]
 
+_STDERR = 2
 _SIGNAL_BASE = 128
 """A shell reports a command that a signal ended as 128 + the signal's number."""
 
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, that of the error's class, or 128 + the number of the signal.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_streams()
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code, words)
     except _Interrupted as error:
         name = signal.Signals(error.number).name
-        return _fail(f"ended by {name}; nothing was left behind", _SIGNAL_BASE + error.number, words)
+        return _fail(f"ended by {name}", _SIGNAL_BASE + error.number, words)
     except BrokenPipeError:
         # Python flushes standard output once more at its exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,6 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error}; --debug shows where", VmdumpError.exit_code, words)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Fill the descriptors 0 to 2 where a daemon closed them: no file of the dump may become one of them.
+
+    They are opened for reading, so that a dump to a closed standard output stays an error.
+    """
+    while True:
+        fd = os.open(os.devnull, os.O_RDONLY)
+        if fd > _STDERR:
+            os.close(fd)
+            break
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:

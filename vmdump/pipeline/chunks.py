@@ -43,8 +43,9 @@ class Packed:
 class _Slot:
     """Scratch of one piece of work, allocated when it is first needed."""
 
-    def __init__(self, packer: PagePacker | None) -> None:
-        self.packer = packer
+    def __init__(self, make_packer: Callable[[], PagePacker] | None = None) -> None:
+        self.make_packer = make_packer
+        self.packer: PagePacker | None = None
         self.scratch: Pages = np.empty(0, np.uint8)
         self.out: Pages = np.empty(0, np.uint8)
 
@@ -55,8 +56,10 @@ class _Slot:
         return memory.view(run.offset, run.length, self.scratch)
 
     def pack(self, run: Run) -> Packed:
+        if self.packer is None:
+            assert self.make_packer is not None
+            self.packer = self.make_packer()
         packer = self.packer
-        assert packer is not None
         pages = run.length // packer.page_size
         if self.out.size < packer.bound(pages):
             self.out = np.empty(packer.bound(pages), np.uint8)
@@ -85,7 +88,7 @@ def packed(
     threads : int
         Worker threads.
     """
-    slots = [_Slot(make_packer()) for _ in range(threads + SLOTS_BEYOND_THREADS)]
+    slots = [_Slot(make_packer) for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=page_size, chunk=CHUNK_SIZE, join=_PACK_JOIN)
     return in_order(runs, _Slot.pack, slots, threads=threads, idle=_is_hole)
 
@@ -102,6 +105,6 @@ def fetched(slices: Iterable[Slice], *, unit: int, threads: int) -> Generator[tu
     threads : int
         Worker threads.
     """
-    slots = [_Slot(None) for _ in range(threads + SLOTS_BEYOND_THREADS)]
+    slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=unit, chunk=CHUNK_SIZE, join=_FETCH_JOIN)
     return in_order(runs, _Slot.fetch, slots, threads=threads, idle=_is_hole)

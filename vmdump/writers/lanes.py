@@ -98,6 +98,11 @@ class PlainFile(_File):
         """True if lanes may be written side by side."""
         return self._output.seekable
 
+    @property
+    def sparse(self) -> bool:
+        """True if what a lane skips is a hole."""
+        return self._output.sparse
+
     def lane(self, offset: int, *, direct: bool = False) -> Lane:
         """Open a lane at a file offset; with `direct` its whole blocks bypass the page cache."""
         if direct and self.seekable and self._direct < 0:
@@ -122,7 +127,7 @@ class _PlainLane:
             self._cache.write(data, self._file._cancelled)
 
     def skip(self, size: int) -> None:
-        if not self._file.seekable:
+        if not self._file.sparse:
             _write_zeros(self, size)
             return
         with self._file._errors():

@@ -6,17 +6,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from vmdump.errors import OutputExists, RequestError, SinkError, VmdumpError
+from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError, VmdumpError
+from vmdump.sources.base import HasDescriptor
 
 __all__ = ["Output"]
 
 _STDOUT = 1
+_FIFO_WAIT = 0.05
+"""Seconds between two looks for a reader."""
 _NEW_FILE = os.O_RDWR | os.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -41,9 +46,12 @@ class Output:
     ----------
     target : str or path
         A path, ``-`` for standard output, or ``fd:N``. A path that names a FIFO or a device is written
-        to; any other gets a new file of mode 0600 that has no name until it is whole and synced.
+        to; any other gets a new file of mode 0600 that has no name, or on some file systems a hidden one,
+        until it is whole and synced.
     force : bool
         Replace a file that is there.
+    cancelled : callable
+        Asked while a FIFO waits for its reader.
 
     Attributes
     ----------
@@ -53,6 +61,8 @@ class Output:
         Open for writing.
     seekable : bool
         True if bytes can be put anywhere, counted from the start of the file.
+    sparse : bool
+        True if what is skipped is a hole of zeros.
 
     Raises
     ------
@@ -61,39 +71,49 @@ class Output:
     SinkError
         It cannot be created.
     RequestError
-        ``fd:N`` names no number.
+        The target is empty, or ``fd:N`` names no number.
+    Cancelled
+        `cancelled` returned true.
     """
 
-    def __init__(self, target: str | os.PathLike[str], *, force: bool = False) -> None:
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.name = os.fspath(target)
+        if not self.name:
+            raise RequestError("output: the name is empty", parameter="output")
         self._force = force
         self._final: str | None = None
         self._temporary: str | None = None
         self._owned = False
-        if self.name == "-":
-            self.name, self.fd = "standard output", _STDOUT
-        elif self.name.startswith("fd:"):
-            self.fd = _descriptor(self.name)
+        descriptor = _descriptor(self.name)
+        if descriptor is not None:
+            self.fd = descriptor
         else:
             with self.errors("cannot create the output"):
-                self.fd = self._open(self.name)
+                self.fd = self._open(self.name, cancelled)
             self._owned = True
         with self.errors("cannot use the output"):
             self.seekable = _is_seekable(self.fd)
+            status = os.fstat(self.fd)
+        self.sparse = self.seekable and stat.S_ISREG(status.st_mode)
+        self._kept = status.st_size if stat.S_ISREG(status.st_mode) else None
         if os.isatty(self.fd):
             self._close()
             raise SinkError(
                 "a dump is not for a terminal", path=self.name, hint="redirect it, or name a file"
             )
 
-    def _open(self, path: str) -> int:
-        try:
-            mode = os.lstat(path).st_mode
-        except FileNotFoundError:
-            mode = 0
-        if mode and not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        if mode and not self._force:
+    def _open(self, path: str, cancelled: Callable[[], bool]) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                return _open_special(path, cancelled)
+        if os.path.lexists(path) and not self._force:
             raise self._exists(path)
         self._final = path
         try:
@@ -113,8 +133,7 @@ class Output:
         return os.path.dirname(self._final or "") or "."
 
     def _hidden_name(self) -> str:
-        name = os.path.basename(self._final or "")
-        return os.path.join(self._folder, f".{name[:200]}.{secrets.token_hex(4)}.partial")
+        return os.path.join(self._folder, f".vmdump-{secrets.token_hex(8)}.partial")
 
     @staticmethod
     def _exists(path: str) -> OutputExists:
@@ -144,10 +163,50 @@ class Output:
         except OSError:
             return -1
 
+    def demand(self, size: int) -> None:
+        """Refuse at once what needs `size` bytes of a new file where there are fewer.
+
+        Raises
+        ------
+        SinkError
+            With ENOSPC.
+        """
+        if self._final is None:
+            return
+        with self.errors(f"the dump needs at least {size} bytes"):
+            room = os.statvfs(self._folder)
+            if room.f_bavail * room.f_frsize < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def begin(self, files: Iterable[HasDescriptor]) -> None:
+        """Get ready for the first byte: bytes that a descriptor's file held before are gone afterwards.
+
+        Parameters
+        ----------
+        files : iterable
+            Open files of the guest, none of which may be the output.
+
+        Raises
+        ------
+        SinkError
+            The output is one of them, or cannot be emptied.
+        """
+        mine = os.fstat(self.fd)
+        for file in files:
+            if os.path.samestat(mine, os.fstat(file.fd)):
+                raise SinkError("the output is the file that holds the guest", path=self.name)
+        if self.sparse and self._kept:
+            with self.errors("cannot empty the output"):
+                os.ftruncate(self.fd, 0)
+        if self.sparse:
+            self._kept = 0
+
     def set_size(self, size: int) -> None:
-        """Make a regular file `size` bytes long: it may end in a hole, or have been longer; a disk stays."""
-        if self.seekable and stat.S_ISREG(os.fstat(self.fd).st_mode):
+        """End the output at `size`: a file may end in a hole, and who shares a descriptor goes on behind."""
+        if self.sparse:
             os.ftruncate(self.fd, size)
+        if self.seekable:
+            os.lseek(self.fd, size, os.SEEK_SET)
 
     def commit(self) -> None:
         """Sync the file and give it its name; other outputs stay as they are.
@@ -167,6 +226,8 @@ class Output:
                 self._publish(self._final)
             except FileExistsError:
                 raise self._exists(self._final) from None
+        # The file is whole and has its name; that its name is not yet safe from a power cut is no failure.
+        with contextlib.suppress(OSError):
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -207,10 +268,10 @@ class Output:
         self._temporary = None
 
     def abort(self) -> None:
-        """Leave nothing behind: no file, no bytes in a redirected one."""
-        with contextlib.suppress(OSError):
-            if self._final is None:
-                self.set_size(0)
+        """Leave nothing behind: no file, no bytes in a redirected one but those it had."""
+        if self._final is None and self._kept is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.fd, self._kept)
         if self._temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
@@ -238,11 +299,35 @@ class Output:
             os.close(self.fd)
 
 
-def _descriptor(text: str) -> int:
-    number = text.removeprefix("fd:")
-    if not number.isascii() or not number.isdigit():
-        raise RequestError(f"output: {text!r} names no file descriptor; write fd:3", parameter="output")
-    return int(number)
+def _descriptor(name: str) -> int | None:
+    """Give the descriptor that an output names; None for a path."""
+    if name in ("-", "/dev/stdout"):
+        return _STDOUT
+    for prefix in ("fd:", "/dev/fd/", "/proc/self/fd/"):
+        number = name.removeprefix(prefix)
+        if number != name:
+            if not re.fullmatch("[0-9]{1,9}", number):
+                raise RequestError(
+                    f"output: {name!r} names no file descriptor; write fd:3", parameter="output"
+                )
+            return int(number)
+    return None
+
+
+def _open_special(path: str, cancelled: Callable[[], bool]) -> int:
+    """Open a FIFO or device; a FIFO waits for its reader, and can be cancelled meanwhile."""
+    while True:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):
+                raise
+            if cancelled():
+                raise Cancelled("cancelled while the output waits for its reader") from None
+            time.sleep(_FIFO_WAIT)
+            continue
+        os.set_blocking(fd, True)
+        return fd
 
 
 def _is_seekable(fd: int) -> bool:
