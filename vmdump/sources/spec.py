@@ -49,5 +49,5 @@ def check_options(options: Iterable[str], known: tuple[str, ...], scheme: str) -
     for name in options:
         if name not in known:
             raise RequestError(
-                f"{scheme} sources have no option {name!r}; there are {', '.join(known)}", parameter=name
+                f"{name}: {scheme} sources have no such option; there are {', '.join(known)}", parameter=name
             )
