@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vmdump
 from vmdump.errors import LayoutError, RequestError, SourceError
-from vmdump.sources.files import FileMemory
+from vmdump.sources.files import FileMemory, GuestFile
 
 PAGE = 4096
 
@@ -83,17 +83,18 @@ def test_view_equals_the_file(tmp_path_factory: pytest.TempPathFactory, offset: 
                 file.write(np.random.RandomState(page).bytes(PAGE))
             file.truncate(256 * PAGE)
     length = min(length, 256 * PAGE - offset)
-    fd = os.open(path, os.O_RDONLY)
+    content = path.read_bytes()
+    file = GuestFile(path)
     try:
         scratch = np.full(length, 0xEE, np.uint8)
-        found = FileMemory(fd, str(path), 0, 256 * PAGE).view(offset, length, scratch)
-        assert found.tobytes() == os.pread(fd, length, offset)
+        found = FileMemory(file, 0, 256 * PAGE).view(offset, length, scratch)
+        assert found.tobytes() == content[offset : offset + length]
         # Half of the block is in the file; what is behind is zero, whatever the file has there.
-        half = FileMemory(fd, str(path), 0, 256 * PAGE, filled=100 * PAGE)
-        expected = os.pread(fd, length, offset)[: max(100 * PAGE - offset, 0)].ljust(length, b"\0")
+        half = FileMemory(file, 0, 256 * PAGE, filled=100 * PAGE)
+        expected = content[: 100 * PAGE].ljust(256 * PAGE, b"\0")[offset : offset + length]
         assert half.view(offset, length, scratch).tobytes() == expected
     finally:
-        os.close(fd)
+        file.close()
 
 
 def test_base_and_architecture(sparse: Path, tmp_path: Path) -> None:

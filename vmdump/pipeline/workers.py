@@ -16,7 +16,7 @@ from typing import TypeVar
 __all__ = ["SLOTS_BEYOND_THREADS", "in_order"]
 
 SLOTS_BEYOND_THREADS = 6
-"""Results that wait for the consumer bridge the moments when its disk is slow: 1 GiB to LZO on two threads ran
+"""Results that wait for the consumer bridge a slow moment of its disk: 1 GiB to LZO on two threads ran
 at 58, 64 and 70 % of a bare loop's rate with 2, 4 and 6 of them, in 86 to 117 MiB."""
 
 _Slot = TypeVar("_Slot")
