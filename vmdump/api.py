@@ -84,7 +84,8 @@ def open_source(text: str | os.PathLike[str]) -> Source:
     Parameters
     ----------
     text : str or path
-        ``raw:PATH?base=0x0&arch=x86_64``, ``synthetic:SIZE?seed=1&fill=0.3``, or the path of a dump.
+        ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``, or the path of
+        a dump.
 
     Returns
     -------

@@ -63,8 +63,9 @@ def dump_command(
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
-    SOURCE is raw:PATH?base=0x0&arch=x86_64, synthetic:SIZE?seed=1&fill=0.3, or the path of an ELF core or
-    kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
+    SOURCE is raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, or the path of an
+    ELF core or kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K,
+    M, G and T.
     """
     if as_json and output in ("-", "fd:1"):
         raise RequestError(
