@@ -144,12 +144,13 @@ def _known_codec(codec: str) -> None:
 
 def _first_usable(codec: str, preference: dict[str, tuple[str, ...]]) -> Engine:
     _known_codec(codec)
-    candidates = [_engine(name, codec) for name in preference[codec]]
-    for engine in candidates:
+    reasons = []
+    for name in preference[codec]:
+        engine = _engine(name, codec)
         if not engine.missing:
             return engine
-    reasons = "; ".join(f"{engine.name}: {engine.missing}" for engine in candidates)
-    raise EngineUnavailable(f"no engine for {codec}: {reasons}", engine=codec)
+        reasons.append(f"{name}: {engine.missing}")
+    raise EngineUnavailable(f"no engine for {codec}: {'; '.join(reasons)}", engine=codec)
 
 
 def default_engine(codec: str) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,7 @@ class KdumpDump(Dump):
             page_size=block_size,
             notes=file.read(second["offset_note"], second["size_note"]),
         )
-        names = ("sysname", "nodename", "release", "version", "machine", "domainname")
-        self.utsname = Utsname(**{name: header[name] for name in names})
+        self.utsname = Utsname(**{field.name: header[field.name] for field in fields(Utsname)})
 
     def descriptors(self, pfn: int, length: int) -> NDArray[np.void]:
         """Give the page descriptors of pages that are all in the dump.

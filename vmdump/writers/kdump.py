@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> byt
         source.byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
-        **{name: getattr(uts, name)[:_UTS_LENGTH] for name in uts.__dataclass_fields__},
+        **{field.name: getattr(uts, field.name)[:_UTS_LENGTH] for field in fields(uts)},
         status=kdump.CODEC_FLAGS[codec],
         block_size=block_size,
         sub_hdr_size=sub_hdr_size,

@@ -195,10 +195,10 @@ class Output:
         for file in files:
             if os.path.samestat(mine, os.fstat(file.fd)):
                 raise SinkError("the output is the file that holds the guest", path=self.name)
-        if self.sparse and self._kept:
-            with self.errors("cannot empty the output"):
-                os.ftruncate(self.fd, 0)
         if self.sparse:
+            if self._kept:
+                with self.errors("cannot empty the output"):
+                    os.ftruncate(self.fd, 0)
             self._kept = 0
 
     def set_size(self, size: int) -> None:
