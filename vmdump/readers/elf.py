@@ -9,22 +9,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError, LayoutError
-from vmdump.formats.elf import (
-    EHDR,
-    EI_DATA,
-    ELFCLASS,
-    ELFDATA,
-    ELFMAG,
-    ET_CORE,
-    PHDR,
-    PN_XNUM,
-    PT_LOAD,
-    PT_NOTE,
-    SHDR,
-    ElfClass,
-)
-from vmdump.formats.layout import ByteOrder
-from vmdump.formats.notes import iter_notes
+from vmdump.formats.elf_headers import read_headers
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import PlainBytes
 from vmdump.sources.base import Block
@@ -32,12 +17,6 @@ from vmdump.sources.files import FileMemory
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["ElfDump"]
-
-_EI_CLASS = 4
-_MAX_NOTES = 64 << 20
-"""Bytes: 16 KiB for each of 4096 vCPUs."""
-_CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
-_ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
 
 class ElfDump(Dump):
@@ -66,52 +45,18 @@ class ElfDump(Dump):
     def __init__(self, file: PlainBytes) -> None:
         self._file = file
         self.files = (file,)
-        path = file.path
-        ident = file.read(0, 16)
-        elf_class, byteorder = _CLASSES.get(ident[_EI_CLASS]), _ORDERS.get(ident[EI_DATA])
-        if not ident.startswith(ELFMAG) or elf_class is None or byteorder is None:
-            raise FormatError("no ELF class or byte order that exists", path=path, offset=0)
-        header = EHDR[elf_class].unpack(file.read(0, EHDR[elf_class].size), 0, byteorder, path=path)
-        if header["e_type"] != ET_CORE:
-            raise FormatError(f"ELF type {header['e_type']} is no core file", path=path, offset=16)
-        table = _program_headers(file, elf_class, byteorder, header)
-        notes = _notes(file, table[table["p_type"] == PT_NOTE])
-        for _ in iter_notes(notes, byteorder, path=path):
-            pass
+        headers = read_headers(file.read, path=file.path)
         super().__init__(
-            list(_blocks(file, table[table["p_type"] == PT_LOAD])),
-            arch_of_elf(header["e_machine"], elf_class, byteorder),
-            byteorder=byteorder,
-            elf_class=elf_class,
-            notes=notes,
+            list(_blocks(file, headers.loads)),
+            arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),
+            byteorder=headers.byteorder,
+            elf_class=headers.elf_class,
+            notes=headers.notes,
         )
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _notes(file: PlainBytes, segments: NDArray[np.void]) -> bytes:
-    total = sum(int(segment["p_filesz"]) for segment in segments)
-    if total > min(file.size, _MAX_NOTES):
-        raise FormatError(f"notes of {total} bytes in all cannot be", path=file.path)
-    return b"".join(file.read(int(segment["p_offset"]), int(segment["p_filesz"])) for segment in segments)
-
-
-def _program_headers(
-    file: PlainBytes, elf_class: ElfClass, byteorder: ByteOrder, header: dict[str, int]
-) -> NDArray[np.void]:
-    layout = PHDR[elf_class]
-    count = header["e_phnum"]
-    if count == PN_XNUM and header["e_shoff"]:
-        section = file.read(header["e_shoff"], SHDR[elf_class].size)
-        count = SHDR[elf_class].unpack(section, 0, byteorder)["sh_info"]
-    if header["e_phentsize"] != layout.size:
-        raise FormatError(
-            f"program headers of {header['e_phentsize']} bytes, not {layout.size}", path=file.path, offset=0
-        )
-    raw = file.read(header["e_phoff"], count * layout.size)
-    return np.frombuffer(raw, layout.dtype(byteorder))
 
 
 def _blocks(file: PlainBytes, loads: NDArray[np.void]) -> Iterator[Block]:

@@ -1,0 +1,103 @@
+"""Read the headers and notes of an ELF core, wherever its bytes come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.errors import FormatError
+from vmdump.formats.elf import (
+    EHDR,
+    EI_DATA,
+    ELFCLASS,
+    ELFDATA,
+    ELFMAG,
+    ET_CORE,
+    PHDR,
+    PN_XNUM,
+    PT_LOAD,
+    PT_NOTE,
+    SHDR,
+    ElfClass,
+)
+from vmdump.formats.layout import ByteOrder
+from vmdump.formats.notes import iter_notes
+
+__all__ = ["ElfHeaders", "read_headers"]
+
+_EI_CLASS = 4
+_IDENT_SIZE = 16
+_MAX_NOTES = 64 << 20
+"""Bytes: 16 KiB for each of 4096 vCPUs."""
+_CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
+_ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
+
+
+@dataclass(frozen=True)
+class ElfHeaders:
+    """What an ELF core says in front of its memory.
+
+    Attributes
+    ----------
+    elf_class : int
+        32 or 64.
+    byteorder : str
+        ``little`` or ``big``.
+    machine : int
+        e_machine.
+    loads : structured array
+        The PT_LOADs in the order of the file, with the fields of `PHDR`.
+    notes : bytes
+        The contents of all PT_NOTEs, each note checked to lie inside.
+    """
+
+    elf_class: ElfClass
+    byteorder: ByteOrder
+    machine: int
+    loads: NDArray[np.void]
+    notes: bytes
+
+
+def read_headers(read: Callable[[int, int], bytes], *, path: str) -> ElfHeaders:
+    """Read and check the headers and notes of an ELF core.
+
+    Parameters
+    ----------
+    read : callable
+        ``(offset, length) -> bytes``; raises FormatError where the core does not hold that many.
+    path : str
+        Named in errors.
+
+    Raises
+    ------
+    FormatError
+        It is no ELF core, or a header or note contradicts itself.
+    """
+    magic = read(0, _IDENT_SIZE)
+    elf_class, byteorder = _CLASSES.get(magic[_EI_CLASS]), _ORDERS.get(magic[EI_DATA])
+    if not magic.startswith(ELFMAG) or elf_class is None or byteorder is None:
+        raise FormatError("no ELF class or byte order that exists", path=path, offset=0)
+    header = EHDR[elf_class].unpack(read(0, EHDR[elf_class].size), 0, byteorder, path=path)
+    if header["e_type"] != ET_CORE:
+        raise FormatError(f"ELF type {header['e_type']} is no core file", path=path, offset=16)
+    layout = PHDR[elf_class]
+    count = header["e_phnum"]
+    if count == PN_XNUM and header["e_shoff"]:
+        section = read(header["e_shoff"], SHDR[elf_class].size)
+        count = SHDR[elf_class].unpack(section, 0, byteorder)["sh_info"]
+    if header["e_phentsize"] != layout.size:
+        raise FormatError(
+            f"program headers of {header['e_phentsize']} bytes, not {layout.size}", path=path, offset=0
+        )
+    table = np.frombuffer(read(header["e_phoff"], count * layout.size), layout.dtype(byteorder))
+    segments = [(int(row["p_offset"]), int(row["p_filesz"])) for row in table[table["p_type"] == PT_NOTE]]
+    total = sum(size for _, size in segments)
+    if total > _MAX_NOTES:
+        raise FormatError(f"notes of {total} bytes in all cannot be", path=path)
+    notes = b"".join(read(offset, size) for offset, size in segments)
+    for _ in iter_notes(notes, byteorder, path=path):
+        pass
+    return ElfHeaders(elf_class, byteorder, header["e_machine"], table[table["p_type"] == PT_LOAD], notes)
