@@ -100,7 +100,8 @@ def test_imports_go_down_only() -> None:
 def test_only_the_command_line_prints_and_exits() -> None:
     wrong = []
     for path, module in sources():
-        if room_of(module) in ("cli", "__main__"):
+        # The guardian is a program of its own.
+        if room_of(module) in ("cli", "__main__") or path.name == "guardian_main.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
             if isinstance(node, ast.Call):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
 
 from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
@@ -28,8 +31,10 @@ from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.readers.dump import Dump
 from vmdump.readers.sniff import open_dump
-from vmdump.sources.base import MIN_PAGE_SIZE, Block, Memory, Source
+from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
 from vmdump.sources.buffers import BlockSource
+from vmdump.sources.files import GuestFile
+from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
 from vmdump.sources.rawfile import open_raw
 from vmdump.sources.spec import split_options
 from vmdump.sources.synthetic import open_synthetic
@@ -54,7 +59,20 @@ __all__ = [
 ]
 
 _MAX_THREADS = 1024
-_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {"raw": open_raw, "synthetic": open_synthetic}
+
+
+def _open_qemu(path: str, options: dict[str, str]) -> Source:
+    # The QMP client and asyncio take 65 ms to load, and only live guests need them.
+    from vmdump.sources.qemu.guest import open_qemu
+
+    return open_qemu(path, options)
+
+
+_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
+    "qmp": _open_qemu,
+    "raw": open_raw,
+    "synthetic": open_synthetic,
+}
 
 
 def open(path: str | os.PathLike[str]) -> Dump:
@@ -84,8 +102,8 @@ def open_source(text: str | os.PathLike[str]) -> Source:
     Parameters
     ----------
     text : str or path
-        ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``, or the path of
-        a dump.
+        ``qmp:SOCKET``, ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``,
+        or the path of a dump.
 
     Returns
     -------
@@ -98,6 +116,8 @@ def open_source(text: str | os.PathLike[str]) -> Source:
         An option is wrong.
     SourceError, FormatError, LayoutError, CapabilityError
         The guest cannot be opened.
+    AccessDenied, GuestBusy, QmpError
+        Nor can a live one.
     """
     scheme, colon, rest = os.fspath(text).partition(":")
     if colon and scheme in _SCHEMES:
@@ -111,8 +131,7 @@ class _Request:
 
     source: Source
     owned: bool
-    slices: list[Slice]
-    plan: KdumpPlan | None
+    lay_out: Callable[[Source], tuple[list[Slice], KdumpPlan | None]]
     format: DumpFormat
     layout: Layout
     engine: Engine | None
@@ -120,21 +139,26 @@ class _Request:
     threads: int
     output: str | os.PathLike[str]
     force: bool
+    pause: bool
 
     def run(self, control: Control) -> Report:
         began = time.perf_counter()
         try:
-            control.start(sum(piece.size for piece in self.slices))
-            with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
-                output.begin(self.source.files)
+            with (
+                Output(self.output, force=self.force, cancelled=control.cancelled) as output,
+                self.source.held(pause=self.pause, cancelled=control.cancelled) as guest,
+            ):
+                slices, plan = self.lay_out(guest)
+                control.start(sum(piece.size for piece in slices))
+                output.begin(guest.files)
                 flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
-                if self.engine is None or self.plan is None:
+                if self.engine is None or plan is None:
                     flatten = False
-                    tally = write_elf(self.source, self.slices, output, threads=self.threads, control=control)
+                    tally = write_elf(guest, slices, output, threads=self.threads, control=control)
                 else:
                     tally = write_kdump(
-                        self.source,
-                        self.plan,
+                        guest,
+                        plan,
                         output,
                         codec=self.engine.codec,
                         make_packer=partial(make_packer, self.engine, level=self.level),
@@ -156,6 +180,10 @@ class _Request:
                 zero_pages=tally.zero_pages,
                 plain_pages=tally.plain_pages,
                 compressed_pages=tally.compressed_pages,
+                excluded_pages=tally.excluded_pages,
+                unreadable=tuple(guest.unreadable),
+                fuzzy=guest.fuzzy,
+                paused_seconds=guest.paused_seconds,
                 seconds=time.perf_counter() - began,
             )
         finally:
@@ -175,6 +203,8 @@ class DumpOptions(TypedDict, total=False):
     length: int | None
     paging: bool
     force: bool
+    pause: bool
+    vmcoreinfo: bytes | str | os.PathLike[str] | None
 
 
 def _check(
@@ -190,6 +220,8 @@ def _check(
     length: int | None = None,
     paging: bool = False,
     force: bool = False,
+    pause: bool = True,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
 ) -> _Request:
     """Refuse what cannot be done before anything is opened or created."""
     dump_format = find_format(format)
@@ -213,23 +245,48 @@ def _check(
         raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
     chosen = None if codec is None else find_engine(codec, engine)
     chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
+    text = None if vmcoreinfo is None else _read_vmcoreinfo(vmcoreinfo)
+
+    def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
+        plan = None if codec is None else plan_kdump(guest, codec)
+        if begin is None or length is None:
+            return whole_blocks(guest.blocks), plan
+        return filter_blocks(guest.blocks, begin, length), plan
+
     owned = isinstance(source, str | os.PathLike)
     guest = _as_source(source)
     try:
         if paging:
             raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
-        plan = None if codec is None else plan_kdump(guest, codec)
-        if begin is None or length is None:
-            slices = whole_blocks(guest.blocks)
-        else:
-            slices = filter_blocks(guest.blocks, begin, length)
+        if text is not None:
+            guest = guest.with_vmcoreinfo(text)
+        lay_out(guest)
     except BaseException:
         if owned:
             guest.close()
         raise
     return _Request(
-        guest, owned, slices, plan, dump_format, wanted_layout, chosen, chosen_level, threads, output, force
+        source=guest,
+        owned=owned,
+        lay_out=lay_out,
+        format=dump_format,
+        layout=wanted_layout,
+        engine=chosen,
+        level=chosen_level,
+        threads=threads,
+        output=output,
+        force=force,
+        pause=pause,
     )
+
+
+def _read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes:
+    if isinstance(given, bytes):
+        return check_vmcoreinfo(given)
+    with closing(GuestFile(given)) as file:
+        text = np.empty(min(file.size, MAX_PAGE_SIZE + 1), np.uint8)
+        file.read_into(0, text)
+    return check_vmcoreinfo(text.tobytes())
 
 
 def _as_source(source: AnySource) -> Source:
@@ -276,10 +333,16 @@ def dump(
         Describe memory by the guest's page tables.
     force : bool
         Replace an output file that is there.
+    pause : bool
+        Stop a running guest while it is read, and let it run again. Without it the dump of a running guest
+        is fuzzy: each page is valid, but not all are of one moment.
+    vmcoreinfo : bytes, str or path, optional
+        VMCOREINFO in the place of what the guest gives: its text, or a file of it.
 
     Returns
     -------
     Report
+        Its `unreadable` says which memory the host could not read.
 
     Raises
     ------
@@ -287,8 +350,10 @@ def dump(
         The request contradicts itself.
     EngineUnavailable, CapabilityError
         This build or this guest cannot do it.
-    SourceError, LayoutError, FormatError
+    SourceError, AccessDenied, LayoutError, FormatError
         The guest cannot be read or its blocks are wrong.
+    GuestBusy, QmpError
+        A live guest cannot be dumped now, or its QEMU has ended.
     SinkError, OutputExists
         The output cannot be written.
     """

@@ -12,13 +12,17 @@ import os
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccessDenied",
     "Cancelled",
     "CapabilityError",
     "CodecError",
     "EngineUnavailable",
     "FormatError",
+    "GuestBusy",
+    "IncompleteDump",
     "LayoutError",
     "OutputExists",
+    "QmpError",
     "ReadError",
     "RequestError",
     "SinkError",
@@ -234,6 +238,63 @@ class ReadError(VmdumpError, LookupError):
     def __init__(self, message: str, *, address: int) -> None:
         super().__init__(message)
         self.address = address
+
+
+class GuestBusy(VmdumpError, RuntimeError):
+    """The guest is in a state in which it cannot be dumped: it migrates, or another dump of it runs.
+
+    Attributes
+    ----------
+    state : str
+        QEMU's word for the state: ``inmigrate``, ``postcopy-active``, ``dump`` and so on.
+    """
+
+    exit_code = 12
+
+    def __init__(self, message: str, *, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class QmpError(VmdumpError, ConnectionError):
+    """QEMU cannot be asked: its QMP socket is closed, silent, or answers with an error.
+
+    Attributes
+    ----------
+    command : str
+        The QMP command; empty where the connection itself failed.
+    error_class : str
+        QMP's class of the error, ``GenericError`` for example; empty where QEMU did not answer.
+    """
+
+    exit_code = 13
+
+    def __init__(self, message: str, *, command: str = "", error_class: str = "") -> None:
+        super().__init__(message)
+        self.command = command
+        self.error_class = error_class
+
+
+class AccessDenied(SourceError, PermissionError):
+    """The memory is another process's and may not be read; the text names what would give the right to."""
+
+    exit_code = 14
+
+
+class IncompleteDump(VmdumpError, RuntimeError):
+    """The dump is written, but some pages of the guest could not be read.
+
+    Attributes
+    ----------
+    unreadable : tuple of (int, int)
+        Guest-physical ranges ``[begin, end)`` that the dump lacks.
+    """
+
+    exit_code = 15
+
+    def __init__(self, message: str, *, unreadable: tuple[tuple[int, int], ...]) -> None:
+        super().__init__(message)
+        self.unreadable = unreadable
 
 
 class Cancelled(VmdumpError):

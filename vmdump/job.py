@@ -39,8 +39,15 @@ class Report:
         Part of it that was known to be zero and not read.
     output_bytes : int
         Size of the dump.
-    zero_pages, plain_pages, compressed_pages : int
-        Pages of a kdump file by kind.
+    zero_pages, plain_pages, compressed_pages, excluded_pages : int
+        Pages of a kdump file by kind; excluded ones are those that could not be read.
+    unreadable : tuple of (int, int)
+        Guest-physical ranges ``[begin, end)`` that the host could not read: excluded from a kdump file,
+        zeros in an ELF file.
+    fuzzy : bool
+        True if the guest ran while it was read. The dump has a note that says so.
+    paused_seconds : float or None
+        For how long the guest stood still; None if it was not a live one.
     seconds : float
         From the first to the last byte, syncing included.
     """
@@ -58,6 +65,10 @@ class Report:
     zero_pages: int
     plain_pages: int
     compressed_pages: int
+    excluded_pages: int
+    unreadable: tuple[tuple[int, int], ...]
+    fuzzy: bool
+    paused_seconds: float | None
     seconds: float
 
     @property

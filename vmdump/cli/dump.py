@@ -10,12 +10,16 @@ from contextlib import contextmanager
 import click
 
 from vmdump import dump
-from vmdump.errors import RequestError
+from vmdump.errors import IncompleteDump, RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.job import Report
 from vmdump.units import format_size, parse_size
 
 __all__ = ["dump_command"]
+
+
+_SHOWN = 3
+"""Unreadable ranges that the message names."""
 
 
 def _as_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -43,6 +47,8 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str | No
 )
 @click.option("--length", callback=_as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
+@click.option("--no-pause", is_flag=True, help="Let a running guest run on: the dump is fuzzy.")
+@click.option("--vmcoreinfo", metavar="FILE", help="VMCOREINFO to use instead of the guest's.")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -57,15 +63,17 @@ def dump_command(
     begin: int | None,
     length: int | None,
     paging: bool,
+    no_pause: bool,
+    vmcoreinfo: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
-    SOURCE is raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, or the path of an
-    ELF core or kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K,
-    M, G and T.
+    SOURCE is qmp:SOCKET for a live guest of QEMU, which stands still meanwhile,
+    raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, or the path of an ELF core or
+    kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
     """
     if as_json and output in ("-", "fd:1"):
         raise RequestError(
@@ -84,12 +92,16 @@ def dump_command(
             length=length,
             paging=paging,
             force=force,
+            pause=not no_pause,
+            vmcoreinfo=vmcoreinfo,
             progress=progress,
         )
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     elif sys.stderr.isatty() and not quiet:
         click.echo(_summary(report), err=True)
+    if report.unreadable:
+        raise _incomplete(report)
 
 
 @contextmanager
@@ -120,6 +132,17 @@ def _progress(output: str, *, shown: bool) -> Iterator[Callable[[int, int], None
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _incomplete(report: Report) -> IncompleteDump:
+    lost = sum(end - begin for begin, end in report.unreadable)
+    first = ", ".join(f"{begin:#x}-{end:#x}" for begin, end in report.unreadable[:_SHOWN])
+    more = f" and {len(report.unreadable) - _SHOWN} more" if len(report.unreadable) > _SHOWN else ""
+    return IncompleteDump(
+        f"{report.output}: the dump is written, but the host could not read {format_size(lost)} of the "
+        f"guest, at {first}{more}; --json lists all",
+        unreadable=report.unreadable,
+    )
+
+
 def _summary(report: Report) -> str:
     share = report.output_bytes / report.guest_bytes
     by = f" by {report.engine} level {report.level}" if report.engine else ""
@@ -128,4 +151,12 @@ def _summary(report: Report) -> str:
         f" {format_size(report.guest_bytes)} of guest memory"
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
+        f"{_stood_still(report)}"
     )
+
+
+def _stood_still(report: Report) -> str:
+    if report.paused_seconds is None:
+        return ""
+    how = "ran on (fuzzy) but for" if report.fuzzy else "stood still for"
+    return f"; the guest {how} {report.paused_seconds:.3f} s"

@@ -22,13 +22,17 @@ __all__ = [
     "build_note",
     "count_cpus",
     "find_vmcoreinfo",
+    "fuzzy_note",
     "iter_notes",
+    "without_notes",
 ]
 
 NHDR = Layout("ELF note header", (Field("n_namesz", "u4"), Field("n_descsz", "u4"), Field("n_type", "u4")))
 NT_PRSTATUS = 1
 VMCOREINFO_NAME = b"VMCOREINFO"
 _ALIGN = 4
+_VMDUMP_NAME = b"VMDUMP"
+_VMDUMP_TYPE = 1
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,17 @@ def count_cpus(data: bytes, byteorder: ByteOrder) -> int:
 def find_vmcoreinfo(data: bytes, byteorder: ByteOrder) -> Note | None:
     """Find the VMCOREINFO note; None where there is none."""
     return next((note for note in iter_notes(data, byteorder) if note.name == VMCOREINFO_NAME), None)
+
+
+def without_notes(data: bytes, name: bytes, byteorder: ByteOrder) -> bytes:
+    """Give the notes again, without those of one name."""
+    kept = [note for note in iter_notes(data, byteorder) if note.name != name]
+    return b"".join(build_note(note.name, note.type, note.desc, byteorder) for note in kept)
+
+
+def fuzzy_note(byteorder: ByteOrder) -> bytes:
+    """Build the note that marks memory read while the guest ran: name VMDUMP, type 1, text FUZZY=1.
+
+    Readers pass over notes whose name they do not know.
+    """
+    return build_note(_VMDUMP_NAME, _VMDUMP_TYPE, b"FUZZY=1\n", byteorder)

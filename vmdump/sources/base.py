@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -16,7 +18,13 @@ from vmdump.arch import Arch
 from vmdump.errors import LayoutError, ReadError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
-from vmdump.formats.notes import VMCOREINFO_NAME, build_note, count_cpus, find_vmcoreinfo
+from vmdump.formats.notes import (
+    VMCOREINFO_NAME,
+    build_note,
+    count_cpus,
+    find_vmcoreinfo,
+    without_notes,
+)
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
@@ -167,6 +175,13 @@ class Source:
     ----------
     files : tuple
         Open files that hold its memory, each with a descriptor `fd`; none for memory in buffers.
+    fuzzy : bool
+        True if the guest may have run while its memory was read.
+    paused_seconds : float or None
+        For how long the guest stood still because of vmdump; None if it does not run.
+    unreadable : sequence of (int, int)
+        Guest-physical ranges ``[begin, end)`` of which a read has failed so far, ascending. Reading them
+        gave zeros.
 
     Parameters
     ----------
@@ -184,7 +199,7 @@ class Source:
     notes : bytes
         ELF notes of the guest, in its byte order.
     vmcoreinfo : bytes, optional
-        Text of VMCOREINFO; a note is added where `notes` has none.
+        Text of VMCOREINFO; a note of it takes the place of the one in `notes`.
 
     Raises
     ------
@@ -195,6 +210,9 @@ class Source:
     """
 
     files: tuple[HasDescriptor, ...] = ()
+    fuzzy = False
+    paused_seconds: float | None = None
+    unreadable: Sequence[tuple[int, int]] = ()
 
     def __init__(
         self,
@@ -213,13 +231,56 @@ class Source:
         wide = self.blocks[-1].end > arch.max_end_32
         self.elf_class: ElfClass = 64 if wide else elf_class or arch.elf_class
         self.notes = notes
-        if vmcoreinfo is not None and find_vmcoreinfo(notes, self.byteorder) is None:
-            self.notes += build_note(VMCOREINFO_NAME, 0, vmcoreinfo, self.byteorder)
-        note = find_vmcoreinfo(self.notes, self.byteorder)
-        self.vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
-        self.page_size = self._natural_page_size() if page_size is None else page_size
+        self._page_size_asked = page_size
+        self._set_vmcoreinfo(vmcoreinfo)
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
+
+    def _set_vmcoreinfo(self, text: bytes | None) -> None:
+        if text is not None:
+            others = without_notes(self.notes, VMCOREINFO_NAME, self.byteorder)
+            self.notes = others + build_note(VMCOREINFO_NAME, 0, text, self.byteorder)
+        note = find_vmcoreinfo(self.notes, self.byteorder)
+        self.vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
+        asked = self._page_size_asked
+        self.page_size = self._natural_page_size() if asked is None else asked
+
+    def with_vmcoreinfo(self, text: bytes) -> Self:
+        """Give the same guest with another VMCOREINFO; memory and connections are shared, not copied.
+
+        Parameters
+        ----------
+        text : bytes
+            ``KEY=value`` lines.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("utsname", None)
+        other._set_vmcoreinfo(text)
+        return other
+
+    @contextmanager
+    def held(self, *, pause: bool, cancelled: Callable[[], bool]) -> Iterator[Source]:
+        """Give the guest as it is now, standing still if it runs and `pause` is true.
+
+        Its memory must be read inside the context; :meth:`release` ends the standing still earlier.
+        A guest that does not run is given as it is.
+
+        Parameters
+        ----------
+        pause : bool
+            Stop a running guest.
+        cancelled : callable
+            Asked while waiting for the guest.
+
+        Raises
+        ------
+        GuestBusy, QmpError, AccessDenied, SourceError
+            The guest cannot be dumped now.
+        """
+        yield self
+
+    def release(self) -> None:
+        """Let the guest run again, if :meth:`held` stopped it: all its memory has been read."""
 
     def _natural_page_size(self) -> int:
         told = self.vmcoreinfo.page_size
@@ -255,13 +316,15 @@ class Source:
         release = self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
         if not release:
             return Utsname(machine=machine)
-        found = self._uts_in_memory(release)
+        found = self.utsname_in_memory()
         if found is not None:
             return found
         # Readers take a utsname for damaged unless version says something.
         return Utsname(sysname=b"Linux", release=release, version=b"unknown", machine=machine)
 
-    def _uts_in_memory(self, release: bytes) -> Utsname | None:
+    def utsname_in_memory(self) -> Utsname | None:
+        """Read ``init_uts_ns`` where VMCOREINFO says it is; None if something else is there."""
+        release = self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
         virtual = self.vmcoreinfo.symbol("init_uts_ns")
         offset = self.vmcoreinfo.offset("uts_namespace.name")
         if virtual is None or offset is None:

@@ -25,6 +25,8 @@ class GuestFile:
     ----------
     path : str or path
         A regular file or block device.
+    name : str, optional
+        What errors call it instead of its path.
 
     Attributes
     ----------
@@ -39,11 +41,11 @@ class GuestFile:
         It is missing, unreadable, or neither a regular file nor a block device.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], name: str = "") -> None:
+        self.path = name or os.fspath(path)
         self._fd = -1
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             mode = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ESPIPE

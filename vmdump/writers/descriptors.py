@@ -65,6 +65,8 @@ class DescriptorTable:
 
     def add(self, sizes: NDArray[np.uint32]) -> None:
         """Add pages: 0 for a zero page, the page size for a plain one, else the compressed size in bytes."""
+        if not sizes.size:
+            return
         zero = int(np.count_nonzero(sizes == 0))
         plain = int(np.count_nonzero(sizes == self._page_size))
         self._tally.zero_pages += zero

@@ -150,6 +150,7 @@ def write_elf(
                 else:
                     lane.write(data)
                 control.advance(run.length)
+        source.release()
         lane.finish()
         file.finish()
     return tally

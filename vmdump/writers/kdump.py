@@ -19,7 +19,7 @@ from vmdump.kernels.bits import set_range
 from vmdump.kernels.engines import PagePacker
 from vmdump.pipeline.chunks import packed
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.plan import Slice, whole_blocks
+from vmdump.pipeline.plan import Run, whole_blocks
 from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
 from vmdump.writers.descriptors import DescriptorTable
@@ -134,9 +134,8 @@ def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> byt
     return body.ljust((kdump.HEADER_BLOCKS + sub_hdr_size) * block_size, b"\0")
 
 
-def _bitmap_windows(slices: Sequence[Slice], page_size: int, size: int) -> Iterator[tuple[int, Pages | None]]:
-    """Give a bitmap in windows: its bytes, and their contents or None where no bit is set."""
-    ranges = [(piece.start // page_size, (piece.start + piece.size) // page_size) for piece in slices]
+def _bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, Pages | None]]:
+    """Give the bitmap of ranges of pfns in windows: bytes, and their contents or None if no bit is set."""
     window = np.empty(min(size, _BITMAP_WINDOW), np.uint8)
     first = 0
     for begin in range(0, size, _BITMAP_WINDOW):
@@ -154,12 +153,35 @@ def _bitmap_windows(slices: Sequence[Slice], page_size: int, size: int) -> Itera
         yield length, window[:length] if index > first else None
 
 
-def _write_bitmap(lane: Lane, slices: Sequence[Slice], page_size: int, size: int) -> None:
-    for length, window in _bitmap_windows(slices, page_size, size):
+def _write_bitmap(lane: Lane, ranges: Sequence[tuple[int, int]], size: int) -> None:
+    for length, window in _bitmap_windows(ranges, size):
         if window is None:
             lane.skip(length)
         else:
             lane.write(window)
+
+
+def _without(ranges: Sequence[tuple[int, int]], excluded: Sequence[int]) -> list[tuple[int, int]]:
+    """Take single pfns, ascending, out of ranges of pfns."""
+    left = []
+    at = 0
+    for begin, end in ranges:
+        while at < len(excluded) and excluded[at] < end:
+            left.append((begin, excluded[at]))
+            begin = excluded[at] + 1
+            at += 1
+        left.append((begin, end))
+    return [(begin, end) for begin, end in left if begin < end]
+
+
+def _lost_pages(source: Source, run: Run) -> list[int]:
+    """Give the pages of a run, by number in it, of which the host could not read a byte."""
+    begin, page_size = run.block.start + run.offset, source.page_size
+    pages = run.length // page_size
+    lost: set[int] = set()
+    for low, high in source.unreadable:
+        lost.update(range(max((low - begin) // page_size, 0), min(-((begin - high) // page_size), pages)))
+    return sorted(lost)
 
 
 def write_kdump(
@@ -206,12 +228,13 @@ def write_kdump(
     output.demand(plan.page_count * kdump.PAGE_DESCRIPTOR.size)
     slices = whole_blocks(source.blocks)
     page_size = source.page_size
+    pfns = [(piece.start // page_size, (piece.start + piece.size) // page_size) for piece in slices]
+    excluded: list[int] = []
     tally = Tally()
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
         head = file.lane(0)
         head.write(plan.head)
-        for _ in range(2):
-            _write_bitmap(head, slices, page_size, plan.bitmap_size)
+        _write_bitmap(head, pfns, plan.bitmap_size)
         head.finish()
         # A stream has no way back: there the table follows the data.
         table = None if flatten else file.lane(plan.descriptors_offset)
@@ -232,11 +255,20 @@ def write_kdump(
                     descriptors.add_zero_pages(run.length // page_size)
                     tally.hole_bytes += run.length
                 else:
-                    descriptors.add(result.sizes)
+                    lost = _lost_pages(source, run)
+                    first_pfn = (run.block.start + run.offset) // page_size
+                    excluded += [first_pfn + page for page in lost]
+                    descriptors.add(np.delete(result.sizes, lost) if lost else result.sizes)
                     data.write(result.data)
                 control.advance(run.length)
+            source.release()
             data.finish()
+            # Which pages are in the dump is known only now that all have been read.
+            dumped = file.lane(len(plan.head) + plan.bitmap_size)
+            _write_bitmap(dumped, _without(pfns, excluded), plan.bitmap_size)
+            dumped.finish()
             descriptors.finish(table or file.lane(plan.descriptors_offset))
         file.finish()
         tally.size = file.size
+        tally.excluded_pages = len(excluded)
     return tally

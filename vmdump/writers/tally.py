@@ -17,6 +17,8 @@ class Tally:
         Bytes of the output, holes included.
     zero_pages, plain_pages, compressed_pages : int
         Pages of a kdump file by kind; zero pages include those in holes.
+    excluded_pages : int
+        Pages of a kdump file that are marked as not in it: the host could not read them.
     hole_bytes : int
         Guest memory that was known to be zero and not read, in bytes.
     """
@@ -25,4 +27,5 @@ class Tally:
     zero_pages: int = 0
     plain_pages: int = 0
     compressed_pages: int = 0
+    excluded_pages: int = 0
     hole_bytes: int = 0

@@ -1,0 +1,143 @@
+"""Find a Linux guest's VMCOREINFO in its memory, where nothing passes it on.
+
+The kernel keeps it twice, each time at the start of a page: as text (vmcoreinfo_data) and as an ELF note
+around the text (vmcoreinfo_note); see kernel/vmcore_info.c. Memory may hold stale copies: of a kernel
+that was there before kexec, of a nested guest, of this page in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from vmdump.errors import FormatError, ReadError, RequestError
+from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Pages, Source
+
+__all__ = ["check_vmcoreinfo", "search_vmcoreinfo"]
+
+_CHUNK = 4 << 20
+_TEXT_START = b"OSRELEASE="
+_NOTE_NAME_OFFSET = 12
+"""Bytes from the start of a note to its name."""
+_WORD = 4
+
+
+def check_vmcoreinfo(text: bytes) -> bytes:
+    """Check what a user gives for VMCOREINFO.
+
+    Parameters
+    ----------
+    text : bytes
+        ``KEY=value`` lines, with or without zeros behind.
+
+    Returns
+    -------
+    bytes
+        The lines.
+
+    Raises
+    ------
+    RequestError
+        They do not look like VMCOREINFO.
+    """
+    lines = text.rstrip(b"\0")
+    if not _is_vmcoreinfo(lines):
+        raise RequestError(
+            "vmcoreinfo: these are no VMCOREINFO lines, which begin with OSRELEASE= and tell PAGESIZE",
+            parameter="vmcoreinfo",
+        )
+    return lines
+
+
+def _is_vmcoreinfo(text: bytes) -> bool:
+    if not text.startswith(_TEXT_START) or len(text) > MAX_PAGE_SIZE or b"\0" in text:
+        return False
+    page_size = Vmcoreinfo(text).page_size
+    return page_size is not None and MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
+
+
+def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: False) -> bytes | None:
+    """Look for VMCOREINFO in all of a guest's memory that is not known to be zero.
+
+    Parameters
+    ----------
+    source : Source
+        The guest; may run.
+    cancelled : callable
+        Asked after each 4 MiB; ends the search.
+
+    Returns
+    -------
+    bytes or None
+        Text of which it was checked that the guest's ``init_uts_ns`` is where it says and names the same
+        release; on architectures where finding that needs page tables, the only text there is.
+
+    Raises
+    ------
+    SourceError
+        The memory cannot be read.
+    """
+    unchecked: set[bytes] = set()
+    for address in _candidates(source, cancelled):
+        text = _text_at(source, address)
+        if text is None or text in unchecked:
+            continue
+        guest = source.with_vmcoreinfo(text)
+        verdict = _verdict(guest)
+        if verdict == "right":
+            return text
+        if verdict == "unknown":
+            unchecked.add(text)
+    return unchecked.pop() if len(unchecked) == 1 else None
+
+
+def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
+    symbol = guest.vmcoreinfo.symbol("init_uts_ns")
+    if symbol is None or guest.arch.kernel_image_to_phys(guest.vmcoreinfo, symbol) is None:
+        return "unknown"
+    return "right" if guest.utsname_in_memory() is not None else "wrong"
+
+
+def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[int]:
+    """Give the guest-physical addresses of pages that begin as VMCOREINFO does."""
+    scratch = np.empty(_CHUNK, np.uint8)
+    for block in source.blocks:
+        for begin, end in block.memory.extents():
+            for offset in range(begin, end, _CHUNK):
+                length = min(_CHUNK, end - offset)
+                for found in _starts(block.memory.view(offset, length, scratch), block.start + offset):
+                    yield block.start + offset + found
+                if cancelled():
+                    return
+
+
+def _starts(data: Pages, address: int) -> list[int]:
+    """Give the offsets in `data` of whole pages whose first words are those of the text or the note."""
+    skip = -address % MIN_PAGE_SIZE
+    count = (len(data) - skip) // MIN_PAGE_SIZE
+    if count <= 0:
+        return []
+    words = data[skip : skip + count * MIN_PAGE_SIZE].view("V4").reshape(count, -1)
+    name = words[:, _NOTE_NAME_OFFSET // _WORD]
+    hits = (words[:, 0] == np.void(_TEXT_START[:_WORD])) | (name == np.void(VMCOREINFO_NAME[:_WORD]))
+    return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
+
+
+def _text_at(source: Source, address: int) -> bytes | None:
+    raw = b""
+    for size in (MAX_PAGE_SIZE, MIN_PAGE_SIZE):
+        try:
+            raw = source.read(address, size)
+            break
+        except ReadError:
+            continue
+    try:
+        note = None if raw.startswith(_TEXT_START) else find_vmcoreinfo(raw, source.byteorder)
+    except FormatError:
+        return None
+    text = (note.desc if note else raw).split(b"\0", 1)[0]
+    return text if _is_vmcoreinfo(text) else None

@@ -1,0 +1,1 @@
+"""Live guests of a QEMU on this machine: asked over QMP, read through /proc."""

@@ -1,0 +1,216 @@
+"""The connection to a live guest: whether it may be dumped, its layout, stopping it, letting it run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vmdump.errors import CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.sources.qemu.guardian import Guardian
+from vmdump.sources.qemu.layout import GuestLayout
+from vmdump.sources.qemu.memory import ProcessMemory
+from vmdump.sources.qemu.monitor import Monitor
+from vmdump.sources.qemu.process import Process
+
+__all__ = ["Attachment"]
+
+_IDLE_MIGRATION = ("none", "completed", "failed", "cancelled")
+
+
+class Attachment:
+    """A guest's monitor and process, and whether it stands still because of vmdump.
+
+    Parameters
+    ----------
+    path : str
+        Of a QMP socket.
+
+    Raises
+    ------
+    SourceError, AccessDenied, QmpError, GuestBusy, CapabilityError
+        As for :class:`vmdump.sources.qemu.guest.QemuGuest`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._guardian: Guardian | None = None
+        self._private: ProcessMemory | None = None
+        self._process: Process | None = None
+        self._stopped = False
+        self._resumes_seen: int | None = None
+        self._monitor = Monitor(path)
+        try:
+            self._refuse_encrypted()
+            self.refuse_busy()
+            if self._monitor.pid == 0:
+                raise SourceError(
+                    "QEMU is in a PID namespace that cannot be seen from here",
+                    path=path,
+                    hint="run vmdump on the host of its container",
+                )
+            self._process = Process(self._monitor.pid)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def paused_seconds(self) -> float:
+        """For how long the guest stood still since the attach, by QEMU's clock."""
+        return self._monitor.stand_still.seconds
+
+    def _ask_quietly(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Ask what not every QEMU knows; None where it does not."""
+        try:
+            return self._monitor.execute(command, arguments)
+        except QmpError as error:
+            if not error.error_class:
+                raise
+            return None
+
+    def _refuse_encrypted(self) -> None:
+        where = "/machine"
+        support = self._ask_quietly("qom-get", {"path": where, "property": "confidential-guest-support"})
+        kind = self._ask_quietly("qom-get", {"path": support, "property": "type"}) if support else None
+        if not kind and (self._ask_quietly("query-sev") or {}).get("enabled"):
+            kind = "sev-guest"
+        if kind or support:
+            raise CapabilityError(
+                f"{self._monitor.path}: the guest's memory is encrypted ({kind or support}): "
+                "nothing outside it can read it; use kdump inside the guest"
+            )
+
+    def refuse_busy(self) -> bool:
+        """Raise GuestBusy if the guest cannot be dumped now; give True if it runs."""
+        path = self._monitor.path
+        status = self._monitor.execute("query-status")
+        if status["status"] == "inmigrate":
+            raise GuestBusy(
+                f"{path}: the guest is waiting for an incoming migration and has no memory yet",
+                state="inmigrate",
+            )
+        migration = (self._ask_quietly("query-migrate") or {}).get("status", "none")
+        if migration not in _IDLE_MIGRATION:
+            why = (
+                "part of its memory is still on the other host" if "postcopy" in migration else "wait for it"
+            )
+            raise GuestBusy(f"{path}: the guest is migrating ({migration}): {why}", state=migration)
+        if (self._ask_quietly("query-dump") or {}).get("status") == "active":
+            raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
+        return bool(status["running"])
+
+    def take_layout(self, cancelled: Callable[[], bool]) -> GuestLayout:
+        """Ask for the layout and registers of now; the caller closes it."""
+        assert self._process is not None
+        return GuestLayout(self._monitor, self._process, self._open_private, cancelled)
+
+    def _open_private(self) -> ProcessMemory:
+        assert self._process is not None
+        if self._private is None:
+            self._private = ProcessMemory(self._process)
+        return self._private
+
+    def hold(self, *, stop: bool, watch: bool, cancelled: Callable[[], bool]) -> None:
+        """Begin to read the guest.
+
+        Parameters
+        ----------
+        stop : bool
+            It runs and is to be stopped.
+        watch : bool
+            It must not run until :meth:`release`.
+        cancelled : callable
+            Asked while waiting.
+        """
+        if stop:
+            self._stop(cancelled)
+        self._resumes_seen = self._monitor.stand_still.resumes if watch else None
+
+    def _stop(self, cancelled: Callable[[], bool]) -> None:
+        assert self._process is not None
+        if self._guardian is None:
+            self._guardian = Guardian(self._monitor.connection, self._monitor.path, (self._process.lock,))
+        guardian = self._guardian
+        guardian.wait_ready()
+        still = self._monitor.stand_still
+
+        async def stop() -> None:
+            before = still.stops
+            guardian.arm()
+            self._stopped = True
+            await self._monitor.ask("stop")
+            if still.stops == before:
+                # Somebody else has stopped it meanwhile, and will let it run.
+                self._stopped = False
+                guardian.disarm()
+
+        self._monitor.wait(stop(), cancelled=cancelled)
+
+    def release(self) -> None:
+        """End the reading: let the guest run again if :meth:`hold` has stopped it.
+
+        Raises
+        ------
+        GuestBusy
+            Somebody else let it run while it was read.
+        QmpError
+            QEMU has ended, or cannot let it run.
+        """
+        seen, self._resumes_seen = self._resumes_seen, None
+        self._monitor.demand_alive()
+        resumed = seen is not None and self._monitor.stand_still.resumes != seen
+        self.let_run(None)
+        if resumed:
+            raise GuestBusy(
+                f"{self._monitor.path}: somebody let the guest run while it was being read, so the dump "
+                "would not be of one moment; try again, or say --no-pause",
+                state="running",
+            )
+
+    def let_run(self, error: BaseException | None) -> None:
+        """Let the guest run if it was stopped here.
+
+        Parameters
+        ----------
+        error : exception or None
+            What is being raised anyway.
+
+        Raises
+        ------
+        QmpError
+            It cannot, or may not, be running.
+        """
+        if not self._stopped:
+            return
+
+        async def resume() -> None:
+            if self._stopped:
+                await self._monitor.ask("cont")
+                self._stopped = False
+                if self._guardian is not None:
+                    self._guardian.disarm()
+
+        try:
+            self._monitor.wait(resume())
+        except (QmpError, TimeoutError) as failure:
+            guardian, self._guardian = self._guardian, None
+            if guardian is not None and guardian.dismiss():
+                self._stopped = False
+                if error is None:
+                    raise
+                return
+            raise QmpError(
+                f"{self._monitor.path}: the guest may still stand still, let it run with 'cont': {failure}",
+                command="cont",
+            ) from error or failure
+
+    def close(self) -> None:
+        """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""
+        try:
+            self.let_run(None)
+        finally:
+            if self._guardian is not None:
+                self._guardian.dismiss()
+                self._guardian = None
+            self._monitor.close()
+            for part in (self._private, self._process):
+                if part is not None:
+                    part.close()

@@ -1,0 +1,130 @@
+"""Start, arm and dismiss the guardian process; ``guardian_main.py`` says what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmdump.errors import SourceError
+from vmdump.sources.qemu import guardian_main
+
+__all__ = ["Guardian"]
+
+_START_WAIT = 10.0
+"""Seconds; it takes 0.02 on an idle machine."""
+_END_WAIT = 20.0
+"""Seconds; the guardian gives up by itself after 15."""
+
+
+class Guardian:
+    """A process that lets the guest run again should this one die while the guest stands still.
+
+    Parameters
+    ----------
+    connection : socket
+        The QMP connection; stays the caller's. The guardian has it open as well until it ends.
+    path : str
+        Of the QMP socket, for a new connection if that one is broken.
+    kept : sequence of int
+        File descriptors that the guardian keeps open until it ends: the locks of the dump.
+
+    Raises
+    ------
+    SourceError
+        The process cannot be started.
+    """
+
+    def __init__(self, connection: socket.socket, path: str, kept: Sequence[int]) -> None:
+        reader, self._pipe = os.pipe()
+        self._ready = False
+        words = [
+            *(sys.executable, "-I", "-S", guardian_main.__file__),
+            *(str(connection.fileno()), str(reader), str(os.getpid()), os.path.abspath(path)),
+        ]
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                pass_fds=(connection.fileno(), reader, *kept),
+                # Ctrl-C in a terminal goes to vmdump's whole process group; the guardian outlives it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._pipe)
+            raise SourceError(
+                "cannot start the guardian, which lets the guest run again if vmdump dies",
+                path=sys.executable or Path(guardian_main.__file__).name,
+                errno=error.errno,
+                hint="--no-pause needs none",
+            ) from error
+        finally:
+            os.close(reader)
+
+    def wait_ready(self) -> None:
+        """Wait until it watches.
+
+        Raises
+        ------
+        SourceError
+            It has ended, or does not get there.
+        """
+        assert self._process.stdout is not None
+        if not self._ready:
+            up = select.select([self._process.stdout], [], [], _START_WAIT)[0]
+            self._ready = bool(up) and self._process.stdout.read(1) == guardian_main.READY
+        if not self._ready or self._process.poll() is not None:
+            raise self._missing()
+
+    def arm(self) -> None:
+        """Make it responsible: the guest is going to be stopped.
+
+        Raises
+        ------
+        SourceError
+            It has ended.
+        """
+        try:
+            os.write(self._pipe, guardian_main.ARM)
+        except OSError as error:
+            raise self._missing() from error
+
+    @staticmethod
+    def _missing() -> SourceError:
+        return SourceError(
+            "the guardian, which lets the guest run again if vmdump dies, has ended",
+            hint="--no-pause needs none",
+        )
+
+    def disarm(self) -> None:
+        """Relieve it: the guest runs again, or was never stopped."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._pipe, guardian_main.DISARM)
+
+    def dismiss(self) -> bool:
+        """Let it do what is left to do, and end.
+
+        Returns
+        -------
+        bool
+            False if it was armed and could not let the guest run again.
+        """
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        try:
+            code = self._process.wait(_END_WAIT)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+        return code == 0

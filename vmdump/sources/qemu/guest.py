@@ -1,0 +1,171 @@
+"""A live guest: attached to over QMP, stopped for the dump, and left as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from vmdump.arch import arch_of_elf
+from vmdump.errors import CapabilityError
+from vmdump.formats.notes import fuzzy_note
+from vmdump.sources.base import Source
+from vmdump.sources.find_vmcoreinfo import search_vmcoreinfo
+from vmdump.sources.qemu.attachment import Attachment
+from vmdump.sources.qemu.layout import GuestLayout
+from vmdump.sources.spec import check_options
+
+__all__ = ["QemuGuest", "open_qemu"]
+
+
+class _LaidOutGuest(Source):
+    """A live guest with the registers and the layout of one moment.
+
+    Parameters
+    ----------
+    attachment : Attachment
+        Stays the caller's.
+    layout : GuestLayout
+        Closed with the guest.
+    vmcoreinfo : bytes or None
+        Takes the place of what QEMU tells.
+    fuzzy : bool
+        It runs while it is read.
+    """
+
+    def __init__(
+        self, attachment: Attachment, layout: GuestLayout, *, vmcoreinfo: bytes | None, fuzzy: bool = False
+    ) -> None:
+        self._attachment = attachment
+        self._layout = layout
+        self.fuzzy = fuzzy
+        self.files = tuple(layout.files)
+        headers = layout.headers
+        super().__init__(
+            layout.blocks,
+            arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),
+            byteorder=headers.byteorder,
+            elf_class=headers.elf_class,
+            notes=headers.notes + (fuzzy_note(headers.byteorder) if fuzzy else b""),
+            vmcoreinfo=vmcoreinfo,
+        )
+
+    @property
+    def unreadable(self) -> Sequence[tuple[int, int]]:  # type: ignore[override]
+        """Ranges of which a read has failed."""
+        return self._layout.lost.ranges()
+
+    @property
+    def paused_seconds(self) -> float:  # type: ignore[override]
+        """For how long the guest stood still since the attach, by QEMU's clock."""
+        return self._attachment.paused_seconds
+
+    def release(self) -> None:
+        """Let the guest run again, if it was stopped for this."""
+        self._attachment.release()
+
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
+        self._layout.close()
+
+
+class QemuGuest(_LaidOutGuest):
+    """A guest of a QEMU on this machine.
+
+    What the attach finds can be read while the guest runs; :meth:`held` takes it anew.
+
+    Parameters
+    ----------
+    path : str
+        Of a QMP socket, ``-qmp unix:PATH,server,nowait``. QMP serves one client at a time.
+
+    Raises
+    ------
+    SourceError
+        There is no such socket, or what is behind it does not hold the guest's memory.
+    AccessDenied
+        This process may not read QEMU's memory.
+    QmpError
+        QEMU does not answer, or refuses to tell the layout.
+    GuestBusy
+        The guest migrates, or another dump of it runs.
+    CapabilityError
+        Its memory is encrypted.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._vmcoreinfo_given: bytes | None = None
+        attachment = Attachment(path)
+        try:
+            super().__init__(attachment, attachment.take_layout(lambda: False), vmcoreinfo=None)
+            if not self.vmcoreinfo:
+                self._vmcoreinfo_given = search_vmcoreinfo(self)
+                self._set_vmcoreinfo(self._vmcoreinfo_given)
+        except BaseException:
+            attachment.close()
+            raise
+
+    def with_vmcoreinfo(self, text: bytes) -> Self:
+        """Give the same guest with another VMCOREINFO, whatever QEMU tells."""
+        other = super().with_vmcoreinfo(text)
+        other._vmcoreinfo_given = text
+        return other
+
+    @contextmanager
+    def held(self, *, pause: bool, cancelled: Callable[[], bool]) -> Iterator[Source]:
+        """Give the guest as it is now; stopped, if it runs and `pause` is true, and running again after.
+
+        Registers and layout are those inside the stop. Without `pause` a running guest is marked fuzzy.
+        """
+        attachment = self._attachment
+        running = attachment.refuse_busy()
+        fuzzy = running and not pause
+        layout: GuestLayout | None = None
+        error: BaseException | None = None
+        try:
+            attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
+            layout = attachment.take_layout(cancelled)
+            yield _LaidOutGuest(attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
+            attachment.release()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            attachment.let_run(error)
+            if layout is not None:
+                layout.close()
+
+    def close(self) -> None:
+        """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""
+        super().close()
+        self._attachment.close()
+
+
+def open_qemu(path: str, options: dict[str, str]) -> QemuGuest:
+    """Attach to a live guest: ``qmp:PATH``.
+
+    Parameters
+    ----------
+    path : str
+        Of a Unix socket; QMP over TCP does not tell whose memory to read.
+    options : dict
+        None exist.
+
+    Raises
+    ------
+    RequestError
+        An option was given.
+    CapabilityError
+        The address is a TCP one.
+    VmdumpError
+        As for :class:`QemuGuest`.
+    """
+    check_options(options, (), "qmp")
+    host, colon, port = path.rpartition(":")
+    if colon and port.isdigit() and not os.path.exists(path):
+        raise CapabilityError(
+            f"qmp:{path}: QMP over TCP reaches a QEMU whose memory cannot be read from here; run vmdump on "
+            f"{host or 'its host'}, with a socket of -qmp unix:PATH,server,nowait"
+        )
+    return QemuGuest(path)

@@ -1,0 +1,249 @@
+"""Where a guest's memory is: QEMU's own list of blocks with its notes, and their place in its process."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from vmdump.errors import Cancelled, FormatError, LayoutError, QmpError, SourceError
+from vmdump.formats.elf_headers import ElfHeaders, read_headers
+from vmdump.sources.base import Block, Memory
+from vmdump.sources.files import FileMemory, GuestFile
+from vmdump.sources.qemu.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.sources.qemu.monitor import Monitor
+from vmdump.sources.qemu.pagemap import PAGE
+from vmdump.sources.qemu.process import Mapping, Process
+
+__all__ = ["GuestLayout", "ask_headers"]
+
+_FD_NAME = "vmdump"
+_POLL = 0.02
+_HEADERS_WAIT = 120.0
+_MAX_HEADERS = 128 << 20
+"""Bytes: 65533 blocks need 4 MiB of program headers, 4096 vCPUs some 16 MiB of notes."""
+_HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
+
+
+class _Pipe:
+    """The first bytes of what QEMU writes to a pipe, by offset."""
+
+    def __init__(self, fd: int, name: str, ended: Callable[[], bool], cancelled: Callable[[], bool]) -> None:
+        self._fd = fd
+        self._name = name
+        self._ended = ended
+        self._cancelled = cancelled
+        self._data = bytearray()
+        self._deadline = time.monotonic() + _HEADERS_WAIT
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Give `length` bytes from `offset`; FormatError where QEMU wrote fewer."""
+        if offset + length > _MAX_HEADERS:
+            raise FormatError("headers and notes too large to be", path=self._name, offset=offset)
+        while len(self._data) < offset + length:
+            # QEMU holds the other end open as well while it has not yet taken it for the dump.
+            ended = self._ended()
+            if select.select([self._fd], [], [], 0 if ended else _POLL)[0]:
+                part = os.read(self._fd, 1 << 16)
+            elif ended or time.monotonic() > self._deadline:
+                part = b""
+            elif self._cancelled():
+                raise Cancelled("cancelled while waiting for QEMU")
+            else:
+                continue
+            if not part:
+                raise FormatError("QEMU's dump ends within its headers", path=self._name, offset=offset)
+            self._data += part
+        return bytes(self._data[offset : offset + length])
+
+
+def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
+    """Let QEMU begin an ELF dump into a pipe, take its headers and notes, and close the pipe.
+
+    QEMU stops a running guest for that, for some 0.5 ms, and lets it run again.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        The guest's.
+    cancelled : callable
+        Asked while waiting.
+
+    Raises
+    ------
+    QmpError
+        QEMU refuses to dump.
+    FormatError
+        What it writes are no ELF headers.
+    Cancelled
+        `cancelled` returned true.
+    """
+    reader, writer = os.pipe()
+    try:
+        try:
+            monitor.wait(monitor.pass_fd(writer, _FD_NAME), cancelled=cancelled)
+        finally:
+            os.close(writer)
+        request = {"paging": False, "protocol": f"fd:{_FD_NAME}"}
+        answer = monitor.begin(monitor.ask("dump-guest-memory", request))
+        try:
+            headers = read_headers(
+                _Pipe(reader, monitor.path, answer.done, cancelled).read, path=monitor.path
+            )
+        except FormatError:
+            error = answer.exception() if answer.done() else None
+            if error is not None:
+                with suppress(QmpError):
+                    monitor.execute("closefd", {"fdname": _FD_NAME})
+                raise error from None
+            raise
+    finally:
+        os.close(reader)
+    # It fails with EPIPE, after which QEMU takes commands again; or all memory fitted into the pipe.
+    with suppress(QmpError):
+        answer.result(_HEADERS_WAIT)
+    monitor.demand_alive()
+    return headers
+
+
+async def _host_addresses(monitor: Monitor, addresses: list[int]) -> list[int]:
+    found = []
+    for address in addresses:
+        line = f"gpa2hva {address:#x}"
+        text = await monitor.ask("human-monitor-command", {"command-line": line})
+        match = _HVA.fullmatch(text)
+        if match is None:
+            raise LayoutError(f"{monitor.path}: {line}: {text.strip()}", address=address)
+        found.append(int(match[1], 16))
+    return found
+
+
+class GuestLayout:
+    """A guest's memory as it is laid out at one moment.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        The guest's.
+    process : Process
+        Its QEMU.
+    private : callable
+        Opens the process's memory, where not all of the guest's is in files.
+    cancelled : callable
+        Asked while waiting.
+
+    Attributes
+    ----------
+    headers : ElfHeaders
+        QEMU's.
+    blocks : list of Block
+        The guest's memory.
+    files : list of GuestFile
+        What of it is in files.
+    lost : LostPages
+        Pages that could not be read so far.
+
+    Raises
+    ------
+    QmpError, LayoutError, FormatError
+        QEMU cannot tell the layout.
+    SourceError
+        The process does not hold the guest's memory.
+    AccessDenied
+        This process may not read it.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        process: Process,
+        private: Callable[[], ProcessMemory],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.lost = LostPages()
+        self.files: list[GuestFile] = []
+        self._by_inode: dict[tuple[int, int], GuestFile] = {}
+        self._monitor = monitor
+        self._process = process
+        self._private = private
+        self._places: list[tuple[int, int, int]] = []
+        self.headers = ask_headers(monitor, cancelled)
+        ranges = sorted((int(load["p_paddr"]), int(load["p_memsz"])) for load in self.headers.loads)
+        ends = [start + size - PAGE for start, size in ranges]
+        addresses = monitor.wait(_host_addresses(monitor, [start for start, _ in ranges] + ends))
+        self.blocks = []
+        try:
+            for (start, size), begin, last in zip(
+                ranges, addresses[: len(ranges)], addresses[len(ranges) :], strict=True
+            ):
+                if last - begin != size - PAGE:
+                    raise LayoutError(
+                        f"{monitor.path}: the block at {start:#x} is not contiguous in QEMU", address=start
+                    )
+                self._places.append((start, size, begin))
+                self.blocks.append(Block(start, WatchedMemory(self._memory(start, begin, size), start, self)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _memory(self, start: int, begin: int, size: int) -> Memory:
+        parts: list[Memory] = []
+        position, end = begin, begin + size
+        mappings = self._process.covering(begin, end)
+        if not mappings:
+            raise SourceError(
+                f"the process behind {self._monitor.path} (number {self._process.pid}, {self._process.name}) "
+                f"does not hold the guest's memory at {start:#x}",
+                hint="is QEMU on another host, or behind a proxy? run vmdump where it is, on its own socket",
+                address=start,
+            )
+        for run in _merged(mappings):
+            piece = min(run.end, end) - position
+            parts.append(self._part(run, position, piece))
+            position += piece
+        return parts[0] if len(parts) == 1 else JoinedMemory(parts)
+
+    def _part(self, mapping: Mapping, begin: int, size: int) -> Memory:
+        if mapping.inode == 0:
+            return PrivateMemory(self._private(), begin, size)
+        key = mapping.device, mapping.inode
+        if key not in self._by_inode:
+            self._by_inode[key] = self._process.open_mapped(mapping)
+            self.files.append(self._by_inode[key])
+        file = FileMemory(self._by_inode[key], mapping.offset + begin - mapping.begin, size)
+        return file if mapping.shared else PrivateMemory(self._private(), begin, size, file)
+
+    def demand_alive(self) -> None:
+        """Raise QmpError if QEMU has ended."""
+        self._monitor.demand_alive()
+
+    def is_mapped(self, address: int) -> bool:
+        """Tell whether the page at a guest-physical address is still in QEMU's address space."""
+        for start, size, begin in self._places:
+            if start <= address < start + size:
+                place = begin + address - start
+                return bool(self._process.covering(place, place + PAGE))
+        return False
+
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
+        for file in self.files:
+            file.close()
+
+
+def _merged(mappings: list[Mapping]) -> list[Mapping]:
+    """Join neighbours of the same kind: QEMU's madvise and mbind calls split what is one mapping."""
+    merged: list[Mapping] = []
+    for mapping in mappings:
+        if merged and _continues(merged[-1], mapping):
+            mapping = Mapping(**(vars(merged.pop()) | {"end": mapping.end}))
+        merged.append(mapping)
+    return merged
+
+
+def _continues(first: Mapping, second: Mapping) -> bool:
+    same = (first.shared, first.device, first.inode) == (second.shared, second.device, second.inode)
+    return same and (first.inode == 0 or second.offset - first.offset == second.begin - first.begin)

@@ -1,0 +1,265 @@
+"""Guest memory inside a QEMU process, as blocks' memory: files that it maps, and pages that only it has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from vmdump.errors import SourceError
+from vmdump.sources.base import Memory, Pages
+from vmdump.sources.files import FileMemory
+from vmdump.sources.qemu.pagemap import PAGE, PageTable
+from vmdump.sources.qemu.process import Process
+
+__all__ = ["JoinedMemory", "LostPages", "PrivateMemory", "ProcessMemory", "WatchedMemory"]
+
+_UNREADABLE = (errno.EIO, errno.EFAULT)
+"""What a read of a page gives that the host has lost."""
+
+
+class ProcessMemory:
+    """The bytes of a process at virtual addresses; from several threads.
+
+    Parameters
+    ----------
+    process : Process
+        Its owner closes it.
+
+    Raises
+    ------
+    AccessDenied, SourceError
+        As for :meth:`Process.open`.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        # The right is checked when it is opened, and stays.
+        self._fd = process.open("mem")
+        self.table = PageTable(process)
+
+    def read_into(self, address: int, out: Pages) -> None:
+        """Fill `out` from a virtual address.
+
+        Raises
+        ------
+        SourceError
+            With EIO where a page cannot be read, with ESRCH where the process has ended.
+        """
+        done = 0
+        while done < out.size:
+            try:
+                count = os.preadv(self._fd, [out[done:].data], address + done)
+            except OSError as error:
+                self._process.fail("mem", error)
+            if count == 0:
+                self._process.fail("mem", OSError(errno.ESRCH, os.strerror(errno.ESRCH)))
+            done += count
+
+    def close(self) -> None:
+        """Close the descriptors; closing twice does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self.table.close()
+
+
+class PrivateMemory:
+    """A block, or a part of one, that only the process has: anonymous, or written copies of a file's pages.
+
+    Parameters
+    ----------
+    process : ProcessMemory
+        Where it is.
+    address, size : int
+        Virtual address and bytes.
+    file : FileMemory, optional
+        What the pages hold that the process has not written; zeros, if not given.
+    """
+
+    copies = True
+
+    def __init__(
+        self, process: ProcessMemory, address: int, size: int, file: FileMemory | None = None
+    ) -> None:
+        self._process = process
+        self._address = address
+        self._size = size
+        self._file = file
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Give the pages that the process has, and the file's data."""
+        own = self._own(0, self._size)
+        return own if self._file is None else _union(own, self._file.extents())
+
+    def _own(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        base = self._address
+        low, high = base + begin, base + end
+        pages = self._process.table.populated(
+            low - low % PAGE, high + -high % PAGE, anonymous=self._file is not None
+        )
+        return ((max(first, low) - base, min(last, high) - base) for first, last in pages)
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Read into `scratch`; pages that are not there become zeros and are not touched."""
+        out = scratch[:length]
+        if self._file is None:
+            position = 0
+            for begin, end in self._own(offset, offset + length):
+                out[position : begin - offset] = 0
+                self._process.read_into(self._address + begin, out[begin - offset : end - offset])
+                position = end - offset
+            out[position:] = 0
+            return out
+        self._file.view(offset, length, scratch)
+        for begin, end in self._own(offset, offset + length):
+            self._process.read_into(self._address + begin, out[begin - offset : end - offset])
+        return out
+
+
+def _union(first: Iterator[tuple[int, int]], second: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Merge two ascending lists of runs into one without overlaps."""
+    pending: tuple[int, int] | None = None
+    for begin, end in sorted([*first, *second]):
+        if pending is not None and begin <= pending[1]:
+            pending = pending[0], max(end, pending[1])
+            continue
+        if pending is not None:
+            yield pending
+        pending = begin, end
+    if pending is not None:
+        yield pending
+
+
+class JoinedMemory:
+    """Several memories, one behind the other, as one.
+
+    Parameters
+    ----------
+    parts : sequence of Memory
+        In order.
+    """
+
+    copies = True
+
+    def __init__(self, parts: Sequence[Memory]) -> None:
+        self._parts = parts
+        self._starts = [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + part.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._starts[-1]
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Give the parts' extents."""
+        for start, part in zip(self._starts, self._parts, strict=False):
+            for begin, end in part.extents():
+                yield start + begin, start + end
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Let each part fill its piece of `scratch`."""
+        end = offset + length
+        for start, part in zip(self._starts, self._parts, strict=False):
+            low, high = max(offset, start), min(end, start + part.size)
+            if low < high:
+                part.view(low - start, high - low, scratch[low - offset : high - offset])
+        return scratch[:length]
+
+
+class LostPages:
+    """Pages of the guest that the host could not read; from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._addresses: set[int] = set()
+
+    def add(self, address: int) -> None:
+        """Note the page of `PAGE` bytes at a guest-physical address."""
+        with self._lock:
+            self._addresses.add(address)
+
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Give what was lost as ascending ranges of guest-physical addresses."""
+        with self._lock:
+            addresses = sorted(self._addresses)
+        return tuple(_union(iter([(address, address + PAGE) for address in addresses]), iter(())))
+
+
+class _Watch(Protocol):
+    """What a `WatchedMemory` asks about the process behind it."""
+
+    lost: LostPages
+
+    def demand_alive(self) -> None:
+        """Raise an error if the process is no longer there."""
+
+    def is_mapped(self, address: int) -> bool:
+        """Tell whether guest memory is still where it was, by its guest-physical address."""
+
+
+class WatchedMemory:
+    """Memory of a live guest: a page that cannot be read becomes zero and is noted as lost.
+
+    Parameters
+    ----------
+    memory : Memory
+        Reads a block.
+    start : int
+        Guest-physical address of its first byte.
+    watch : Watch
+        Knows whether the guest is still there.
+    """
+
+    copies = True
+
+    def __init__(self, memory: Memory, start: int, watch: _Watch) -> None:
+        self._memory = memory
+        self._start = start
+        self._watch = watch
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._memory.size
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Give the memory's extents."""
+        return self._memory.extents()
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Read; page by page where that fails."""
+        self._watch.demand_alive()
+        try:
+            return self._memory.view(offset, length, scratch)
+        except SourceError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+        for begin in range(offset - offset % PAGE, offset + length, PAGE):
+            low, high = max(begin, offset), min(begin + PAGE, offset + length)
+            self._page(begin, low, high, scratch[low - offset : high - offset])
+        return scratch[:length]
+
+    def _page(self, page: int, low: int, high: int, out: Pages) -> None:
+        address = self._start + page
+        try:
+            self._memory.view(low, high - low, out)
+        except SourceError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            self._watch.demand_alive()
+            if not self._watch.is_mapped(address):
+                raise SourceError(
+                    f"the memory at guest-physical address {address:#x} was unplugged", address=address
+                ) from error
+            out[:] = 0
+            self._watch.lost.add(address)

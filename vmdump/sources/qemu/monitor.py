@@ -1,0 +1,294 @@
+"""QEMU's monitor: QMP over a Unix socket, for code that is not asynchronous.
+
+The client is QEMU's own, qemu.qmp. It runs in a thread of its own, so that neither an event loop of the
+caller's nor an exception in the caller's thread (Ctrl-C above all) gets in the way of a command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+
+from vmdump.errors import Cancelled, QmpError, SourceError
+
+__all__ = ["Monitor", "StandStill"]
+
+# Its log is for its developers; what goes wrong is raised.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+_GREETING_WAIT = 5.0
+_ANSWER_WAIT = 120.0
+"""Seconds: `stop` drains and syncs the guest's disks first."""
+_POLL = 0.1
+_UCRED = struct.Struct("3i")
+_MICROSECONDS = 1e-6
+_Result = TypeVar("_Result")
+
+
+class StandStill(EventListener):
+    """Keeps account of when the guest stood still, by QEMU's own clock.
+
+    Attributes
+    ----------
+    stops, resumes : int
+        STOP and RESUME events so far.
+    seconds : float
+        In all, of the times that have ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("STOP", "RESUME"))
+        self.stops = 0
+        self.resumes = 0
+        self.seconds = 0.0
+        self._began: float | None = None
+
+    async def put(self, event: Message) -> None:
+        """Count an event, in the order in which QEMU sent them."""
+        if not self.accept(event):
+            return
+        stamp: Any = event["timestamp"]
+        now = stamp["seconds"] + stamp["microseconds"] * _MICROSECONDS
+        if event["event"] == "STOP":
+            self.stops += 1
+            self._began = now
+        else:
+            self.resumes += 1
+            if self._began is not None:
+                self.seconds += max(now - self._began, 0.0)
+            self._began = None
+
+
+class Monitor:
+    """A QMP connection.
+
+    Parameters
+    ----------
+    path : str
+        Of the Unix socket.
+
+    Attributes
+    ----------
+    path : str
+        As given.
+    pid : int
+        The process at the other end, 0 if it is in a namespace that this process cannot see.
+    version : tuple of int
+        Of QEMU.
+    connection : socket
+        The connection itself.
+    stand_still : StandStill
+        What became of the guest since the attach.
+
+    Raises
+    ------
+    SourceError
+        There is no such socket, or nobody listens.
+    QmpError
+        What listens does not speak QMP, or serves another client.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.connection = _connect(path)
+        credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        self.pid: int = _UCRED.unpack(credentials)[0]
+        self.stand_still = StandStill()
+        self._lost = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("vmdump")
+        self._client.register_listener(self.stand_still)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
+        self._thread.start()
+        try:
+            self._greet()
+        except BaseException:
+            self._end_loop()
+            self.connection.close()
+            raise
+
+    def _greet(self) -> None:
+        # asyncio closes the socket that it is given; the guardian shares this one.
+        sock = self.connection.dup()
+        try:
+            self.wait(self._client.connect(sock), timeout=_GREETING_WAIT)
+        except TimeoutError:
+            sock.close()
+            raise QmpError(
+                f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
+                "and another (libvirt?) may hold this one: give QEMU one more, -qmp unix:PATH,server,nowait"
+            ) from None
+        except ConnectError as error:
+            raise QmpError(f"{self.path}: no QMP server answers: {error.exc or error}") from error
+        self.begin(self._notice_end())
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's version."""
+        greeting = self._client.greeting
+        assert greeting is not None
+        told: Any = greeting.QMP.version["qemu"]
+        return told["major"], told["minor"], told["micro"]
+
+    async def _notice_end(self) -> None:
+        while await self._client.runstate_changed() is Runstate.RUNNING:
+            pass
+        self._lost.set()
+
+    def demand_alive(self) -> None:
+        """Check that QEMU is still there.
+
+        Raises
+        ------
+        QmpError
+            The connection has ended.
+        """
+        if self._lost.is_set():
+            raise QmpError(f"{self.path}: QEMU has ended, or closed the QMP connection")
+
+    def begin(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
+        """Run a coroutine in the monitor's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def wait(
+        self,
+        work: Coroutine[Any, Any, _Result],
+        *,
+        timeout: float = _ANSWER_WAIT,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> _Result:
+        """Run a coroutine in the monitor's thread and wait for its result.
+
+        Raises
+        ------
+        TimeoutError
+            It takes longer than `timeout` seconds.
+        Cancelled
+            `cancelled` returned true.
+        """
+        future = self.begin(work)
+        while True:
+            piece = min(timeout, _POLL)
+            try:
+                return future.result(piece)
+            except concurrent.futures.TimeoutError:
+                if future.done():
+                    raise
+            timeout -= piece
+            if cancelled():
+                future.cancel()
+                raise Cancelled("cancelled while waiting for QEMU")
+            if timeout <= 0:
+                future.cancel()
+                raise TimeoutError
+
+    async def ask(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Execute a QMP command; in the monitor's thread.
+
+        Raises
+        ------
+        QmpError
+            QEMU answers with an error, or not any more.
+        """
+        try:
+            return await self._client.execute(command, arguments or {})
+        except ExecuteError as error:
+            raise QmpError(
+                f"{self.path}: {command}: {error}", command=command, error_class=error.error_class
+            ) from error
+        except QMPError as error:
+            self._lost.set()
+            raise QmpError(
+                f"{self.path}: QEMU has ended, or closed the QMP connection, during {command}",
+                command=command,
+            ) from error
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Execute a QMP command.
+
+        Parameters
+        ----------
+        command : str
+            Its name.
+        arguments : dict, optional
+            By name.
+
+        Raises
+        ------
+        QmpError
+            QEMU answers with an error, or not at all.
+        """
+        try:
+            return self.wait(self.ask(command, arguments))
+        except TimeoutError:
+            raise QmpError(
+                f"{self.path}: no answer to {command} within {_ANSWER_WAIT:.0f} s", command=command
+            ) from None
+
+    def human(self, line: str) -> str:
+        """Execute a line of the human monitor; its text."""
+        return str(self.execute("human-monitor-command", {"command-line": line}))
+
+    async def pass_fd(self, fd: int, name: str) -> None:
+        """Give QEMU a copy of a file descriptor under a name; in the monitor's thread."""
+        try:
+            self._client.send_fd_scm(fd)
+        except (OSError, QMPError) as error:
+            raise QmpError(f"{self.path}: cannot pass a file descriptor: {error}", command="getfd") from error
+        await self.ask("getfd", {"fdname": name})
+
+    def close(self) -> None:
+        """End the connection; closing twice does nothing."""
+        if self._loop.is_closed():
+            return
+        try:
+            self.wait(self._client.disconnect(), timeout=_GREETING_WAIT)
+        except (OSError, EOFError, QMPError, TimeoutError):
+            pass  # it had ended before
+        finally:
+            self._end_loop()
+            self.connection.close()
+
+    def _end_loop(self) -> None:
+        def cancel_all() -> None:
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.call_soon(self._loop.stop)
+
+        self._loop.call_soon_threadsafe(cancel_all)
+        self._thread.join()
+        self._loop.close()
+
+
+def _connect(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_GREETING_WAIT)
+        connection.connect(path)
+        connection.setblocking(False)
+    except OSError as error:
+        connection.close()
+        code = errno.ENAMETOOLONG if error.errno is None else error.errno
+        if isinstance(error, TimeoutError | BlockingIOError):
+            code = errno.EAGAIN
+        hint = {
+            errno.ENOENT: "start QEMU with -qmp unix:PATH,server,nowait",
+            errno.ECONNREFUSED: "its QEMU has ended",
+            errno.EACCES: "the socket is another user's: run vmdump as that user, or as root",
+            errno.EAGAIN: "another client holds it: give QEMU a second socket",
+            errno.ENAMETOOLONG: "a Unix socket's path has at most 107 bytes",
+            errno.EPROTOTYPE: "this is no stream socket",
+        }.get(code, "")
+        where = os.fspath(path)
+        raise SourceError("cannot connect to the QMP socket", path=where, errno=code, hint=hint) from error
+    return connection

@@ -1,0 +1,249 @@
+"""The memory of another process: what is mapped where, what is populated, and its bytes.
+
+Sources: Linux' Documentation/filesystems/proc.rst (maps, map_files, mem),
+Documentation/admin-guide/mm/pagemap.rst (pagemap, PAGEMAP_SCAN), proc(5), ptrace(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import NoReturn
+
+from vmdump.errors import AccessDenied, GuestBusy, SourceError
+from vmdump.sources.files import GuestFile
+
+__all__ = ["Mapping", "Process"]
+
+_MAPS_LINE = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
+)
+_CAP_SYS_PTRACE = 19
+_NAMESPACE_HINT = "QEMU runs on another host, or in another PID namespace: run vmdump where QEMU runs"
+_YAMA = "/proc/sys/kernel/yama/ptrace_scope"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of ``/proc/PID/maps``.
+
+    Attributes
+    ----------
+    begin, end : int
+        Virtual addresses in the process.
+    shared : bool
+        True if what is written reaches the file.
+    offset : int
+        File offset of `begin`.
+    device : int
+        As in st_dev.
+    inode : int
+        0 for anonymous memory.
+    path : str
+        As the kernel prints it.
+    """
+
+    begin: int
+    end: int
+    shared: bool
+    offset: int
+    device: int
+    inode: int
+    path: str
+
+
+class Process:
+    """A process whose memory is read. Its number cannot come to mean another process meanwhile.
+
+    Parameters
+    ----------
+    pid : int
+        Its number.
+
+    Attributes
+    ----------
+    pid : int
+        Its number.
+    lock : int
+        Descriptor that holds the right to dump this process.
+
+    Raises
+    ------
+    SourceError
+        There is no such process.
+    AccessDenied
+        This process may not look into it.
+    GuestBusy
+        Another vmdump has the right to dump it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._opened: list[int] = []
+        try:
+            self._folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise SourceError(
+                f"there is no process {pid}", path=f"/proc/{pid}", errno=error.errno, hint=_NAMESPACE_HINT
+            ) from error
+        try:
+            # A lock on an inode of /proc needs no file, has no name to be left behind, and cannot be taken
+            # by somebody who may not read the process.
+            self.lock = self._keep(self.open("maps"))
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise GuestBusy(
+                f"another dump of this guest (QEMU's process {pid}) is running; wait for it", state="dump"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, fd: int) -> int:
+        self._opened.append(fd)
+        return fd
+
+    def open(self, name: str) -> int:
+        """Open a file of the process's folder in /proc for reading; closed by the caller.
+
+        Raises
+        ------
+        AccessDenied
+            This process has no right to.
+        SourceError
+            The process has ended.
+        """
+        try:
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        except PermissionError as error:
+            raise AccessDenied(
+                f"no permission to read the memory of QEMU's process {self.pid}",
+                path=f"/proc/{self.pid}/{name}",
+                errno=error.errno,
+                hint=self._what_would_help(),
+            ) from error
+        except OSError as error:
+            self.fail(name, error)
+
+    def fail(self, name: str, error: OSError) -> NoReturn:
+        """Raise the SourceError of a system call on a file of the process's folder."""
+        gone = error.errno in (errno.ESRCH, errno.ENOENT)
+        raise SourceError(
+            "QEMU has ended" if gone else f"cannot read QEMU's process {self.pid}",
+            path=f"/proc/{self.pid}/{name}",
+            errno=error.errno,
+        ) from error
+
+    def _what_would_help(self) -> str:
+        with contextlib.suppress(OSError):
+            owner = os.stat(f"/proc/{self.pid}").st_uid
+            with open("/proc/self/status") as status:
+                fields = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
+            scope = "0"
+            with contextlib.suppress(OSError), open(_YAMA) as file:
+                scope = file.read().strip()
+            privileged = int(fields["CapEff"], 16) >> _CAP_SYS_PTRACE & 1
+            if scope == "3":
+                return f"{_YAMA} is 3: nobody may, until the next boot with another value"
+            if privileged:
+                return "a security module or a user namespace forbids it; see the kernel's log"
+            if owner not in (os.geteuid(), 0) and os.geteuid() != 0:
+                way = (
+                    f"run vmdump as root or with CAP_SYS_PTRACE: QEMU is user {owner}'s, not {os.geteuid()}'s"
+                )
+                return way if scope == "0" else f"{way}, and {_YAMA} is {scope}"
+            if scope != "0":
+                return f"{_YAMA} is {scope}: run vmdump as root or with CAP_SYS_PTRACE, or set it to 0"
+        return "run vmdump as root or with CAP_SYS_PTRACE"
+
+    @property
+    def name(self) -> str:
+        """What the kernel calls it, for people."""
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/comm") as file:
+            return file.read().strip()
+        return "gone"
+
+    def mappings(self) -> list[Mapping]:
+        """Read what is mapped, by ascending address; empty once the process has ended."""
+        try:
+            with open(self.open("maps"), errors="surrogateescape", newline="\n") as file:
+                text = file.read()
+        except SourceError:
+            raise
+        except OSError as error:
+            self.fail("maps", error)
+        found = []
+        for line in text.split("\n"):
+            if match := _MAPS_LINE.fullmatch(line):
+                begin, end, access, offset, major, minor, inode, path = match.groups()
+                device = os.makedev(int(major, 16), int(minor, 16))
+                found.append(
+                    Mapping(
+                        begin=int(begin, 16),
+                        end=int(end, 16),
+                        shared=access[3] == "s",
+                        offset=int(offset, 16),
+                        device=device,
+                        inode=int(inode),
+                        path=path,
+                    )
+                )
+        return found
+
+    def covering(self, begin: int, end: int) -> list[Mapping]:
+        """Give the mappings that hold ``[begin, end)`` without a gap; an empty list if there is one."""
+        found = []
+        position = begin
+        for mapping in self.mappings():
+            if mapping.begin <= position < mapping.end:
+                found.append(mapping)
+                position = mapping.end
+                if position >= end:
+                    return found
+        return []
+
+    def open_mapped(self, mapping: Mapping) -> GuestFile:
+        """Open the file that is mapped, also where it was deleted or never had a name.
+
+        Raises
+        ------
+        AccessDenied
+            It can be had only through map_files, and this process may not use that.
+        SourceError
+            It cannot be opened.
+        """
+        if name := self._descriptor_of(mapping):
+            return GuestFile(f"/proc/{self.pid}/{name}", name=mapping.path)
+        place = f"/proc/{self.pid}/map_files/{mapping.begin:x}-{mapping.end:x}"
+        try:
+            return GuestFile(place, name=mapping.path)
+        except SourceError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES):
+                raise
+            raise AccessDenied(
+                "no permission to open QEMU's shared memory",
+                path=place,
+                errno=error.errno,
+                hint="run vmdump as root or with CAP_CHECKPOINT_RESTORE and CAP_SYS_PTRACE",
+            ) from error
+
+    def _descriptor_of(self, mapping: Mapping) -> str:
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{self.pid}/fd"):
+                with contextlib.suppress(OSError):
+                    status = os.stat(f"fd/{number}", dir_fd=self._folder)
+                    same = (status.st_dev, status.st_ino) == (mapping.device, mapping.inode)
+                    if same and stat.S_ISREG(status.st_mode):
+                        return f"fd/{number}"
+        return ""
+
+    def close(self) -> None:
+        """Close everything; closing twice does nothing."""
+        while self._opened:
+            os.close(self._opened.pop())
