@@ -1,6 +1,7 @@
 """vmdump writes the memory of a virtual machine to a crash dump that other people's readers open."""
 
-from vmdump.api import Capabilities, FormatState, capabilities, dump, open, open_source, start_dump
+from vmdump.api import dump, dump_async, open, open_source, start_dump
+from vmdump.capabilities import Capabilities, FormatState, capabilities
 from vmdump.job import DumpJob, Progress, Report
 from vmdump.readers.dump import Dump
 from vmdump.sources.base import Block, Memory, Source
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "capabilities",
     "dump",
+    "dump_async",
     "open",
     "open_source",
     "start_dump",

@@ -1,32 +1,27 @@
-"""vmdump as a library: dump, open, capabilities."""
+"""vmdump as a library: open a guest or a dump, and dump it."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
-from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
-from vmdump.formats.kdump import CODEC_FLAGS
+from vmdump.errors import CapabilityError, RequestError, VmdumpError
 from vmdump.formats.names import (
     DEFAULT_FORMAT,
-    FORMATS,
-    LAYOUTS,
     DumpFormat,
     Layout,
     find_format,
     find_layout,
 )
 from vmdump.job import DumpJob, Report
-from vmdump.kernels.engines import Engine, default_engine, engines, find_engine, make_packer
-from vmdump.kernels.zero import default_kernel
-from vmdump.kernels.zero import kernels as zero_kernels
+from vmdump.kernels.engines import Engine, find_engine, make_packer
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.readers.dump import Dump
@@ -48,11 +43,9 @@ if TYPE_CHECKING:
     AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
 
 __all__ = [
-    "Capabilities",
     "DumpOptions",
-    "FormatState",
-    "capabilities",
     "dump",
+    "dump_async",
     "open",
     "open_source",
     "start_dump",
@@ -377,71 +370,32 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
     return DumpJob(_check(source, output, **options).run).start()
 
 
-@dataclass(frozen=True)
-class FormatState:
-    """A format, and why it cannot be written if it cannot."""
+async def dump_async(
+    source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]
+) -> Report:
+    """Write a guest's memory to a dump file, in asyncio; the parameters are those of :func:`dump`.
 
-    name: str
-    codec: str
-    default_engine: str
-    missing: str
+    Neither attaching nor dumping holds up the event loop. Cancelling the task cancels the dump: the guest
+    runs again and no file is left when CancelledError arrives.
 
-    @property
-    def available(self) -> bool:
-        """True if this build writes it."""
-        return not self.missing
+    Returns
+    -------
+    Report
 
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What this build can do on this machine.
-
-    Attributes
-    ----------
-    formats : tuple of FormatState
-        All that exist.
-    layouts : tuple of str
-        Of kdump files.
-    engines : tuple of Engine
-        All that exist, in order of preference for each codec; `missing` says why one is not there.
-    zero_kernels : dict
-        Zero-page tests by name: empty, or why one cannot be used.
-    default_zero_kernel : str
-        The one in use.
+    Raises
+    ------
+    VmdumpError
+        As for :func:`dump`.
     """
+    import asyncio  # 60 ms to load, and few need it
 
-    formats: tuple[FormatState, ...]
-    layouts: tuple[str, ...]
-    engines: tuple[Engine, ...]
-    zero_kernels: dict[str, str]
-    default_zero_kernel: str
+    from vmdump.aio import settle
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give everything by name, for JSON."""
-        return asdict(self)
-
-
-def capabilities() -> Capabilities:
-    """Tell which formats, codecs and engines there are, and why others are not."""
-    chosen: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    for codec in CODEC_FLAGS:
-        try:
-            chosen[codec] = default_engine(codec).name
-        except EngineUnavailable as error:
-            missing[codec] = str(error)
-    return Capabilities(
-        formats=tuple(
-            FormatState(
-                known.name,
-                known.codec or "",
-                chosen.get(known.codec or "", ""),
-                missing.get(known.codec or "", ""),
-            )
-            for known in FORMATS
-        ),
-        layouts=LAYOUTS,
-        engines=engines(),
-        zero_kernels=zero_kernels(),
-        default_zero_kernel=default_kernel(),
-    )
+    starting = asyncio.ensure_future(asyncio.to_thread(start_dump, source, output, **options))
+    try:
+        job = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(VmdumpError):
+            await settle(await starting)
+        raise
+    return await job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -108,6 +108,8 @@ class DumpJob:
     """One dump in a thread of its own. A context manager.
 
     Leaving the context early cancels the dump; an error of the dump that nobody has seen is raised then.
+    In asyncio, ``await job`` gives the report and ``async for moment in job`` the progress; cancelling the
+    task that awaits cancels the dump.
 
     Parameters
     ----------
@@ -125,6 +127,8 @@ class DumpJob:
         self._began = 0.0
         self._seconds = 0.0
         self._error_seen = False
+        self._lock = threading.Lock()
+        self._on_end: list[Callable[[], object]] = []
         # A daemon, so that a program that forgets its job can still exit.
         self._thread = threading.Thread(target=self._main, name="vmdump-job", daemon=True)
 
@@ -147,7 +151,18 @@ class DumpJob:
         else:
             self._status = "completed"
         self._seconds = time.monotonic() - self._began
-        self._ended.set()
+        with self._lock:
+            self._ended.set()
+        for tell in self._on_end:
+            tell()
+
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Have a function called when the job has ended: at once, or later in the job's thread."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._on_end.append(tell)
+                return
+        tell()
 
     @property
     def status(self) -> Status:
@@ -204,14 +219,27 @@ class DumpJob:
         """Give a progress every `interval` seconds until the dump has ended, and one then."""
         if self._status == "none":
             raise RuntimeError("the job was not started")
-        while True:
-            ended = self._ended.wait(interval)
-            seconds = self._seconds if ended else time.monotonic() - self._began
-            rate = self.done / seconds if seconds else 0.0
-            eta = (self.total - self.done) / rate if rate else None
-            yield Progress(self.status, self.done, self.total, rate, eta)
-            if ended:
-                return
+        while not self._ended.wait(interval):
+            yield self.moment()
+        yield self.moment()
+
+    def moment(self) -> Progress:
+        """Give the progress of now."""
+        ended = self._ended.is_set()
+        seconds = self._seconds if ended else time.monotonic() - self._began
+        rate = self.done / seconds if seconds else 0.0
+        eta = (self.total - self.done) / rate if rate else None
+        return Progress(self.status, self.done, self.total, rate, eta)
+
+    def __await__(self) -> Generator[Any, None, Report]:
+        from vmdump.aio import wait  # asyncio takes 60 ms to load, and few need it
+
+        return wait(self).__await__()
+
+    def __aiter__(self) -> AsyncIterator[Progress]:
+        from vmdump.aio import progress
+
+        return progress(self)
 
     def __enter__(self) -> Self:
         return self

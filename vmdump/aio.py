@@ -1,0 +1,66 @@
+"""Dumps in asyncio: nothing here holds up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from vmdump.errors import VmdumpError
+from vmdump.job import DumpJob, Progress, Report
+
+__all__ = ["progress", "settle", "wait"]
+
+_INTERVAL = 0.1
+
+
+async def _ended(job: DumpJob) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(ended.set)
+
+    job.when_ended(tell)
+    await ended.wait()
+
+
+async def settle(job: DumpJob) -> None:
+    """Cancel a job and wait until it has left nothing behind; its outcome is not told."""
+    job.cancel()
+    await asyncio.shield(_ended(job))
+    with suppress(VmdumpError):
+        job.wait(0)
+
+
+async def wait(job: DumpJob) -> Report:
+    """Wait for the end of a job; cancelling this cancels the dump.
+
+    Parameters
+    ----------
+    job : DumpJob
+        Started.
+
+    Raises
+    ------
+    VmdumpError
+        As :meth:`DumpJob.wait`.
+    """
+    try:
+        await _ended(job)
+    except asyncio.CancelledError:
+        await settle(job)
+        raise
+    return job.wait(0)
+
+
+async def progress(job: DumpJob) -> AsyncIterator[Progress]:
+    """Give a progress every 0.1 s until the job has ended, and one then."""
+    ended = asyncio.ensure_future(_ended(job))
+    try:
+        while not (await asyncio.wait((ended,), timeout=_INTERVAL))[0]:
+            yield job.moment()
+        yield job.moment()
+    finally:
+        ended.cancel()
