@@ -191,9 +191,13 @@ class Output:
         SinkError
             The output is one of them, or cannot be emptied.
         """
-        mine = os.fstat(self.fd)
+        mine = [os.fstat(self.fd)]
+        if self._final is not None:
+            with contextlib.suppress(OSError):
+                mine.append(os.stat(self._final))
         for file in files:
-            if os.path.samestat(mine, os.fstat(file.fd)):
+            theirs = os.fstat(file.fd)
+            if any(os.path.samestat(status, theirs) for status in mine):
                 raise SinkError("the output is the file that holds the guest", path=self.name)
         if self.sparse:
             if self._kept:

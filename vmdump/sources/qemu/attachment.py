@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ class Attachment:
         self._guardian: Guardian | None = None
         self._private: ProcessMemory | None = None
         self._process: Process | None = None
+        self._claim = threading.Lock()
+        self._held = False
         self._stopped = False
         self._resumes_seen: int | None = None
         self._monitor = Monitor(path)
@@ -108,6 +111,29 @@ class Attachment:
             self._private = ProcessMemory(self._process)
         return self._private
 
+    def claim(self) -> None:
+        """Take the right to dump the guest; :meth:`disclaim` gives it back.
+
+        Raises
+        ------
+        GuestBusy
+            Another dump has it, of this process or of another.
+        """
+        assert self._process is not None
+        if not self._claim.acquire(blocking=False):
+            raise GuestBusy(f"{self._monitor.path}: another dump of this guest is running", state="dump")
+        try:
+            self._process.claim()
+        except BaseException:
+            self._claim.release()
+            raise
+
+    def disclaim(self) -> None:
+        """Give the right to dump the guest back."""
+        assert self._process is not None
+        self._process.disclaim()
+        self._claim.release()
+
     def hold(self, *, stop: bool, watch: bool, cancelled: Callable[[], bool]) -> None:
         """Begin to read the guest.
 
@@ -123,6 +149,7 @@ class Attachment:
         if stop:
             self._stop(cancelled)
         self._resumes_seen = self._monitor.stand_still.resumes if watch else None
+        self._held = True
 
     def _stop(self, cancelled: Callable[[], bool]) -> None:
         assert self._process is not None
@@ -145,7 +172,7 @@ class Attachment:
         self._monitor.wait(stop(), cancelled=cancelled)
 
     def release(self) -> None:
-        """End the reading: let the guest run again if :meth:`hold` has stopped it.
+        """End the reading: let the guest run again if :meth:`hold` has stopped it. Does nothing twice.
 
         Raises
         ------
@@ -154,9 +181,11 @@ class Attachment:
         QmpError
             QEMU has ended, or cannot let it run.
         """
-        seen, self._resumes_seen = self._resumes_seen, None
+        if not self._held:
+            return
+        self._held = False
         self._monitor.demand_alive()
-        resumed = seen is not None and self._monitor.stand_still.resumes != seen
+        resumed = self._resumes_seen not in (None, self._monitor.stand_still.resumes)
         self.let_run(None)
         if resumed:
             raise GuestBusy(
@@ -178,21 +207,22 @@ class Attachment:
         QmpError
             It cannot, or may not, be running.
         """
-        if not self._stopped:
+        guardian = self._guardian
+        if guardian is None:
             return
 
         async def resume() -> None:
+            # Asked here, behind a `stop` that was interrupted: both run in the monitor's thread.
             if self._stopped:
                 await self._monitor.ask("cont")
                 self._stopped = False
-                if self._guardian is not None:
-                    self._guardian.disarm()
+                guardian.disarm()
 
         try:
             self._monitor.wait(resume())
-        except (QmpError, TimeoutError) as failure:
-            guardian, self._guardian = self._guardian, None
-            if guardian is not None and guardian.dismiss():
+        except QmpError as failure:
+            self._guardian = None
+            if guardian.dismiss():
                 self._stopped = False
                 if error is None:
                     raise

@@ -119,11 +119,12 @@ class QemuGuest(_LaidOutGuest):
         Registers and layout are those inside the stop. Without `pause` a running guest is marked fuzzy.
         """
         attachment = self._attachment
-        running = attachment.refuse_busy()
-        fuzzy = running and not pause
         layout: GuestLayout | None = None
         error: BaseException | None = None
+        attachment.claim()
         try:
+            running = attachment.refuse_busy()
+            fuzzy = running and not pause
             attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
             layout = attachment.take_layout(cancelled)
             yield _LaidOutGuest(attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
@@ -132,9 +133,12 @@ class QemuGuest(_LaidOutGuest):
             error = raised
             raise
         finally:
-            attachment.let_run(error)
-            if layout is not None:
-                layout.close()
+            try:
+                attachment.let_run(error)
+            finally:
+                attachment.disclaim()
+                if layout is not None:
+                    layout.close()
 
     def close(self) -> None:
         """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""

@@ -172,14 +172,14 @@ class GuestLayout:
         self._places: list[tuple[int, int, int]] = []
         self.headers = ask_headers(monitor, cancelled)
         ranges = sorted((int(load["p_paddr"]), int(load["p_memsz"])) for load in self.headers.loads)
-        ends = [start + size - PAGE for start, size in ranges]
-        addresses = monitor.wait(_host_addresses(monitor, [start for start, _ in ranges] + ends))
+        bounds = [start for start, _ in ranges] + [start + size - 1 for start, size in ranges]
+        addresses = monitor.wait(_host_addresses(monitor, bounds), cancelled=cancelled)
         self.blocks = []
         try:
             for (start, size), begin, last in zip(
                 ranges, addresses[: len(ranges)], addresses[len(ranges) :], strict=True
             ):
-                if last - begin != size - PAGE:
+                if last - begin != size - 1:
                     raise LayoutError(
                         f"{monitor.path}: the block at {start:#x} is not contiguous in QEMU", address=start
                     )

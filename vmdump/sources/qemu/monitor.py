@@ -121,7 +121,7 @@ class Monitor:
         # asyncio closes the socket that it is given; the guardian shares this one.
         sock = self.connection.dup()
         try:
-            self.wait(self._client.connect(sock), timeout=_GREETING_WAIT)
+            self.wait(asyncio.wait_for(self._client.connect(sock), _GREETING_WAIT))
         except TimeoutError:
             sock.close()
             raise QmpError(
@@ -157,40 +157,38 @@ class Monitor:
             raise QmpError(f"{self.path}: QEMU has ended, or closed the QMP connection")
 
     def begin(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
-        """Run a coroutine in the monitor's thread."""
+        """Run a coroutine in the monitor's thread.
+
+        Raises
+        ------
+        SourceError
+            The monitor is closed.
+        """
+        if self._loop.is_closed():
+            work.close()
+            raise SourceError("the source is closed", path=self.path)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(
         self,
         work: Coroutine[Any, Any, _Result],
         *,
-        timeout: float = _ANSWER_WAIT,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> _Result:
         """Run a coroutine in the monitor's thread and wait for its result.
 
         Raises
         ------
-        TimeoutError
-            It takes longer than `timeout` seconds.
         Cancelled
             `cancelled` returned true.
         """
         future = self.begin(work)
-        while True:
-            piece = min(timeout, _POLL)
-            try:
-                return future.result(piece)
-            except concurrent.futures.TimeoutError:
-                if future.done():
-                    raise
-            timeout -= piece
+        while not future.done():
+            concurrent.futures.wait((future,), _POLL)
             if cancelled():
                 future.cancel()
                 raise Cancelled("cancelled while waiting for QEMU")
-            if timeout <= 0:
-                future.cancel()
-                raise TimeoutError
+        return future.result()
 
     async def ask(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         """Execute a QMP command; in the monitor's thread.
@@ -201,7 +199,12 @@ class Monitor:
             QEMU answers with an error, or not any more.
         """
         try:
-            return await self._client.execute(command, arguments or {})
+            async with asyncio.timeout(_ANSWER_WAIT):
+                return await self._client.execute(command, arguments or {})
+        except TimeoutError:
+            raise QmpError(
+                f"{self.path}: no answer to {command} within {_ANSWER_WAIT:.0f} s", command=command
+            ) from None
         except ExecuteError as error:
             raise QmpError(
                 f"{self.path}: {command}: {error}", command=command, error_class=error.error_class
@@ -228,12 +231,7 @@ class Monitor:
         QmpError
             QEMU answers with an error, or not at all.
         """
-        try:
-            return self.wait(self.ask(command, arguments))
-        except TimeoutError:
-            raise QmpError(
-                f"{self.path}: no answer to {command} within {_ANSWER_WAIT:.0f} s", command=command
-            ) from None
+        return self.wait(self.ask(command, arguments))
 
     def human(self, line: str) -> str:
         """Execute a line of the human monitor; its text."""
@@ -252,7 +250,7 @@ class Monitor:
         if self._loop.is_closed():
             return
         try:
-            self.wait(self._client.disconnect(), timeout=_GREETING_WAIT)
+            self.wait(asyncio.wait_for(self._client.disconnect(), _GREETING_WAIT))
         except (OSError, EOFError, QMPError, TimeoutError):
             pass  # it had ended before
         finally:
@@ -260,12 +258,15 @@ class Monitor:
             self.connection.close()
 
     def _end_loop(self) -> None:
-        def cancel_all() -> None:
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.call_soon(self._loop.stop)
+        async def cancel_all() -> None:
+            # Ending a task may begin another: the client's way of disconnecting.
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
 
-        self._loop.call_soon_threadsafe(cancel_all)
+        asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 

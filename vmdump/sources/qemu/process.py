@@ -70,7 +70,7 @@ class Process:
     pid : int
         Its number.
     lock : int
-        Descriptor that holds the right to dump this process.
+        Descriptor of what :meth:`claim` locks.
 
     Raises
     ------
@@ -78,13 +78,12 @@ class Process:
         There is no such process.
     AccessDenied
         This process may not look into it.
-    GuestBusy
-        Another vmdump has the right to dump it.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._opened: list[int] = []
+        self.lock = -1
         try:
             self._folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
@@ -92,15 +91,7 @@ class Process:
                 f"there is no process {pid}", path=f"/proc/{pid}", errno=error.errno, hint=_NAMESPACE_HINT
             ) from error
         try:
-            # A lock on an inode of /proc needs no file, has no name to be left behind, and cannot be taken
-            # by somebody who may not read the process.
             self.lock = self._keep(self.open("maps"))
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise GuestBusy(
-                f"another dump of this guest (QEMU's process {pid}) is running; wait for it", state="dump"
-            ) from None
         except BaseException:
             self.close()
             raise
@@ -108,6 +99,28 @@ class Process:
     def _keep(self, fd: int) -> int:
         self._opened.append(fd)
         return fd
+
+    def claim(self) -> None:
+        """Take the right to dump it, until :meth:`disclaim`, or until who has `lock` open has ended.
+
+        Raises
+        ------
+        GuestBusy
+            Another vmdump has it.
+        """
+        try:
+            # A lock on an inode of /proc needs no file, has no name to be left behind, and cannot be taken
+            # by somebody who may not read the process.
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GuestBusy(
+                f"another dump of this guest (QEMU's process {self.pid}) is running; wait for it",
+                state="dump",
+            ) from None
+
+    def disclaim(self) -> None:
+        """Give the right to dump it back."""
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def open(self, name: str) -> int:
         """Open a file of the process's folder in /proc for reading; closed by the caller.
