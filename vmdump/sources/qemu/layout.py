@@ -116,7 +116,7 @@ async def _host_addresses(monitor: Monitor, addresses: list[int]) -> list[int]:
         text = await monitor.ask("human-monitor-command", {"command-line": line})
         match = _HVA.fullmatch(text)
         if match is None:
-            raise LayoutError(f"{monitor.path}: {line}: {text.strip()}", address=address)
+            raise LayoutError(f"{monitor.path}: {line}: {' '.join(text.split())}", address=address)
         found.append(int(match[1], 16))
     return found
 

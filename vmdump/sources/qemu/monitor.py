@@ -129,7 +129,7 @@ class Monitor:
                 "and another (libvirt?) may hold this one: give QEMU one more, -qmp unix:PATH,server,nowait"
             ) from None
         except ConnectError as error:
-            raise QmpError(f"{self.path}: no QMP server answers: {error.exc or error}") from error
+            raise QmpError(f"{self.path}: no QMP server answers: {_one_line(error.exc)}") from error
         self.begin(self._notice_end())
 
     @property
@@ -207,7 +207,7 @@ class Monitor:
             ) from None
         except ExecuteError as error:
             raise QmpError(
-                f"{self.path}: {command}: {error}", command=command, error_class=error.error_class
+                f"{self.path}: {command}: {_one_line(error)}", command=command, error_class=error.error_class
             ) from error
         except QMPError as error:
             self._lost.set()
@@ -269,6 +269,11 @@ class Monitor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _one_line(error: Exception) -> str:
+    """Give the text of QEMU's, or of the client, which may have several lines."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _connect(path: str) -> socket.socket:
