@@ -118,8 +118,11 @@ class Attachment:
         ------
         GuestBusy
             Another dump has it, of this process or of another.
+        SourceError
+            The attachment is closed.
         """
-        assert self._process is not None
+        if self._process is None:
+            raise SourceError("the source is closed", path=self._monitor.path)
         if not self._claim.acquire(blocking=False):
             raise GuestBusy(f"{self._monitor.path}: another dump of this guest is running", state="dump")
         try:
@@ -244,3 +247,4 @@ class Attachment:
             for part in (self._private, self._process):
                 if part is not None:
                     part.close()
+            self._private = self._process = None

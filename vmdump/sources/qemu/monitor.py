@@ -152,9 +152,16 @@ class Monitor:
         ------
         QmpError
             The connection has ended.
+        SourceError
+            It was closed.
         """
+        self._demand_open()
         if self._lost.is_set():
             raise QmpError(f"{self.path}: QEMU has ended, or closed the QMP connection")
+
+    def _demand_open(self) -> None:
+        if self._loop.is_closed():
+            raise SourceError("the source is closed", path=self.path)
 
     def begin(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
         """Run a coroutine in the monitor's thread.
@@ -164,9 +171,11 @@ class Monitor:
         SourceError
             The monitor is closed.
         """
-        if self._loop.is_closed():
+        try:
+            self._demand_open()
+        except SourceError:
             work.close()
-            raise SourceError("the source is closed", path=self.path)
+            raise
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def wait(
