@@ -15,6 +15,8 @@ import pytest
 
 # libkdumpfile's Python binding is a distribution package: it belongs to the system's interpreter.
 SYSTEM_PYTHON = "/usr/bin/python3"
+# Made by scripts/guest.
+GUEST = Path(__file__).resolve().parents[2] / "build/guest"
 Ranges = Iterable[tuple[int, int]]
 
 _LIBKDUMPFILE_READER = """
@@ -42,6 +44,10 @@ def _missing(name: str) -> str:
     if name == "libkdumpfile":
         probe = subprocess.run([SYSTEM_PYTHON, "-c", "import kdumpfile"], capture_output=True, check=False)
         return "" if probe.returncode == 0 else "the system package python3-libkdumpfile is not installed"
+    if name == "guest":
+        if not all((GUEST / part).exists() for part in ("vmlinuz", "initrd.gz")):
+            return "scripts/guest has not made the guest's kernel and initramfs"
+        return _missing("qemu-system-x86_64")
     return "" if shutil.which(name) else f"the program {name} is not installed"
 
 

@@ -1,0 +1,1 @@
+"""Tests against running guests: real QEMU, real kernels."""

@@ -1,0 +1,101 @@
+"""The guests that the tests share; each is booted when a test first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles import judges
+
+from live.guests import QEMU, Guest
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test here 300 s: the first one that asks for a guest pays for its boot."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def linux_guest() -> Iterator[Guest]:
+    """4 GiB in a file, 300 MiB of it filled, VMCOREINFO; paused, so that comparisons are exact."""
+    judges.require("guest")
+    with Guest("4G", fill=300) as guest:
+        guest.wait_ready()
+        guest.monitor.execute("stop")
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def private_guest() -> Iterator[Guest]:
+    """1 GiB of anonymous memory, 100 MiB of it filled, no VMCOREINFO; runs and counts."""
+    judges.require("guest")
+    with Guest("1G", share="private", vmcoreinfo=False, fill=100, tick=True) as guest:
+        yield guest.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def _busy_guest() -> Iterator[Guest]:
+    judges.require("guest")
+    with Guest("2G", fill=300, busy=True, tick=True) as guest:
+        yield guest.wait_ready()
+
+
+@pytest.fixture
+def busy_guest(_busy_guest: Guest) -> Iterator[Guest]:
+    """2 GiB in a file, 300 MiB of it filled and 64 MiB rewritten for ever, VMCOREINFO; runs and counts.
+
+    Between the tests that use it, it is paused: it takes a whole CPU.
+    """
+    _busy_guest.monitor.execute("cont")
+    yield _busy_guest
+    _busy_guest.monitor.execute("stop")
+
+
+@pytest.fixture(scope="session")
+def _running_guest() -> Iterator[Guest]:
+    judges.require("guest")
+    with Guest("512M", fill=40, tick=True) as guest:
+        yield guest.wait_ready()
+
+
+@pytest.fixture
+def running_guest(_running_guest: Guest) -> Iterator[Guest]:
+    """512 MiB in a file, 40 MiB of it filled, VMCOREINFO; runs and counts, whatever the test before has done."""
+    if not _running_guest.running():
+        _running_guest.monitor.execute("cont")
+    yield _running_guest
+
+
+MakeGuest = Callable[..., Guest]
+
+
+@pytest.fixture
+def make_guest() -> Iterator[MakeGuest]:
+    """make_guest(...): any `Guest`, ready, and stopped with the test."""
+    with ExitStack() as stack:
+
+        def make(*args: Any, **options: Any) -> Guest:
+            boot = options.get("boot", True)
+            judges.require("guest" if boot else QEMU)
+            guest = stack.enter_context(Guest(*args, **options))
+            return guest.wait_ready() if boot else guest
+
+        yield make
+
+
+@pytest.fixture
+def bare_guest(make_guest: MakeGuest) -> MakeGuest:
+    """bare_guest(memory="64M", ...): a `Guest` in prelaunch, without a kernel, stopped with the test."""
+
+    def make(memory: str = "64M", **options: Any) -> Guest:
+        return make_guest(memory, **{"vmcoreinfo": False, **options, "boot": False})
+
+    return make
