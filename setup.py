@@ -85,7 +85,13 @@ print("vmdump: compression engines", *summary, sep="\n", flush=True)
 
 setup(
     ext_modules=cythonize(
-        [extension("zero", "zero.c"), extension("bits", "bits.c"), pack, extension("cache", "cache.c")],
+        [
+            extension("zero", "zero.c"),
+            extension("bits", "bits.c"),
+            extension("hash", "hash.c"),
+            pack,
+            extension("cache", "cache.c"),
+        ],
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

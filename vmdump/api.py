@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
-
-from vmdump.errors import CapabilityError, RequestError, VmdumpError
-from vmdump.formats.names import (
-    DEFAULT_FORMAT,
-    DumpFormat,
-    Layout,
-    find_format,
-    find_layout,
-)
+from vmdump.errors import VmdumpError
 from vmdump.job import DumpJob, Report
-from vmdump.kernels.engines import Engine, find_engine, make_packer
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.readers.dump import Dump
 from vmdump.readers.sniff import open_dump
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
-from vmdump.sources.buffers import BlockSource
-from vmdump.sources.files import GuestFile
-from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
-from vmdump.sources.rawfile import open_raw
-from vmdump.sources.spec import split_options
-from vmdump.sources.synthetic import open_synthetic
-from vmdump.writers.elf import write_elf
-from vmdump.writers.kdump import KdumpPlan, plan_kdump, write_kdump
-from vmdump.writers.output import Output
+from vmdump.request import DumpOptions, check_request, open_source
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from vmdump.request import AnySource
 
-    AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
-
-__all__ = [
-    "DumpOptions",
-    "dump",
-    "dump_async",
-    "open",
-    "open_source",
-    "start_dump",
-]
-
-_MAX_THREADS = 1024
-
-
-def _open_qemu(path: str, options: dict[str, str]) -> Source:
-    # The QMP client and asyncio take 65 ms to load, and only live guests need them.
-    from vmdump.sources.qemu.guest import open_qemu
-
-    return open_qemu(path, options)
-
-
-_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
-    "qmp": _open_qemu,
-    "raw": open_raw,
-    "synthetic": open_synthetic,
-}
+__all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
 
 
 def open(path: str | os.PathLike[str]) -> Dump:
@@ -87,207 +39,6 @@ def open(path: str | os.PathLike[str]) -> Dump:
         See :func:`vmdump.readers.sniff.open_dump`.
     """
     return open_dump(path)
-
-
-def open_source(text: str | os.PathLike[str]) -> Source:
-    """Open a guest as the command line names it.
-
-    Parameters
-    ----------
-    text : str or path
-        ``qmp:SOCKET``, ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``,
-        or the path of a dump.
-
-    Returns
-    -------
-    Source
-        A context manager.
-
-    Raises
-    ------
-    RequestError
-        An option is wrong.
-    SourceError, FormatError, LayoutError, CapabilityError
-        The guest cannot be opened.
-    AccessDenied, GuestBusy, QmpError
-        Nor can a live one.
-    """
-    scheme, colon, rest = os.fspath(text).partition(":")
-    if colon and scheme in _SCHEMES:
-        return _SCHEMES[scheme](*split_options(rest))
-    return open_dump(text)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A dump that was checked and can begin."""
-
-    source: Source
-    owned: bool
-    lay_out: Callable[[Source], tuple[list[Slice], KdumpPlan | None]]
-    format: DumpFormat
-    layout: Layout
-    engine: Engine | None
-    level: int | None
-    threads: int
-    output: str | os.PathLike[str]
-    force: bool
-    pause: bool
-
-    def run(self, control: Control) -> Report:
-        began = time.perf_counter()
-        try:
-            with (
-                Output(self.output, force=self.force, cancelled=control.cancelled) as output,
-                self.source.held(pause=self.pause, cancelled=control.cancelled) as guest,
-            ):
-                slices, plan = self.lay_out(guest)
-                control.start(sum(piece.size for piece in slices))
-                output.begin(guest.files)
-                flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
-                if self.engine is None or plan is None:
-                    flatten = False
-                    tally = write_elf(guest, slices, output, threads=self.threads, control=control)
-                else:
-                    tally = write_kdump(
-                        guest,
-                        plan,
-                        output,
-                        codec=self.engine.codec,
-                        make_packer=partial(make_packer, self.engine, level=self.level),
-                        flatten=flatten,
-                        threads=self.threads,
-                        control=control,
-                    )
-            return Report(
-                output=output.name,
-                format=self.format.name,
-                layout="flattened" if flatten else "standard",
-                codec=self.engine.codec if self.engine else "",
-                engine=self.engine.name if self.engine else "",
-                level=self.level,
-                threads=self.threads,
-                guest_bytes=control.total,
-                hole_bytes=tally.hole_bytes,
-                output_bytes=tally.size,
-                zero_pages=tally.zero_pages,
-                plain_pages=tally.plain_pages,
-                compressed_pages=tally.compressed_pages,
-                excluded_pages=tally.excluded_pages,
-                unreadable=tuple(guest.unreadable),
-                fuzzy=guest.fuzzy,
-                paused_seconds=guest.paused_seconds,
-                seconds=time.perf_counter() - began,
-            )
-        finally:
-            if self.owned:
-                self.source.close()
-
-
-class DumpOptions(TypedDict, total=False):
-    """The options of :func:`dump` and :func:`start_dump`; :func:`dump` says what they mean."""
-
-    format: str
-    layout: str
-    engine: str | None
-    level: int | None
-    threads: int | None
-    begin: int | None
-    length: int | None
-    paging: bool
-    force: bool
-    pause: bool
-    vmcoreinfo: bytes | str | os.PathLike[str] | None
-
-
-def _check(
-    source: AnySource,
-    output: str | os.PathLike[str],
-    *,
-    format: str = DEFAULT_FORMAT,
-    layout: str = "auto",
-    engine: str | None = None,
-    level: int | None = None,
-    threads: int | None = None,
-    begin: int | None = None,
-    length: int | None = None,
-    paging: bool = False,
-    force: bool = False,
-    pause: bool = True,
-    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
-) -> _Request:
-    """Refuse what cannot be done before anything is opened or created."""
-    dump_format = find_format(format)
-    wanted_layout = find_layout(layout, dump_format)
-    codec = dump_format.codec
-    if codec is not None and (paging or begin is not None or length is not None):
-        raise RequestError(
-            f"format: {format} holds the whole guest, so paging, begin and length go with elf only",
-            parameter="format",
-        )
-    if begin is not None and length is None:
-        raise RequestError("length: is missing, begin needs it", parameter="length")
-    if begin is None and length is not None:
-        raise RequestError("begin: is missing, length needs it", parameter="begin")
-    if codec is None and (engine is not None or level is not None):
-        name = "level" if engine is None else "engine"
-        raise RequestError(f"{name}: an elf file is not compressed", parameter=name)
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    if not 1 <= threads <= _MAX_THREADS:
-        raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
-    chosen = None if codec is None else find_engine(codec, engine)
-    chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
-    text = None if vmcoreinfo is None else _read_vmcoreinfo(vmcoreinfo)
-
-    def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
-        plan = None if codec is None else plan_kdump(guest, codec)
-        if begin is None or length is None:
-            return whole_blocks(guest.blocks), plan
-        return filter_blocks(guest.blocks, begin, length), plan
-
-    owned = isinstance(source, str | os.PathLike)
-    guest = _as_source(source)
-    try:
-        if paging:
-            raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
-        if text is not None:
-            guest = guest.with_vmcoreinfo(text)
-        lay_out(guest)
-    except BaseException:
-        if owned:
-            guest.close()
-        raise
-    return _Request(
-        source=guest,
-        owned=owned,
-        lay_out=lay_out,
-        format=dump_format,
-        layout=wanted_layout,
-        engine=chosen,
-        level=chosen_level,
-        threads=threads,
-        output=output,
-        force=force,
-        pause=pause,
-    )
-
-
-def _read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes:
-    if isinstance(given, bytes):
-        return check_vmcoreinfo(given)
-    with closing(GuestFile(given)) as file:
-        text = np.empty(min(file.size, MAX_PAGE_SIZE + 1), np.uint8)
-        file.read_into(0, text)
-    return check_vmcoreinfo(text.tobytes())
-
-
-def _as_source(source: AnySource) -> Source:
-    if isinstance(source, Source):
-        return source
-    if isinstance(source, str | os.PathLike):
-        return open_source(source)
-    return BlockSource(source)
 
 
 def dump(
@@ -350,7 +101,7 @@ def dump(
     SinkError, OutputExists
         The output cannot be written.
     """
-    return _check(source, output, **options).run(Control(progress))
+    return check_request(source, output, **options).run(Control(progress))
 
 
 def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]) -> DumpJob:
@@ -367,7 +118,7 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
         What is wrong with the request or the source is raised here, what goes wrong later by
         :meth:`DumpJob.wait`.
     """
-    return DumpJob(_check(source, output, **options).run).start()
+    return DumpJob(check_request(source, output, **options).run).start()
 
 
 async def dump_async(

@@ -41,6 +41,9 @@ class Report:
         Size of the dump.
     zero_pages, plain_pages, compressed_pages, excluded_pages : int
         Pages of a kdump file by kind; excluded ones are those that could not be read.
+    changed_pages : int
+        Pages packed when the guest stood still, because they had changed since all were packed while it ran;
+        0 where nothing was packed before.
     unreadable : tuple of (int, int)
         Guest-physical ranges ``[begin, end)`` that the host could not read: excluded from a kdump file,
         zeros in an ELF file.
@@ -66,6 +69,7 @@ class Report:
     plain_pages: int
     compressed_pages: int
     excluded_pages: int
+    changed_pages: int
     unreadable: tuple[tuple[int, int], ...]
     fuzzy: bool
     paused_seconds: float | None
@@ -171,7 +175,7 @@ class DumpJob:
 
     @property
     def done(self) -> int:
-        """Guest memory dumped so far, in bytes."""
+        """Guest memory dumped so far, in bytes; a running guest is packed first, and then looked at again."""
         return self._control.done
 
     @property

@@ -67,11 +67,11 @@ def _running_guest() -> Iterator[Guest]:
 
 
 @pytest.fixture
-def running_guest(_running_guest: Guest) -> Iterator[Guest]:
-    """512 MiB in a file, 40 MiB of it filled, VMCOREINFO; runs and counts, whatever the test before has done."""
+def running_guest(_running_guest: Guest) -> Guest:
+    """512 MiB in a file, 40 MiB of it filled, VMCOREINFO; runs and counts, whatever was done to it before."""
     if not _running_guest.running():
         _running_guest.monitor.execute("cont")
-    yield _running_guest
+    return _running_guest
 
 
 MakeGuest = Callable[..., Guest]

@@ -26,8 +26,8 @@ class Control:
         self._stop = threading.Event()
 
     def start(self, total: int) -> None:
-        """Set the number of bytes to do."""
-        self.total = total
+        """Set the number of bytes to do from now on."""
+        self.total = self.done + total
         self.advance(0)
 
     def advance(self, size: int) -> None:

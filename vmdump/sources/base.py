@@ -259,7 +259,13 @@ class Source:
         return other
 
     @contextmanager
-    def held(self, *, pause: bool, cancelled: Callable[[], bool]) -> Iterator[Source]:
+    def held(
+        self,
+        *,
+        pause: bool,
+        cancelled: Callable[[], bool],
+        prepare: Callable[[Source], object] | None = None,
+    ) -> Iterator[Source]:
         """Give the guest as it is now, standing still if it runs and `pause` is true.
 
         Its memory must be read inside the context; :meth:`release` ends the standing still earlier.
@@ -271,6 +277,9 @@ class Source:
             Stop a running guest.
         cancelled : callable
             Asked while waiting for the guest.
+        prepare : callable, optional
+            Called with the guest as it is just before it is stopped, if it is: what is done while it runs
+            need not be done while it stands still.
 
         Raises
         ------

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from vmdump.errors import FormatError, ReadError, RequestError
+from vmdump.errors import FormatError, RequestError
 from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Pages, Source
@@ -82,8 +82,8 @@ def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: Fa
         The memory cannot be read.
     """
     unchecked: set[bytes] = set()
-    for address in _candidates(source, cancelled):
-        text = _text_at(source, address)
+    for address, room in _candidates(source, cancelled):
+        text = _text_at(source, address, room)
         if text is None or text in unchecked:
             continue
         guest = source.with_vmcoreinfo(text)
@@ -102,15 +102,15 @@ def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
     return "right" if guest.utsname_in_memory() is not None else "wrong"
 
 
-def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[int]:
-    """Give the guest-physical addresses of pages that begin as VMCOREINFO does."""
+def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+    """Give the addresses of pages that begin as VMCOREINFO does, and the bytes to the end of the block."""
     scratch = np.empty(_CHUNK, np.uint8)
     for block in source.blocks:
         for begin, end in block.memory.extents():
             for offset in range(begin, end, _CHUNK):
                 length = min(_CHUNK, end - offset)
                 for found in _starts(block.memory.view(offset, length, scratch), block.start + offset):
-                    yield block.start + offset + found
+                    yield block.start + offset + found, block.size - offset - found
                 if cancelled():
                     return
 
@@ -127,14 +127,8 @@ def _starts(data: Pages, address: int) -> list[int]:
     return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
 
 
-def _text_at(source: Source, address: int) -> bytes | None:
-    raw = b""
-    for size in (MAX_PAGE_SIZE, MIN_PAGE_SIZE):
-        try:
-            raw = source.read(address, size)
-            break
-        except ReadError:
-            continue
+def _text_at(source: Source, address: int, room: int) -> bytes | None:
+    raw = source.read(address, min(room, MAX_PAGE_SIZE))
     try:
         note = None if raw.startswith(_TEXT_START) else find_vmcoreinfo(raw, source.byteorder)
     except FormatError:

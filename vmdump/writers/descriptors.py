@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vmdump.errors import SinkError
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.formats.layout import ByteOrder
+from vmdump.pipeline.known import PLACED
 from vmdump.writers.lanes import Lane
 from vmdump.writers.tally import Tally
 
@@ -20,13 +21,11 @@ __all__ = ["DescriptorTable"]
 _BATCH = 1 << 16
 """Descriptors made at a time: 1.5 MiB."""
 _SPOOL_IN_MEMORY = 32 << 20
-"""Bytes kept in memory, 4 a page that is not in a hole: 32 GiB of 4 KiB pages. Beyond, a temporary file."""
+"""Bytes kept in memory, 12 a page that is not in a hole: 10 GiB of 4 KiB pages. Beyond, a temporary file."""
 
 
 class DescriptorTable:
-    """Turns page sizes into descriptors, at once or when all pages are there.
-
-    Page data is stored in the order of the pages, behind one zero page that all zero pages share.
+    """Turns the places of pages into descriptors, at once or when all pages are there.
 
     Parameters
     ----------
@@ -36,10 +35,10 @@ class DescriptorTable:
         Flag of a compressed page.
     page_size : int
         Bytes.
-    data_offset : int
+    zero_offset : int
         File offset of the shared zero page.
     lane : Lane or None
-        Where descriptors go as pages are added; None keeps the sizes until :meth:`finish`.
+        Where descriptors go as pages are added; None keeps the places until :meth:`finish`.
     tally : Tally
         Its page counts are raised.
     """
@@ -49,35 +48,32 @@ class DescriptorTable:
         byteorder: ByteOrder,
         codec_flag: int,
         page_size: int,
-        data_offset: int,
+        zero_offset: int,
         lane: Lane | None,
         tally: Tally,
     ) -> None:
         self._dtype = PAGE_DESCRIPTOR.dtype(byteorder)
         self._codec_flag = codec_flag
         self._page_size = page_size
-        self._zero_offset = data_offset
-        self._next_offset = data_offset + page_size
+        self._zero_offset = zero_offset
         self._lane = lane
         self._tally = tally
         self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)  # noqa: SIM115 - closed by close()
         self._spooled: list[tuple[bool, int]] = []
 
-    def add(self, sizes: NDArray[np.uint32]) -> None:
-        """Add pages: 0 for a zero page, the page size for a plain one, else the compressed size in bytes."""
-        if not sizes.size:
-            return
-        zero = int(np.count_nonzero(sizes == 0))
-        plain = int(np.count_nonzero(sizes == self._page_size))
+    def add(self, placed: NDArray[np.void]) -> None:
+        """Add pages, by their places in the file; (n,) PLACED."""
+        zero = int(np.count_nonzero(placed["offset"] == self._zero_offset))
+        whole = int(np.count_nonzero(placed["size"] == self._page_size))
         self._tally.zero_pages += zero
-        self._tally.plain_pages += plain
-        self._tally.compressed_pages += sizes.size - zero - plain
+        self._tally.plain_pages += whole - zero
+        self._tally.compressed_pages += placed.size - whole
         if self._lane is None:
             with self._spool_errors():
-                self._spool.write(sizes.data)
-            self._remember(False, sizes.size)
+                self._spool.write(placed.tobytes())
+            self._remember(False, placed.size)
         else:
-            self._emit(sizes, self._lane)
+            self._emit(placed, self._lane)
 
     def add_zero_pages(self, count: int) -> None:
         """Add pages of a hole."""
@@ -98,8 +94,8 @@ class DescriptorTable:
             for begin in range(0, count, _BATCH):
                 batch = min(_BATCH, count - begin)
                 with self._spool_errors():
-                    raw = self._spool.read(4 * batch)
-                self._emit(np.frombuffer(raw, np.uint32), lane)
+                    raw = self._spool.read(PLACED.itemsize * batch)
+                self._emit(np.frombuffer(raw, PLACED), lane)
         self._spooled.clear()
         lane.finish()
 
@@ -115,7 +111,7 @@ class DescriptorTable:
             yield
         except OSError as error:
             raise SinkError(
-                "cannot keep the page sizes",
+                "cannot keep the places of the pages",
                 path=tempfile.gettempdir(),
                 errno=error.errno,
                 hint="TMPDIR names another folder",
@@ -126,16 +122,13 @@ class DescriptorTable:
             count += self._spooled.pop()[1]
         self._spooled.append((is_hole, count))
 
-    def _emit(self, sizes: NDArray[np.uint32], lane: Lane) -> None:
-        zero = sizes == 0
-        ends = self._next_offset + np.cumsum(sizes, dtype=np.uint64)
-        table: NDArray[np.void] = np.zeros(sizes.size, self._dtype)
-        table["offset"] = np.where(zero, np.uint64(self._zero_offset), ends - sizes)
-        table["size"] = np.where(zero, np.uint32(self._page_size), sizes)
+    def _emit(self, placed: NDArray[np.void], lane: Lane) -> None:
+        table: NDArray[np.void] = np.zeros(placed.size, self._dtype)
+        table["offset"] = placed["offset"]
+        table["size"] = placed["size"]
         table["flags"] = np.where(
-            zero | (sizes == self._page_size), np.uint32(0), np.uint32(self._codec_flag)
+            placed["size"] == self._page_size, np.uint32(0), np.uint32(self._codec_flag)
         )
-        self._next_offset = int(ends[-1])
         lane.write(table.view(np.uint8))
 
     def _emit_zero_pages(self, count: int, lane: Lane) -> None:

@@ -6,7 +6,7 @@ means an incomplete dump to crash, so there is no cheaper way to say zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
@@ -17,17 +17,19 @@ from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.kernels.bits import set_range
 from vmdump.kernels.engines import PagePacker
-from vmdump.pipeline.chunks import packed
+from vmdump.pipeline.chunks import Packed, packed
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, whole_blocks
 from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
 from vmdump.writers.descriptors import DescriptorTable
 from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
 from vmdump.writers.output import Output
+from vmdump.writers.pagedata import PageData
 from vmdump.writers.tally import Tally
 
-__all__ = ["KdumpPlan", "plan_kdump", "write_kdump"]
+__all__ = ["EarlyPages", "KdumpPlan", "plan_kdump", "write_early", "write_kdump"]
 
 _BITMAP_WINDOW = 1 << 20
 """Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
@@ -184,6 +186,84 @@ def _lost_pages(source: Source, run: Run) -> list[int]:
     return sorted(lost)
 
 
+@dataclass(frozen=True)
+class EarlyPages:
+    """Pages in a standard kdump file that were packed while the guest still ran.
+
+    Attributes
+    ----------
+    known : KnownPages
+        What they held, and their places.
+    zero_offset, next_offset : int
+        File offsets of the shared zero page, and behind the last page.
+    page_size : int
+        Bytes.
+    """
+
+    known: KnownPages
+    zero_offset: int
+    next_offset: int
+    page_size: int
+
+    def fit(self, plan: KdumpPlan, page_size: int) -> bool:
+        """Tell whether a file of another layout has room in front of these pages."""
+        return page_size == self.page_size and plan.data_offset <= self.zero_offset
+
+
+def write_early(
+    source: Source,
+    plan: KdumpPlan,
+    output: Output,
+    *,
+    make_packer: Callable[[int], PagePacker],
+    threads: int,
+    control: Control,
+) -> EarlyPages:
+    """Pack the pages of a running guest ahead of :func:`write_kdump`, which then packs what has changed.
+
+    Only page data is written, nothing that makes a dump of it.
+
+    Parameters
+    ----------
+    source : Source
+        The guest; runs.
+    plan : KdumpPlan
+        Its layout now; where it is laid out otherwise later, these pages may be of no use.
+    output : Output
+        Seekable; the layout will be the standard one.
+    make_packer, threads, control
+        As for :func:`write_kdump`.
+
+    Raises
+    ------
+    SourceError, SinkError, CodecError, Cancelled
+        And nothing is committed.
+    """
+    page_size = source.page_size
+    known = KnownPages(page_size)
+    with PlainFile(output, control.cancelled) as file:
+        data = PageData(file.lane(plan.data_offset, direct=True), plan.data_offset, page_size)
+        with closing(_packed(source, make_packer, threads, known)) as runs:
+            for run, result in runs:
+                if result is not None and result.hashes is not None:
+                    known.record(_pfn(source, run), result.hashes, data.append(result.data, result.sizes))
+                control.advance(run.length)
+        data.finish()
+    return EarlyPages(known, plan.data_offset, data.next_offset, page_size)
+
+
+def _packed(
+    source: Source, make_packer: Callable[[int], PagePacker], threads: int, known: KnownPages | None
+) -> Generator[tuple[Run, Packed | None]]:
+    page_size = source.page_size
+    slices = whole_blocks(source.blocks)
+    return packed(slices, lambda: make_packer(page_size), page_size=page_size, threads=threads, known=known)
+
+
+def _pfn(source: Source, run: Run) -> int:
+    return (run.block.start + run.offset) // source.page_size
+
+
 def write_kdump(
     source: Source,
     plan: KdumpPlan,
@@ -194,6 +274,7 @@ def write_kdump(
     flatten: bool,
     threads: int,
     control: Control,
+    early: EarlyPages | None = None,
 ) -> Tally:
     """Write a kdump-compressed file of the whole guest.
 
@@ -215,6 +296,8 @@ def write_kdump(
         Worker threads.
     control : Control
         Told of every chunk.
+    early : EarlyPages, optional
+        Pages that are in the output already, and fit the plan.
 
     Raises
     ------
@@ -226,11 +309,11 @@ def write_kdump(
             "the standard layout needs a seekable output", path=output.name, hint="use --layout flattened"
         )
     output.demand(plan.page_count * kdump.PAGE_DESCRIPTOR.size)
-    slices = whole_blocks(source.blocks)
     page_size = source.page_size
-    pfns = [(piece.start // page_size, (piece.start + piece.size) // page_size) for piece in slices]
+    pfns = [(block.start // page_size, block.end // page_size) for block in source.blocks]
     excluded: list[int] = []
     tally = Tally()
+    zero_offset = early.zero_offset if early else plan.data_offset
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
         head = file.lane(0)
         head.write(plan.head)
@@ -238,36 +321,39 @@ def write_kdump(
         head.finish()
         # A stream has no way back: there the table follows the data.
         table = None if flatten else file.lane(plan.descriptors_offset)
-        data = file.lane(plan.data_offset, direct=True)
-        data.write(bytes(page_size))
+        next_offset = early.next_offset if early else None
+        lane = file.lane(next_offset or zero_offset, direct=True)
+        data = PageData(lane, zero_offset, page_size, next_offset)
+        codec_flag = kdump.CODEC_FLAGS[codec]
         with (
             closing(
-                DescriptorTable(
-                    source.byteorder, kdump.CODEC_FLAGS[codec], page_size, plan.data_offset, table, tally
-                )
+                DescriptorTable(source.byteorder, codec_flag, page_size, zero_offset, table, tally)
             ) as descriptors,
-            closing(
-                packed(slices, lambda: make_packer(page_size), page_size=page_size, threads=threads)
-            ) as runs,
+            closing(_packed(source, make_packer, threads, early.known if early else None)) as runs,
         ):
             for run, result in runs:
                 if result is None:
                     descriptors.add_zero_pages(run.length // page_size)
                     tally.hole_bytes += run.length
                 else:
+                    placed = data.append(result.data, result.sizes)
+                    tally.changed_pages += placed.size if early else 0
+                    if result.same is not None and result.placed is not None:
+                        result.placed[~result.same] = placed
+                        placed = result.placed
                     lost = _lost_pages(source, run)
-                    first_pfn = (run.block.start + run.offset) // page_size
-                    excluded += [first_pfn + page for page in lost]
-                    descriptors.add(np.delete(result.sizes, lost) if lost else result.sizes)
-                    data.write(result.data)
+                    excluded += [_pfn(source, run) + page for page in lost]
+                    descriptors.add(np.delete(placed, lost) if lost else placed)
                 control.advance(run.length)
             source.release()
             data.finish()
             # Which pages are in the dump is known only now that all have been read.
             dumped = file.lane(len(plan.head) + plan.bitmap_size)
             _write_bitmap(dumped, _without(pfns, excluded), plan.bitmap_size)
-            dumped.finish()
-            descriptors.finish(table or file.lane(plan.descriptors_offset))
+            if table is not None:
+                dumped.finish()
+            # In a stream they follow in the same lane: the table lies directly behind that bitmap.
+            descriptors.finish(table or dumped)
         file.finish()
         tally.size = file.size
         tally.excluded_pages = len(excluded)

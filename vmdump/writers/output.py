@@ -201,9 +201,19 @@ class Output:
                 raise SinkError("the output is the file that holds the guest", path=self.name)
         if self.sparse:
             if self._kept:
-                with self.errors("cannot empty the output"):
-                    os.ftruncate(self.fd, 0)
+                self.clear()
             self._kept = 0
+
+    def clear(self) -> None:
+        """Take back what was written to a file.
+
+        Raises
+        ------
+        SinkError
+            The file cannot be emptied.
+        """
+        with self.errors("cannot empty the output"):
+            os.ftruncate(self.fd, 0)
 
     def set_size(self, size: int) -> None:
         """End the output at `size`: a file may end in a hole, and who shares a descriptor goes on behind."""

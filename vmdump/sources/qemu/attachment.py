@@ -174,8 +174,13 @@ class Attachment:
 
         self._monitor.wait(stop(), cancelled=cancelled)
 
-    def release(self) -> None:
+    def release(self, check: Callable[[], object]) -> None:
         """End the reading: let the guest run again if :meth:`hold` has stopped it. Does nothing twice.
+
+        Parameters
+        ----------
+        check : callable
+            Called while the guest still stands still; raises an error if what was read is no good.
 
         Raises
         ------
@@ -188,6 +193,7 @@ class Attachment:
             return
         self._held = False
         self._monitor.demand_alive()
+        check()
         resumed = self._resumes_seen not in (None, self._monitor.stand_still.resumes)
         self.let_run(None)
         if resumed:
@@ -225,6 +231,8 @@ class Attachment:
             self._monitor.wait(resume())
         except QmpError as failure:
             self._guardian = None
+            # Two readers of one connection would take the answers from each other.
+            self._monitor.close()
             if guardian.dismiss():
                 self._stopped = False
                 if error is None:

@@ -62,8 +62,8 @@ class _LaidOutGuest(Source):
         return self._attachment.paused_seconds
 
     def release(self) -> None:
-        """Let the guest run again, if it was stopped for this."""
-        self._attachment.release()
+        """Let the guest run again, if it was stopped for this; SourceError if memory was unplugged."""
+        self._attachment.release(self._layout.demand_in_place)
 
     def close(self) -> None:
         """Close the files; closing twice does nothing."""
@@ -113,22 +113,31 @@ class QemuGuest(_LaidOutGuest):
         return other
 
     @contextmanager
-    def held(self, *, pause: bool, cancelled: Callable[[], bool]) -> Iterator[Source]:
+    def held(
+        self,
+        *,
+        pause: bool,
+        cancelled: Callable[[], bool],
+        prepare: Callable[[Source], object] | None = None,
+    ) -> Iterator[Source]:
         """Give the guest as it is now; stopped, if it runs and `pause` is true, and running again after.
 
         Registers and layout are those inside the stop. Without `pause` a running guest is marked fuzzy.
         """
         attachment = self._attachment
-        layout: GuestLayout | None = None
         error: BaseException | None = None
         attachment.claim()
         try:
             running = attachment.refuse_busy()
             fuzzy = running and not pause
+            if running and pause and prepare is not None:
+                with self._laid_out(cancelled) as guest:
+                    prepare(guest)
+                running = attachment.refuse_busy()
             attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
-            layout = attachment.take_layout(cancelled)
-            yield _LaidOutGuest(attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
-            attachment.release()
+            with self._laid_out(cancelled, fuzzy=fuzzy) as guest:
+                yield guest
+                guest.release()
         except BaseException as raised:
             error = raised
             raise
@@ -137,8 +146,14 @@ class QemuGuest(_LaidOutGuest):
                 attachment.let_run(error)
             finally:
                 attachment.disclaim()
-                if layout is not None:
-                    layout.close()
+
+    def _laid_out(self, cancelled: Callable[[], bool], *, fuzzy: bool = False) -> _LaidOutGuest:
+        layout = self._attachment.take_layout(cancelled)
+        try:
+            return _LaidOutGuest(self._attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
+        except BaseException:
+            layout.close()
+            raise
 
     def close(self) -> None:
         """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""

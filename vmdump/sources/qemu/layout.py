@@ -16,7 +16,7 @@ from vmdump.sources.files import FileMemory, GuestFile
 from vmdump.sources.qemu.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.pagemap import PAGE
-from vmdump.sources.qemu.process import Mapping, Process
+from vmdump.sources.qemu.process import Mapping, Process, covering
 
 __all__ = ["GuestLayout", "ask_headers"]
 
@@ -25,6 +25,7 @@ _POLL = 0.02
 _HEADERS_WAIT = 120.0
 _MAX_HEADERS = 128 << 20
 """Bytes: 65533 blocks need 4 MiB of program headers, 4096 vCPUs some 16 MiB of notes."""
+_ELSEWHERE = "is QEMU on another host, or behind a proxy? run vmdump where it is, on its own socket"
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 
 
@@ -85,6 +86,12 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
     try:
         try:
             monitor.wait(monitor.pass_fd(writer, _FD_NAME), cancelled=cancelled)
+        except QmpError as error:
+            if not error.error_class:
+                raise
+            raise SourceError(
+                "what is behind this socket takes no file descriptor", path=monitor.path, hint=_ELSEWHERE
+            ) from error
         finally:
             os.close(writer)
         request = {"paging": False, "protocol": f"fd:{_FD_NAME}"}
@@ -94,11 +101,11 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
                 _Pipe(reader, monitor.path, answer.done, cancelled).read, path=monitor.path
             )
         except FormatError:
-            error = answer.exception() if answer.done() else None
-            if error is not None:
+            refusal = answer.exception() if answer.done() else None
+            if refusal is not None:
                 with suppress(QmpError):
                     monitor.execute("closefd", {"fdname": _FD_NAME})
-                raise error from None
+                raise refusal from None
             raise
     finally:
         os.close(reader)
@@ -173,6 +180,7 @@ class GuestLayout:
         self.headers = ask_headers(monitor, cancelled)
         ranges = sorted((int(load["p_paddr"]), int(load["p_memsz"])) for load in self.headers.loads)
         bounds = [start for start, _ in ranges] + [start + size - 1 for start, size in ranges]
+        self._mappings = process.mappings()
         addresses = monitor.wait(_host_addresses(monitor, bounds), cancelled=cancelled)
         self.blocks = []
         try:
@@ -192,12 +200,12 @@ class GuestLayout:
     def _memory(self, start: int, begin: int, size: int) -> Memory:
         parts: list[Memory] = []
         position, end = begin, begin + size
-        mappings = self._process.covering(begin, end)
+        mappings = covering(self._mappings, begin, end)
         if not mappings:
             raise SourceError(
                 f"the process behind {self._monitor.path} (number {self._process.pid}, {self._process.name}) "
                 f"does not hold the guest's memory at {start:#x}",
-                hint="is QEMU on another host, or behind a proxy? run vmdump where it is, on its own socket",
+                hint=_ELSEWHERE,
                 address=start,
             )
         for run in _merged(mappings):
@@ -225,8 +233,23 @@ class GuestLayout:
         for start, size, begin in self._places:
             if start <= address < start + size:
                 place = begin + address - start
-                return bool(self._process.covering(place, place + PAGE))
+                return bool(covering(self._process.mappings(), place, place + PAGE))
         return False
+
+    def demand_in_place(self) -> None:
+        """Check that all blocks are still where they were: memory that is gone reads as zeros.
+
+        Raises
+        ------
+        SourceError
+            One was unplugged.
+        """
+        mappings = self._process.mappings()
+        for start, size, begin in self._places:
+            if not covering(mappings, begin, begin + size):
+                raise SourceError(
+                    f"the memory at guest-physical address {start:#x} was unplugged", address=start
+                )
 
     def close(self) -> None:
         """Close the files; closing twice does nothing."""

@@ -12,13 +12,14 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from vmdump.errors import AccessDenied, GuestBusy, SourceError
 from vmdump.sources.files import GuestFile
 
-__all__ = ["Mapping", "Process"]
+__all__ = ["Mapping", "Process", "covering"]
 
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
@@ -157,7 +158,7 @@ class Process:
         with contextlib.suppress(OSError):
             owner = os.stat(f"/proc/{self.pid}").st_uid
             with open("/proc/self/status") as status:
-                fields = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
+                fields = {name: value.strip() for name, _, value in (line.partition(":") for line in status)}
             scope = "0"
             with contextlib.suppress(OSError), open(_YAMA) as file:
                 scope = file.read().strip()
@@ -209,18 +210,6 @@ class Process:
                 )
         return found
 
-    def covering(self, begin: int, end: int) -> list[Mapping]:
-        """Give the mappings that hold ``[begin, end)`` without a gap; an empty list if there is one."""
-        found = []
-        position = begin
-        for mapping in self.mappings():
-            if mapping.begin <= position < mapping.end:
-                found.append(mapping)
-                position = mapping.end
-                if position >= end:
-                    return found
-        return []
-
     def open_mapped(self, mapping: Mapping) -> GuestFile:
         """Open the file that is mapped, also where it was deleted or never had a name.
 
@@ -260,3 +249,16 @@ class Process:
         """Close everything; closing twice does nothing."""
         while self._opened:
             os.close(self._opened.pop())
+
+
+def covering(mappings: Sequence[Mapping], begin: int, end: int) -> list[Mapping]:
+    """Give those of a process's mappings that hold ``[begin, end)`` without a gap; none if there is one."""
+    found = []
+    position = begin
+    for mapping in mappings:
+        if mapping.begin <= position < mapping.end:
+            found.append(mapping)
+            position = mapping.end
+            if position >= end:
+                return found
+    return []

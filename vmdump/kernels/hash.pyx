@@ -1,0 +1,57 @@
+"""A keyed hash of 64 bits per page, for finding the pages that have changed."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+__all__ = ["KEY_WORDS", "hash_pages"]
+
+
+cdef extern from "hash.h":
+    enum:
+        VMD_HASH_GRAIN
+        VMD_HASH_KEY_WORDS
+    void vmd_hash_pages(
+        const uint8_t *data, size_t page_size, size_t count, const uint64_t *key, uint64_t *out
+    ) noexcept nogil
+
+
+KEY_WORDS = VMD_HASH_KEY_WORDS
+
+
+def hash_pages(
+    const uint8_t[::1] data not None, page_size, const uint64_t[::1] key not None, uint64_t[::1] out not None
+) -> None:
+    """Hash each page.
+
+    Two different pages have the same hash with a chance of 2^-63, whatever they hold, if whoever filled them
+    does not know the key. Only hashes of the same page size, key and byte order compare.
+
+    Parameters
+    ----------
+    data : (n * page_size,) uint8, C-contiguous, may be read-only
+        The pages. They may change meanwhile: the hash of such a page is any number.
+    page_size : int
+        Bytes, a positive multiple of 64.
+    key : (KEY_WORDS,) uint64, C-contiguous, may be read-only
+        Uniformly random words, new for each dump and never told.
+    out : (n,) uint64, C-contiguous, writable
+        Receives the hashes.
+
+    Raises
+    ------
+    ValueError
+        A size is wrong, or `out` is read-only.
+    """
+    length = data.shape[0]
+    if page_size <= 0 or page_size % VMD_HASH_GRAIN:
+        raise ValueError(f"page_size: {page_size} is no positive multiple of {VMD_HASH_GRAIN}")
+    if length % page_size:
+        raise ValueError(f"data: {length} bytes are no whole number of pages of {page_size}")
+    if key.shape[0] != VMD_HASH_KEY_WORDS:
+        raise ValueError(f"key: {key.shape[0]} words, but a key has {VMD_HASH_KEY_WORDS}")
+    if out.shape[0] != length // page_size:
+        raise ValueError(f"out: room for {out.shape[0]} hashes, but there are {length // page_size} pages")
+    cdef size_t size, count = out.shape[0]
+    if count:
+        size = page_size
+        with nogil:
+            vmd_hash_pages(&data[0], size, count, &key[0], &out[0])
