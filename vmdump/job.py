@@ -161,12 +161,23 @@ class DumpJob:
             tell()
 
     def when_ended(self, tell: Callable[[], object]) -> None:
-        """Have a function called when the job has ended: at once, or later in the job's thread."""
+        """Have a function called when the job has ended: at once, or later in the job's thread.
+
+        Raises
+        ------
+        RuntimeError
+            It was not started.
+        """
+        self._demand_started()
         with self._lock:
             if not self._ended.is_set():
                 self._on_end.append(tell)
                 return
         tell()
+
+    def _demand_started(self) -> None:
+        if self._status == "none":
+            raise RuntimeError("the job was not started")
 
     @property
     def status(self) -> Status:
@@ -209,8 +220,7 @@ class DumpJob:
         VmdumpError
             What ended the dump; `Cancelled` if that was :meth:`cancel`.
         """
-        if self._status == "none":
-            raise RuntimeError("the job was not started")
+        self._demand_started()
         if not self._ended.wait(timeout):
             raise TimeoutError(f"the dump is still active after {timeout} s")
         if self._error is not None:
@@ -221,8 +231,7 @@ class DumpJob:
 
     def progress(self, interval: float = 0.1) -> Iterator[Progress]:
         """Give a progress every `interval` seconds until the dump has ended, and one then."""
-        if self._status == "none":
-            raise RuntimeError("the job was not started")
+        self._demand_started()
         while not self._ended.wait(interval):
             yield self.moment()
         yield self.moment()
