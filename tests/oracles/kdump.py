@@ -197,6 +197,10 @@ class Kdump:
         """The compression flag of the header's status."""
         return self.header["status"] & (ZLIB | LZO | SNAPPY | ZSTD)
 
+    def data_at(self, offset: int, size: int) -> bytes:
+        """Bytes of the file."""
+        return self._data[offset : offset + size]
+
     def page_at(self, index: int) -> bytes:
         """The page of descriptor `index`."""
         offset, size, flags, _ = self.descriptors[index].tolist()
@@ -227,11 +231,14 @@ class Kdump:
         ends = self.pfns[np.concatenate((cut - 1, [len(self.pfns) - 1]))].tolist()
         return [(begin, end + 1) for begin, end in zip(begins, ends, strict=True)]
 
-    def check(self) -> Kdump:
-        """Assert everything the format demands of a complete, unfiltered version 6 dump."""
+    def check(self, *, early: bool = False) -> Kdump:
+        """Assert everything the format demands of a complete, unfiltered version 6 dump.
+
+        `early`: pages were packed before they were final, so that they stand in any order and with gaps.
+        """
         self._check_headers()
         self._check_bitmaps()
-        self._check_descriptors()
+        self._check_descriptors(early)
         return self
 
     def _check_headers(self) -> None:
@@ -280,7 +287,7 @@ class Kdump:
         if len(self.pfns):
             assert int(self.pfns[-1]) < self.max_mapnr, "a bit is set behind max_mapnr"
 
-    def _check_descriptors(self) -> None:
+    def _check_descriptors(self, early: bool) -> None:
         table, block_size = self.descriptors, self.block_size
         offset, size, flags = (table[name].astype(np.uint64) for name in ("offset", "size", "flags"))
         assert (table["page_flags"] == 0).all(), "page_flags in use"
@@ -292,6 +299,9 @@ class Kdump:
         assert (offset >= self.data_offset).all(), "page data before the end of the descriptors"
         inside = (offset <= self.size) & (offset + size <= self.size)
         assert inside.all(), "page data behind the file's end"
+        if early:
+            self._check_no_overlap()
+            return
         zero = offset == self.data_offset
         assert (flags[zero] == 0).all()
         if len(table):
@@ -302,6 +312,14 @@ class Kdump:
         ends = np.concatenate(([np.uint64(self.data_offset + block_size)], (offset + size)[~zero]))
         assert (offset[~zero] == ends[:-1]).all(), "page data overlaps or has gaps"
         assert int(ends[-1]) == self.size, "the file does not end with the last page's data"
+
+    def _check_no_overlap(self) -> None:
+        """Only the page of zeros is shared, all others have their data for themselves."""
+        offsets, first, count = np.unique(self.descriptors["offset"], return_index=True, return_counts=True)
+        ends = offsets + self.descriptors["size"][first]
+        assert (ends[:-1] <= offsets[1:]).all(), "page data overlaps"
+        for index in first[count > 1].tolist():
+            assert not any(self.page_at(index)), "two pages share data that is not zero"
 
 
 def _set_bits(bitmap: bytes) -> np.ndarray:

@@ -194,6 +194,9 @@ class Attachment:
         self._held = False
         self._monitor.demand_alive()
         check()
+        if self._resumes_seen is not None:
+            # Events come in front of the answer to a later command, so this one shows all there were.
+            self._monitor.execute("query-status")
         resumed = self._resumes_seen not in (None, self._monitor.stand_still.resumes)
         self.let_run(None)
         if resumed:
