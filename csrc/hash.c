@@ -19,7 +19,7 @@
  * zero: say m[2i] differs. The sum is linear in the products, so a zero can hide its partner only, never
  * another pair. Whatever all other key words are, at most one of the 2^64 values of k[2i+1] makes the sums
  * equal (and of k[2i], if m[2i+1] differs). So the bound holds for the page, not for each word: one pair that
- * differs is enough. All pages and blocks may share the key, as the bound is for each two pages by themselves.
+ * differs is enough. All pages and blocks may share the key: the bound is for each two pages by themselves.
  *
  * Measured on a Xeon (Sapphire Rapids, virtual), gcc 12 -O3, one core, pages of 4 KiB, in GB/s, the second of
  * two numbers with a prefetch:
@@ -32,8 +32,8 @@
  *   the same without AVX2                                     6                 3.9
  *   the sum of all words, which is the least to do           33, 32             8.0, 8.8
  *
- * Memory decides, so no second variant for AVX2. A chain, acc = fold((m ^ k) * (m' ^ acc)), has no such proof:
- * a factor of zero wipes out all words of its lane before it. */
+ * Memory decides, so no second variant for AVX2. A chain, acc = fold((m ^ k) * (m' ^ acc)), has no such
+ * proof: a factor of zero wipes out all words of its lane before it. */
 #include "hash.h"
 
 #include <string.h>

@@ -86,7 +86,7 @@ def pages_of(blocks: Blocks) -> dict[int, bytes]:
 
 def dump_and_check(guest: RunningGuest, still: Blocks, path: Path, **options: object) -> vmdump.Report:
     report = vmdump.dump(guest, path, threads=2, **options)  # type: ignore[arg-type]
-    dump = Kdump(path)  # not check(): what changed lies behind, not in the order of the pages
+    dump = Kdump(path).check(early=True)
     found, wanted = dict(dump.pages()), pages_of(still)
     assert found.keys() == wanted.keys()
     wrong = [pfn for pfn, page in wanted.items() if found[pfn] != page]

@@ -24,7 +24,7 @@ class KnownPages:
     """A sparse table of pages, 20 bytes for each: 0.5 % of what was packed.
 
     A page is the same when its 64-bit hash is; the key of the hash is random, so that nobody can make a
-    change that goes unseen, and chance does so once in 2^64 changes.
+    change that goes unseen, and chance does so once in 2^63 changes.
 
     Parameters
     ----------
