@@ -15,6 +15,8 @@ from vmdump.readers.sniff import open_dump
 from vmdump.request import DumpOptions, check_request, open_source
 
 if TYPE_CHECKING:
+    import asyncio
+
     from vmdump.request import AnySource
 
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
@@ -121,6 +123,11 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
     return DumpJob(check_request(source, output, **options).run).start()
 
 
+def _cancel_started(started: asyncio.Future[DumpJob]) -> None:
+    if started.exception() is None:
+        started.result().cancel()
+
+
 async def dump_async(
     source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]
 ) -> Report:
@@ -146,7 +153,9 @@ async def dump_async(
     try:
         job = await asyncio.shield(starting)
     except asyncio.CancelledError:
+        # The attach cannot be interrupted. Its job is cancelled as soon as there is one, whoever waits.
+        starting.add_done_callback(_cancel_started)
         with suppress(VmdumpError):
-            await settle(await starting)
+            await settle(await asyncio.shield(starting))
         raise
     return await job

@@ -113,7 +113,7 @@ class DumpJob:
 
     Leaving the context early cancels the dump; an error of the dump that nobody has seen is raised then.
     In asyncio, ``await job`` gives the report and ``async for moment in job`` the progress; cancelling the
-    task that awaits cancels the dump.
+    task in ``await job`` cancels the dump, cancelling one that only looks on does not.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def dump_command(
         raise RequestError(
             "json: the dump and the report cannot both go to standard output", parameter="json"
         )
-    with _progress(output, shown=sys.stderr.isatty() and not quiet) as progress:
+    with _progress(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
         report = dump(
             source,
             output,
@@ -102,6 +103,18 @@ def dump_command(
         click.echo(_summary(report), err=True)
     if report.unreadable:
         raise _incomplete(report)
+
+
+@contextmanager
+def _unstoppable(source: str) -> Iterator[None]:
+    """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stand still with it."""
+    numbers = (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN) if source.startswith("qmp:") else ()
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -107,5 +107,10 @@ def _open_standard_streams() -> None:
 def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:
     if "--debug" in words:
         traceback.print_exc()
-    click.echo(f"vmdump: {' '.join(message.splitlines())}", err=True)
+    # Parts of it may come from elsewhere, from a QEMU for example: nothing of it steers the terminal.
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(message.splitlines())
+    )
+    click.echo(f"vmdump: {shown}", err=True)
     return exit_code

@@ -17,7 +17,7 @@ from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Pages, Source
 
-__all__ = ["check_vmcoreinfo", "search_vmcoreinfo"]
+__all__ = ["check_vmcoreinfo", "kernel_verdict", "search_vmcoreinfo"]
 
 _CHUNK = 4 << 20
 _TEXT_START = b"OSRELEASE="
@@ -87,7 +87,7 @@ def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: Fa
         if text is None or text in unchecked:
             continue
         guest = source.with_vmcoreinfo(text)
-        verdict = _verdict(guest)
+        verdict = kernel_verdict(guest)
         if verdict == "right":
             return text
         if verdict == "unknown":
@@ -95,7 +95,12 @@ def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: Fa
     return unchecked.pop() if len(unchecked) == 1 else None
 
 
-def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
+def kernel_verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
+    """Tell whether a guest's VMCOREINFO is of the kernel that is in its memory.
+
+    Right if its ``init_uts_ns`` is where it says and names its release; unknown on architectures where
+    finding that needs page tables.
+    """
     symbol = guest.vmcoreinfo.symbol("init_uts_ns")
     if symbol is None or guest.arch.kernel_image_to_phys(guest.vmcoreinfo, symbol) is None:
         return "unknown"

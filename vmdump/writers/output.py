@@ -110,8 +110,15 @@ class Output:
 
     def _open(self, path: str, cancelled: Callable[[], bool]) -> int:
         with contextlib.suppress(FileNotFoundError):
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                if not self._force and _is_strangers(path, status):
+                    raise SinkError(
+                        "this FIFO is another user's, in a folder that all may write to",
+                        path=path,
+                        errno=errno.EACCES,
+                        hint="--force gives the guest to whoever reads it",
+                    )
                 return _open_special(path, cancelled)
         if os.path.lexists(path) and not self._force:
             raise self._exists(path)
@@ -326,6 +333,14 @@ def _descriptor(name: str) -> int | None:
                 )
             return int(number)
     return None
+
+
+def _is_strangers(path: str, status: os.stat_result) -> bool:
+    """Tell whether a FIFO may have been put there to get at what is written (Linux' fs.protected_fifos)."""
+    folder = os.stat(os.path.dirname(path) or ".")
+    shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    strange = status.st_uid not in (os.geteuid(), folder.st_uid)
+    return bool(stat.S_ISFIFO(status.st_mode) and shared and strange)
 
 
 def _open_special(path: str, cancelled: Callable[[], bool]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from vmdump.errors import CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.qemu.memory import ProcessMemory
@@ -36,10 +38,12 @@ class Attachment:
         self._guardian: Guardian | None = None
         self._private: ProcessMemory | None = None
         self._process: Process | None = None
+        self._owner = os.getpid()
         self._claim = threading.Lock()
+        self._paused_before = 0.0
         self._held = False
         self._stopped = False
-        self._resumes_seen: int | None = None
+        self._watched: tuple[str, int] | None = None
         self._monitor = Monitor(path)
         try:
             self._refuse_encrypted()
@@ -56,9 +60,14 @@ class Attachment:
             raise
 
     @property
+    def _forked(self) -> bool:
+        """True in a child of the process that attached: connection, lock and guardian are the parent's."""
+        return os.getpid() != self._owner
+
+    @property
     def paused_seconds(self) -> float:
-        """For how long the guest stood still since the attach, by QEMU's clock."""
-        return self._monitor.stand_still.seconds
+        """For how long the guest has stood still since it was claimed last, by QEMU's clock."""
+        return self._monitor.stand_still.seconds - self._paused_before
 
     def _ask_quietly(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         """Ask what not every QEMU knows; None where it does not."""
@@ -130,9 +139,12 @@ class Attachment:
         except BaseException:
             self._claim.release()
             raise
+        self._paused_before = self._monitor.stand_still.seconds
 
     def disclaim(self) -> None:
         """Give the right to dump the guest back."""
+        if self._forked:
+            return
         assert self._process is not None
         self._process.disclaim()
         self._claim.release()
@@ -151,13 +163,21 @@ class Attachment:
         """
         if stop:
             self._stop(cancelled)
-        self._resumes_seen = self._monitor.stand_still.resumes if watch else None
+        self._watched = (self._status(), self._monitor.stand_still.stirs) if watch else None
         self._held = True
+
+    def _status(self) -> str:
+        return str(self._monitor.execute("query-status")["status"])
 
     def _stop(self, cancelled: Callable[[], bool]) -> None:
         assert self._process is not None
+        if self._guardian is not None and not self._guardian.alive:
+            self._guardian.dismiss()
+            self._guardian = None
         if self._guardian is None:
-            self._guardian = Guardian(self._monitor.connection, self._monitor.path, (self._process.lock,))
+            self._guardian = Guardian(
+                self._monitor.connection, self._monitor.path, self._process.pid, (self._process.lock,)
+            )
         guardian = self._guardian
         guardian.wait_ready()
         still = self._monitor.stand_still
@@ -185,7 +205,7 @@ class Attachment:
         Raises
         ------
         GuestBusy
-            Somebody else let it run while it was read.
+            Somebody else let it run, woke it up or reset it while it was read.
         QmpError
             QEMU has ended, or cannot let it run.
         """
@@ -194,16 +214,16 @@ class Attachment:
         self._held = False
         self._monitor.demand_alive()
         check()
-        if self._resumes_seen is not None:
-            # Events come in front of the answer to a later command, so this one shows all there were.
-            self._monitor.execute("query-status")
-        resumed = self._resumes_seen not in (None, self._monitor.stand_still.resumes)
+        # Events come in front of the answer to a later command: all there were have been counted then.
+        status = self._status()
+        stirred = self._watched not in (None, (status, self._monitor.stand_still.stirs))
         self.let_run(None)
-        if resumed:
+        if stirred:
             raise GuestBusy(
-                f"{self._monitor.path}: somebody let the guest run while it was being read, so the dump "
-                "would not be of one moment; try again, or say --no-pause",
-                state="running",
+                f"{self._monitor.path}: somebody let the guest run, reset or migrated it while it was being "
+                f"read (it is {status} now), so the dump would not be of one moment; try again, or say "
+                "--no-pause",
+                state=status,
             )
 
     def let_run(self, error: BaseException | None) -> None:
@@ -219,14 +239,19 @@ class Attachment:
         QmpError
             It cannot, or may not, be running.
         """
+        self._held = False
         guardian = self._guardian
-        if guardian is None:
+        if guardian is None or self._forked:
             return
 
         async def resume() -> None:
             # Asked here, behind a `stop` that was interrupted: both run in the monitor's thread.
             if self._stopped:
-                await self._monitor.ask("cont")
+                status = await self._monitor.ask("query-status")
+                # In any other state the guest is no longer the one that was stopped. One that has migrated
+                # away meanwhile, for example, runs elsewhere, on the same disks.
+                if status["status"] == guardian_main.STOPPED:
+                    await self._monitor.ask("cont")
                 self._stopped = False
                 guardian.disarm()
 
@@ -242,12 +267,18 @@ class Attachment:
                     raise
                 return
             raise QmpError(
-                f"{self._monitor.path}: the guest may still stand still, let it run with 'cont': {failure}",
+                f"{self._monitor.path}: the guest may still stand still, and cannot be let run: {failure}; "
+                "the guardian tries as long as QEMU is silent, and 'cont' at its monitor does it by hand",
                 command="cont",
             ) from error or failure
 
     def close(self) -> None:
-        """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""
+        """Let the guest run if it was stopped here, and end the connection; closing twice does nothing.
+
+        In a process that was forked from the one that attached it does nothing either.
+        """
+        if self._forked:
+            return
         try:
             self.let_run(None)
         finally:

@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,11 @@ __all__ = ["Guardian"]
 
 _START_WAIT = 10.0
 """Seconds; it takes 0.02 on an idle machine."""
-_END_WAIT = 20.0
-"""Seconds; the guardian gives up by itself after 15."""
+_END_WAIT = 10.0
+"""Seconds that it is waited for; a QEMU that does not answer keeps the guardian busy for as long as that."""
+
+
+_MILLISECONDS = 1000
 
 
 class Guardian:
@@ -31,6 +35,8 @@ class Guardian:
         The QMP connection; stays the caller's. The guardian has it open as well until it ends.
     path : str
         Of the QMP socket, for a new connection if that one is broken.
+    qemu : int
+        QEMU's process number.
     kept : sequence of int
         File descriptors that the guardian keeps open until it ends: the locks of the dump.
 
@@ -40,12 +46,12 @@ class Guardian:
         The process cannot be started.
     """
 
-    def __init__(self, connection: socket.socket, path: str, kept: Sequence[int]) -> None:
+    def __init__(self, connection: socket.socket, path: str, qemu: int, kept: Sequence[int]) -> None:
         reader, self._pipe = os.pipe()
         self._ready = False
         words = [
             *(sys.executable, "-I", "-S", guardian_main.__file__),
-            *(str(connection.fileno()), str(reader), str(os.getpid()), os.path.abspath(path)),
+            *(str(connection.fileno()), str(reader), str(os.getpid()), str(qemu), os.path.abspath(path)),
         ]
         try:
             self._process = subprocess.Popen(
@@ -69,6 +75,11 @@ class Guardian:
         finally:
             os.close(reader)
 
+    @property
+    def alive(self) -> bool:
+        """False if it has ended, or was killed."""
+        return self._process.poll() is None
+
     def wait_ready(self) -> None:
         """Wait until it watches.
 
@@ -79,9 +90,11 @@ class Guardian:
         """
         assert self._process.stdout is not None
         if not self._ready:
-            up = select.select([self._process.stdout], [], [], _START_WAIT)[0]
+            poll = select.poll()
+            poll.register(self._process.stdout, select.POLLIN)
+            up = poll.poll(_START_WAIT * _MILLISECONDS)
             self._ready = bool(up) and self._process.stdout.read(1) == guardian_main.READY
-        if not self._ready or self._process.poll() is not None:
+        if not self._ready or not self.alive:
             raise self._missing()
 
     def arm(self) -> None:
@@ -106,8 +119,11 @@ class Guardian:
 
     def disarm(self) -> None:
         """Relieve it: the guest runs again, or was never stopped."""
+        self._tell(guardian_main.DISARM)
+
+    def _tell(self, word: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._pipe, guardian_main.DISARM)
+            os.write(self._pipe, word)
 
     def dismiss(self) -> bool:
         """Let it do what is left to do, and end.
@@ -115,14 +131,18 @@ class Guardian:
         Returns
         -------
         bool
-            False if it was armed and could not let the guest run again.
+            False if it was armed and could not let the guest run again, or has not yet: then it goes on.
         """
         if self._pipe >= 0:
+            # The end of the pipe would do, had nobody forked: a child has it open as well.
+            self._tell(guardian_main.END)
             os.close(self._pipe)
             self._pipe = -1
         try:
             code = self._process.wait(_END_WAIT)
         except subprocess.TimeoutExpired:
+            # It goes on; somebody has to take its exit code when it ends.
+            threading.Thread(target=self._process.wait, name="vmdump-guardian", daemon=True).start()
             return False
         finally:
             if self._process.stdout is not None:

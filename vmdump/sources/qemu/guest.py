@@ -11,7 +11,7 @@ from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
 from vmdump.sources.base import Source
-from vmdump.sources.find_vmcoreinfo import search_vmcoreinfo
+from vmdump.sources.find_vmcoreinfo import kernel_verdict, search_vmcoreinfo
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.spec import check_options
@@ -58,7 +58,7 @@ class _LaidOutGuest(Source):
 
     @property
     def paused_seconds(self) -> float:  # type: ignore[override]
-        """For how long the guest stood still since the attach, by QEMU's clock."""
+        """For how long the guest stood still in the last dump, by QEMU's clock."""
         return self._attachment.paused_seconds
 
     def release(self) -> None:
@@ -96,12 +96,10 @@ class QemuGuest(_LaidOutGuest):
 
     def __init__(self, path: str) -> None:
         self._vmcoreinfo_given: bytes | None = None
+        self._vmcoreinfo_found: bytes | None = None
         attachment = Attachment(path)
         try:
             super().__init__(attachment, attachment.take_layout(lambda: False), vmcoreinfo=None)
-            if not self.vmcoreinfo:
-                self._vmcoreinfo_given = search_vmcoreinfo(self)
-                self._set_vmcoreinfo(self._vmcoreinfo_given)
         except BaseException:
             attachment.close()
             raise
@@ -123,6 +121,7 @@ class QemuGuest(_LaidOutGuest):
         """Give the guest as it is now; stopped, if it runs and `pause` is true, and running again after.
 
         Registers and layout are those inside the stop. Without `pause` a running guest is marked fuzzy.
+        VMCOREINFO that QEMU does not tell is looked for in all of the guest's memory, before the stop.
         """
         attachment = self._attachment
         error: BaseException | None = None
@@ -130,13 +129,14 @@ class QemuGuest(_LaidOutGuest):
         try:
             running = attachment.refuse_busy()
             fuzzy = running and not pause
-            if running and pause and prepare is not None:
-                with self._laid_out(cancelled) as guest:
-                    prepare(guest)
-                running = attachment.refuse_busy()
+            with self._laid_out(cancelled, fuzzy=False) as guest:
+                ready = self._with_vmcoreinfo(guest, cancelled, search=True)
+                if running and pause and prepare is not None:
+                    prepare(ready)
+                    running = attachment.refuse_busy()
             attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
             with self._laid_out(cancelled, fuzzy=fuzzy) as guest:
-                yield guest
+                yield self._with_vmcoreinfo(guest, cancelled, search=False)
                 guest.release()
         except BaseException as raised:
             error = raised
@@ -147,7 +147,23 @@ class QemuGuest(_LaidOutGuest):
             finally:
                 attachment.disclaim()
 
-    def _laid_out(self, cancelled: Callable[[], bool], *, fuzzy: bool = False) -> _LaidOutGuest:
+    def _with_vmcoreinfo(
+        self, guest: _LaidOutGuest, cancelled: Callable[[], bool], *, search: bool
+    ) -> _LaidOutGuest:
+        """Add what was found in memory, if it still is of the kernel that is there, where QEMU tells none."""
+        if guest.vmcoreinfo:
+            return guest
+        if self._vmcoreinfo_found is not None:
+            known = guest.with_vmcoreinfo(self._vmcoreinfo_found)
+            verdict = kernel_verdict(known)
+            if verdict == "right" or (verdict == "unknown" and not search):
+                return known
+        if not search:
+            return guest
+        self._vmcoreinfo_found = search_vmcoreinfo(guest, cancelled)
+        return guest if self._vmcoreinfo_found is None else guest.with_vmcoreinfo(self._vmcoreinfo_found)
+
+    def _laid_out(self, cancelled: Callable[[], bool], *, fuzzy: bool) -> _LaidOutGuest:
         layout = self._attachment.take_layout(cancelled)
         try:
             return _LaidOutGuest(self._attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)

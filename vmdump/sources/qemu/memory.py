@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 from vmdump.errors import SourceError
@@ -181,18 +183,21 @@ class LostPages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._addresses: set[int] = set()
+        self._ranges: list[tuple[int, int]] = []
 
-    def add(self, address: int) -> None:
-        """Note the page of `PAGE` bytes at a guest-physical address."""
+    def add(self, begin: int, end: int) -> None:
+        """Note a range of guest-physical addresses."""
         with self._lock:
-            self._addresses.add(address)
+            first = bisect_left(self._ranges, begin, key=itemgetter(1))
+            behind = bisect_right(self._ranges, end, key=itemgetter(0))
+            if first < behind:
+                begin, end = min(begin, self._ranges[first][0]), max(end, self._ranges[behind - 1][1])
+            self._ranges[first:behind] = [(begin, end)]
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Give what was lost as ascending ranges of guest-physical addresses."""
+        """Give what was lost as ascending ranges that do not touch."""
         with self._lock:
-            addresses = sorted(self._addresses)
-        return tuple(_union(iter([(address, address + PAGE) for address in addresses]), iter(())))
+            return tuple(self._ranges)
 
 
 class _Watch(Protocol):
@@ -202,9 +207,6 @@ class _Watch(Protocol):
 
     def demand_alive(self) -> None:
         """Raise an error if the process is no longer there."""
-
-    def is_mapped(self, address: int) -> bool:
-        """Tell whether guest memory is still where it was, by its guest-physical address."""
 
 
 class WatchedMemory:
@@ -250,16 +252,11 @@ class WatchedMemory:
         return scratch[:length]
 
     def _page(self, page: int, low: int, high: int, out: Pages) -> None:
-        address = self._start + page
         try:
             self._memory.view(low, high - low, out)
         except SourceError as error:
             if error.errno not in _UNREADABLE:
                 raise
             self._watch.demand_alive()
-            if not self._watch.is_mapped(address):
-                raise SourceError(
-                    f"the memory at guest-physical address {address:#x} was unplugged", address=address
-                ) from error
             out[:] = 0
-            self._watch.lost.add(address)
+            self._watch.lost.add(self._start + page, self._start + page + PAGE)

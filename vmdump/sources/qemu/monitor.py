@@ -7,6 +7,7 @@ caller's nor an exception in the caller's thread (Ctrl-C above all) gets in the 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import errno
 import logging
@@ -30,6 +31,8 @@ _GREETING_WAIT = 5.0
 _ANSWER_WAIT = 120.0
 """Seconds: `stop` drains and syncs the guest's disks first."""
 _POLL = 0.1
+_MAX_TEXT = 500
+"""Characters of QEMU's that go into an error."""
 _UCRED = struct.Struct("3i")
 _MICROSECONDS = 1e-6
 _Result = TypeVar("_Result")
@@ -40,16 +43,19 @@ class StandStill(EventListener):
 
     Attributes
     ----------
-    stops, resumes : int
-        STOP and RESUME events so far.
+    stops : int
+        STOP events so far.
+    stirs : int
+        Events so far of a guest that runs from then on, or is changed: RESUME, WAKEUP (from suspend, where
+        there was no STOP), RESET.
     seconds : float
         In all, of the times that have ended.
     """
 
     def __init__(self) -> None:
-        super().__init__(("STOP", "RESUME"))
+        super().__init__(("STOP", "RESUME", "WAKEUP", "RESET"))
         self.stops = 0
-        self.resumes = 0
+        self.stirs = 0
         self.seconds = 0.0
         self._began: float | None = None
 
@@ -62,8 +68,9 @@ class StandStill(EventListener):
         if event["event"] == "STOP":
             self.stops += 1
             self._began = now
-        else:
-            self.resumes += 1
+            return
+        self.stirs += 1
+        if event["event"] == "RESUME":
             if self._began is not None:
                 self.seconds += max(now - self._began, 0.0)
             self._began = None
@@ -83,8 +90,6 @@ class Monitor:
         As given.
     pid : int
         The process at the other end, 0 if it is in a namespace that this process cannot see.
-    version : tuple of int
-        Of QEMU.
     connection : socket
         The connection itself.
     stand_still : StandStill
@@ -100,6 +105,7 @@ class Monitor:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._owner = os.getpid()
         self.connection = _connect(path)
         credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.pid: int = _UCRED.unpack(credentials)[0]
@@ -110,9 +116,12 @@ class Monitor:
         self._client.register_listener(self.stand_still)
         self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
         self._thread.start()
+        # The interpreter would complain of tasks that are still waiting for QEMU.
+        atexit.register(self.close)
         try:
             self._greet()
         except BaseException:
+            atexit.unregister(self.close)
             self._end_loop()
             self.connection.close()
             raise
@@ -131,14 +140,6 @@ class Monitor:
         except ConnectError as error:
             raise QmpError(f"{self.path}: no QMP server answers: {_one_line(error.exc)}") from error
         self.begin(self._notice_end())
-
-    @property
-    def version(self) -> tuple[int, int, int]:
-        """QEMU's version."""
-        greeting = self._client.greeting
-        assert greeting is not None
-        told: Any = greeting.QMP.version["qemu"]
-        return told["major"], told["minor"], told["micro"]
 
     async def _notice_end(self) -> None:
         while await self._client.runstate_changed() is Runstate.RUNNING:
@@ -162,6 +163,10 @@ class Monitor:
     def _demand_open(self) -> None:
         if self._loop.is_closed():
             raise SourceError("the source is closed", path=self.path)
+        if os.getpid() != self._owner:
+            raise SourceError(
+                "the source was opened by another process, from which this one was forked", path=self.path
+            )
 
     def begin(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
         """Run a coroutine in the monitor's thread.
@@ -242,10 +247,6 @@ class Monitor:
         """
         return self.wait(self.ask(command, arguments))
 
-    def human(self, line: str) -> str:
-        """Execute a line of the human monitor; its text."""
-        return str(self.execute("human-monitor-command", {"command-line": line}))
-
     async def pass_fd(self, fd: int, name: str) -> None:
         """Give QEMU a copy of a file descriptor under a name; in the monitor's thread."""
         try:
@@ -256,8 +257,9 @@ class Monitor:
 
     def close(self) -> None:
         """End the connection; closing twice does nothing."""
-        if self._loop.is_closed():
+        if self._loop.is_closed() or os.getpid() != self._owner:
             return
+        atexit.unregister(self.close)
         try:
             self.wait(asyncio.wait_for(self._client.disconnect(), _GREETING_WAIT))
         except (OSError, EOFError, QMPError, TimeoutError):
@@ -282,7 +284,7 @@ class Monitor:
 
 def _one_line(error: Exception) -> str:
     """Give the text of QEMU's, or of the client, which may have several lines."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error)[:_MAX_TEXT].split()) or type(error).__name__
 
 
 def _connect(path: str) -> socket.socket:

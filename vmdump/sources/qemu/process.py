@@ -221,7 +221,12 @@ class Process:
             It cannot be opened.
         """
         if name := self._descriptor_of(mapping):
-            return GuestFile(f"/proc/{self.pid}/{name}", name=mapping.path)
+            file = GuestFile(f"/proc/{self.pid}/{name}", name=mapping.path)
+            status = os.fstat(file.fd)
+            if (status.st_dev, status.st_ino) != (mapping.device, mapping.inode):
+                file.close()
+                raise SourceError("QEMU has put another file in its place", path=mapping.path)
+            return file
         place = f"/proc/{self.pid}/map_files/{mapping.begin:x}-{mapping.end:x}"
         try:
             return GuestFile(place, name=mapping.path)

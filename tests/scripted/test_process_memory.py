@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_qemu import PAGE, Child, page_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripted.fake_qemu import PAGE, Child, page_of
 from vmdump.errors import AccessDenied, GuestBusy, SourceError
 from vmdump.sources.base import Memory
 from vmdump.sources.files import FileMemory, GuestFile
@@ -283,18 +283,14 @@ def test_pages_that_were_given_back(opened: Opened) -> None:
 
 
 class Watch:
-    """What `WatchedMemory` asks; `mapped` is the answer to its question."""
+    """What `WatchedMemory` asks."""
 
-    def __init__(self, mapped: bool = True) -> None:
+    def __init__(self) -> None:
         self.lost = LostPages()
-        self.mapped = mapped
         self.asked = 0
 
     def demand_alive(self) -> None:
         self.asked += 1
-
-    def is_mapped(self, address: int) -> bool:
-        return self.mapped
 
 
 def guard(child: Child, address: int, pages: set[int] | Sequence[int]) -> None:
@@ -361,18 +357,6 @@ def test_page_behind_the_end_of_its_file(opened: Opened, folder: Path) -> None:
     expected[3 * PAGE : 4 * PAGE] = page_of(3)
     assert whole(memory) == bytes(expected).ljust(PAGES * PAGE, b"\0")
     assert watch.lost.ranges() == ((50 * PAGE, PAGES * PAGE),)
-
-
-def test_memory_that_is_unplugged(opened: Opened) -> None:
-    address = opened.child.map("anonymous", PAGES)
-    opened.child.write(address, range(PAGES))
-    opened.child.ask("munmap", address=address + 4 * PAGE, size=PAGE)
-    watch = Watch(mapped=False)
-    memory = WatchedMemory(Stale(opened.memory, address, PAGES * PAGE), 1 << 32, watch)
-    with pytest.raises(SourceError, match="unplugged") as caught:
-        whole(memory)
-    assert caught.value.address == (1 << 32) + 4 * PAGE
-    assert watch.lost.ranges() == ()
 
 
 def test_another_error_is_no_lost_page(opened: Opened) -> None:
@@ -471,6 +455,6 @@ def test_access_denied() -> None:
 def test_lost_pages_are_merged(pages: set[int]) -> None:
     lost = LostPages()
     for page in sorted(pages, key=lambda page: page * 7919 % 201):
-        lost.add(page * PAGE)
-        lost.add(page * PAGE)
+        lost.add(page * PAGE, (page + 1) * PAGE)
+        lost.add(page * PAGE, (page + 1) * PAGE)
     assert list(lost.ranges()) == runs(pages)

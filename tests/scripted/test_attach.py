@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_qemu import PAGE, TICK, FakeQemu, Ram, rule
 from oracles.elf import ElfCore
 from oracles.elf_builder import Load, build_elf, note
 
 import vmdump
+from scripted.fake_qemu import PAGE, TICK, FakeQemu, Ram, rule
 from vmdump.errors import (
     AccessDenied,
     CapabilityError,
@@ -170,7 +170,7 @@ def test_dump_that_qemu_refuses(tmp_path: Path, out: Path) -> None:
 
 
 def test_dump_that_qemu_refuses_while_the_guest_is_stopped(tmp_path: Path, out: Path) -> None:
-    with FakeQemu(tmp_path, rules=[rule("dump-guest-memory", "error", 2)]) as qemu:
+    with FakeQemu(tmp_path, rules=[rule("dump-guest-memory", "error", 3)]) as qemu:
         error = refused(qemu, out, QmpError)
         assert isinstance(error, QmpError)
         assert error.command == "dump-guest-memory"

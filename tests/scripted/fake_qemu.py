@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import child as child_program
-from child import PAGE, TICK, page_of
 from oracles.elf_builder import Load, build_elf
+
+from scripted import child as child_program
+from scripted.child import PAGE, TICK, page_of
 
 __all__ = ["PAGE", "TICK", "Child", "FakeQemu", "Ram", "page_of", "rule"]
 

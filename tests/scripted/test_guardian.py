@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import pytest
 pytestmark = pytest.mark.usefixtures("nothing_left")
 PATIENCE = 30
 PR_SET_CHILD_SUBREAPER = 36
+QUERY = {"execute": "query-status", "id": "vmdump-guardian"}
 CONT = {"execute": "cont", "id": "vmdump-guardian"}
+PAUSED = {"return": {"status": "paused", "running": False}}
 
 # Stands in for vmdump: does what it is told, line by line, until it is killed.
 PARENT = """
@@ -28,7 +31,7 @@ import os, socket, sys, time
 from vmdump.sources.qemu.guardian import Guardian
 
 connection = socket.socket(fileno=int(sys.argv[1]))
-guardian = Guardian(connection, sys.argv[2], (int(sys.argv[3]),))
+guardian = Guardian(connection, sys.argv[2], int(sys.argv[4]), (int(sys.argv[3]),))
 guardian.wait_ready()
 print(guardian._process.pid, flush=True)
 for line in sys.stdin:
@@ -58,7 +61,8 @@ class Guarded:
         self.socket.settimeout(PATIENCE)
         with self.lock.open() as lock, theirs:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            words = [str(theirs.fileno()), self.path, str(lock.fileno())]
+            self.qemu = subprocess.Popen(["sleep", "1000"])
+            words = [str(theirs.fileno()), self.path, str(lock.fileno()), str(self.qemu.pid)]
             self.parent = subprocess.Popen(
                 [sys.executable, "-c", PARENT, *words],
                 pass_fds=(theirs.fileno(), lock.fileno()),
@@ -95,11 +99,17 @@ class Guarded:
             data += part
         return data
 
-    def expect_cont(self) -> None:
-        """What comes is the resynchronisation and the command, and nothing else."""
+    def expect_query(self) -> None:
+        """What comes is the resynchronisation and the question, and nothing else."""
         data = self.read()
         assert data[:1] == b"\x1b"
-        assert json.loads(data[1:]) == CONT
+        assert json.loads(data[1:]) == QUERY
+
+    def expect_cont(self) -> None:
+        """What comes is the question, and after the answer the command."""
+        self.expect_query()
+        self.answer(PAUSED)
+        assert json.loads(self.read()) == CONT
 
     def answer(self, answer: dict[str, object]) -> None:
         self.socket.sendall(json.dumps({**answer, "id": CONT["id"]}).encode() + b"\r\n")
@@ -126,6 +136,8 @@ class Guarded:
 
     def close(self) -> None:
         self.kill()
+        self.qemu.kill()
+        self.qemu.wait()
         assert self.parent.stdin is not None
         assert self.parent.stdout is not None
         self.parent.stdin.close()
@@ -303,10 +315,15 @@ def test_connection_was_closed(guarded: Guarded) -> None:
         data = b""
         while data.count(b"\n") < 2:
             data += connection.recv(1)
-        negotiation, command = data.splitlines()
+        negotiation, question = data.splitlines()
         assert json.loads(negotiation) == {"execute": "qmp_capabilities"}
-        assert json.loads(command.lstrip(b"\x1b")) == CONT
+        assert json.loads(question.lstrip(b"\x1b")) == QUERY
         connection.sendall(b'{"return": {}}\r\n')
+        connection.sendall(json.dumps({**PAUSED, "id": CONT["id"]}).encode() + b"\r\n")
+        command = b""
+        while not command.endswith(b"\n"):
+            command += connection.recv(1)
+        assert json.loads(command) == CONT
         connection.sendall(json.dumps({"return": {}, "id": CONT["id"]}).encode() + b"\r\n")
         assert connection.recv(1) == b""
 
@@ -318,9 +335,34 @@ def test_connection_was_closed(guarded: Guarded) -> None:
     guarded.ends_with(0)
 
 
-def test_qemu_is_gone(guarded: Guarded) -> None:
-    """Nobody listens: there is no guest that could stand still."""
+@pytest.mark.parametrize("state", ["running", "postmigrate", "shutdown"])
+def test_guest_that_does_not_stand_still(state: str, guarded: Guarded) -> None:
+    """One that has migrated away, above all, must not run here as well."""
     guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_query()
+    guarded.answer({"return": {"status": state, "running": state == "running"}})
+    guarded.ends_with(0)
+    assert guarded.socket.recv(1) == b""
+
+
+def test_qemu_that_takes_its_time(guarded: Guarded) -> None:
+    """One that is frozen, or drains its disks, is waited for."""
+    guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_query()
+    time.sleep(7)
+    guarded.answer(PAUSED)
+    assert json.loads(guarded.read()) == CONT
+    guarded.answer({"return": {}})
+    guarded.ends_with(0)
+
+
+def test_qemu_is_gone(guarded: Guarded) -> None:
+    """There is no guest that could stand still."""
+    guarded.tell("arm")
+    guarded.qemu.kill()
+    guarded.qemu.wait()
     guarded.socket.close()
     guarded.kill()
     guarded.ends_with(0)

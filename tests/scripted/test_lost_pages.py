@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_qemu import PAGE, FakeQemu, Ram
 from oracles import judges
 from oracles.elf import ElfCore
 from oracles.elf_builder import note
@@ -16,6 +15,7 @@ from oracles.flattened import Flattened
 from oracles.kdump import CODEC_FLAGS, Kdump
 
 import vmdump
+from scripted.fake_qemu import PAGE, FakeQemu, Ram
 from vmdump.errors import SourceError
 
 MADV_GUARD_INSTALL = 102
