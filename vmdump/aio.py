@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from vmdump.errors import VmdumpError
 from vmdump.job import DumpJob, Progress, Report
 
-__all__ = ["progress", "settle", "wait"]
+__all__ = ["progress", "start", "wait"]
 
 _INTERVAL = 0.1
 
@@ -26,7 +27,47 @@ async def _ended(job: DumpJob) -> None:
     await ended.wait()
 
 
-async def settle(job: DumpJob) -> None:
+async def start(make: Callable[[], DumpJob]) -> DumpJob:
+    """Make and start a job in a thread; cancelling this cancels the job, also one that is yet to come.
+
+    Parameters
+    ----------
+    make : callable
+        Gives a job that was not started. It cannot be interrupted.
+
+    Raises
+    ------
+    VmdumpError
+        What `make` raises.
+    """
+    lock = threading.Lock()
+    given_up = False
+    started: list[DumpJob] = []
+
+    def begin() -> DumpJob:
+        job = make()
+        with lock:
+            if given_up:
+                job.cancel()
+            started.append(job)
+            return job.start()
+
+    starting = asyncio.ensure_future(asyncio.to_thread(begin))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with lock:
+            given_up = True
+            for job in started:
+                job.cancel()
+        # Seen here, since nobody may be left who awaits it.
+        starting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        with suppress(VmdumpError):
+            await _settle(await asyncio.shield(starting))
+        raise
+
+
+async def _settle(job: DumpJob) -> None:
     """Cancel a job and wait until it has left nothing behind; its outcome is not told."""
     job.cancel()
     await asyncio.shield(_ended(job))
@@ -50,7 +91,7 @@ async def wait(job: DumpJob) -> Report:
     try:
         await _ended(job)
     except asyncio.CancelledError:
-        await settle(job)
+        await _settle(job)
         raise
     return job.wait(0)
 

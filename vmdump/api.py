@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Unpack
 
-from vmdump.errors import VmdumpError
 from vmdump.job import DumpJob, Report
 from vmdump.pipeline.control import Control
 from vmdump.readers.dump import Dump
@@ -15,8 +13,6 @@ from vmdump.readers.sniff import open_dump
 from vmdump.request import DumpOptions, check_request, open_source
 
 if TYPE_CHECKING:
-    import asyncio
-
     from vmdump.request import AnySource
 
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
@@ -123,11 +119,6 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
     return DumpJob(check_request(source, output, **options).run).start()
 
 
-def _cancel_started(started: asyncio.Future[DumpJob]) -> None:
-    if started.exception() is None:
-        started.result().cancel()
-
-
 async def dump_async(
     source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]
 ) -> Report:
@@ -145,17 +136,6 @@ async def dump_async(
     VmdumpError
         As for :func:`dump`.
     """
-    import asyncio  # 60 ms to load, and few need it
+    from vmdump.aio import start  # asyncio takes 60 ms to load, and few need it
 
-    from vmdump.aio import settle
-
-    starting = asyncio.ensure_future(asyncio.to_thread(start_dump, source, output, **options))
-    try:
-        job = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        # The attach cannot be interrupted. Its job is cancelled as soon as there is one, whoever waits.
-        starting.add_done_callback(_cancel_started)
-        with suppress(VmdumpError):
-            await settle(await asyncio.shield(starting))
-        raise
-    return await job
+    return await (await start(lambda: DumpJob(check_request(source, output, **options).run)))

@@ -170,7 +170,7 @@ def test_dump_that_qemu_refuses(tmp_path: Path, out: Path) -> None:
 
 
 def test_dump_that_qemu_refuses_while_the_guest_is_stopped(tmp_path: Path, out: Path) -> None:
-    with FakeQemu(tmp_path, rules=[rule("dump-guest-memory", "error", 3)]) as qemu:
+    with FakeQemu(tmp_path, rules=[rule("dump-guest-memory", "error", 2)]) as qemu:
         error = refused(qemu, out, QmpError)
         assert isinstance(error, QmpError)
         assert error.command == "dump-guest-memory"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,22 @@ from oracles.elf_builder import note
 
 import vmdump
 from vmdump.errors import RequestError, SourceError
-from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo, search_vmcoreinfo
+from vmdump.sources import find_vmcoreinfo
+from vmdump.sources.base import Source
+from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
 
 PAGE = 4096
 CHUNK = 4 << 20
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 UTS_FIELD = 65
 NAME_OFFSET = 4
+
+
+def search_vmcoreinfo(source: Source, *options: Callable[[], bool]) -> bytes | None:
+    """The text that is found, and is where it says that it was."""
+    found = find_vmcoreinfo.search_vmcoreinfo(source, *options)
+    assert found is None or found.is_there(source)
+    return found.text if found else None
 
 
 @dataclass(frozen=True)
@@ -355,3 +364,19 @@ def test_given_page_size_counts(tmp_path: Path) -> None:
     source = vmdump.BlockSource([(0, zeros(1 << 20))], arch="aarch64")
     report = vmdump.dump(source, tmp_path / "out", vmcoreinfo=text)
     assert report.zero_pages == 16
+
+
+def test_text_that_is_no_longer_there() -> None:
+    """After a reboot another kernel's text is in its place, and the old kernel's names still are."""
+    memory = zeros(64 * PAGE)
+    old, new = Kernel(), Kernel(phys_base=8 * PAGE, uts=50 * PAGE)
+    old.put_names(memory)
+    put(memory, 3 * PAGE, old.text)
+    found = find_vmcoreinfo.search_vmcoreinfo(guest((0, memory)))
+    assert found is not None
+    assert (found.address, found.text) == (3 * PAGE, old.text)
+    put(memory, 3 * PAGE, new.text)
+    new.put_names(memory)
+    assert not found.is_there(guest((0, memory)))
+    assert not found.is_there(guest((0, memory[: 2 * PAGE])))
+    assert search_vmcoreinfo(guest((0, memory))) == new.text

@@ -106,11 +106,12 @@ def _open_standard_streams() -> None:
 
 def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:
     if "--debug" in words:
-        traceback.print_exc()
-    # Parts of it may come from elsewhere, from a QEMU for example: nothing of it steers the terminal.
-    shown = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in " ".join(message.splitlines())
-    )
-    click.echo(f"vmdump: {shown}", err=True)
+        for line in traceback.format_exc().splitlines():
+            click.echo(_harmless(line), err=True)
+    click.echo(f"vmdump: {_harmless(' '.join(message.splitlines()))}", err=True)
     return exit_code
+
+
+def _harmless(text: str) -> str:
+    """Escape what would steer the terminal: parts of a text may come from elsewhere, a QEMU for example."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

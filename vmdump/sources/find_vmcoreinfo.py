@@ -8,6 +8,7 @@ that was there before kexec, of a nested guest, of this page in a file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Pages, Source
 
-__all__ = ["check_vmcoreinfo", "kernel_verdict", "search_vmcoreinfo"]
+__all__ = ["FoundVmcoreinfo", "check_vmcoreinfo", "search_vmcoreinfo"]
 
 _CHUNK = 4 << 20
 _TEXT_START = b"OSRELEASE="
@@ -60,7 +61,29 @@ def _is_vmcoreinfo(text: bytes) -> bool:
     return page_size is not None and MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
 
 
-def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: False) -> bytes | None:
+@dataclass(frozen=True)
+class FoundVmcoreinfo:
+    """VMCOREINFO that was found in memory.
+
+    Attributes
+    ----------
+    address : int
+        Guest-physical address of the page that begins with it.
+    text : bytes
+        Its lines.
+    """
+
+    address: int
+    text: bytes
+
+    def is_there(self, source: Source) -> bool:
+        """Tell whether it still is where it was found: after a reboot the new kernel's is."""
+        return _text_at(source, self.address) == self.text
+
+
+def search_vmcoreinfo(
+    source: Source, cancelled: Callable[[], bool] = lambda: False
+) -> FoundVmcoreinfo | None:
     """Look for VMCOREINFO in all of a guest's memory that is not known to be zero.
 
     Parameters
@@ -72,8 +95,8 @@ def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: Fa
 
     Returns
     -------
-    bytes or None
-        Text of which it was checked that the guest's ``init_uts_ns`` is where it says and names the same
+    FoundVmcoreinfo or None
+        One of which it was checked that the guest's ``init_uts_ns`` is where it says and names the same
         release; on architectures where finding that needs page tables, the only text there is.
 
     Raises
@@ -81,21 +104,21 @@ def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = lambda: Fa
     SourceError
         The memory cannot be read.
     """
-    unchecked: set[bytes] = set()
-    for address, room in _candidates(source, cancelled):
-        text = _text_at(source, address, room)
+    unchecked: dict[bytes, FoundVmcoreinfo] = {}
+    for address in _candidates(source, cancelled):
+        text = _text_at(source, address)
         if text is None or text in unchecked:
             continue
         guest = source.with_vmcoreinfo(text)
-        verdict = kernel_verdict(guest)
+        verdict = _verdict(guest)
         if verdict == "right":
-            return text
+            return FoundVmcoreinfo(address, text)
         if verdict == "unknown":
-            unchecked.add(text)
-    return unchecked.pop() if len(unchecked) == 1 else None
+            unchecked[text] = FoundVmcoreinfo(address, text)
+    return next(iter(unchecked.values())) if len(unchecked) == 1 else None
 
 
-def kernel_verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
+def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
     """Tell whether a guest's VMCOREINFO is of the kernel that is in its memory.
 
     Right if its ``init_uts_ns`` is where it says and names its release; unknown on architectures where
@@ -107,15 +130,15 @@ def kernel_verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
     return "right" if guest.utsname_in_memory() is not None else "wrong"
 
 
-def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-    """Give the addresses of pages that begin as VMCOREINFO does, and the bytes to the end of the block."""
+def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[int]:
+    """Give the guest-physical addresses of pages that begin as VMCOREINFO does."""
     scratch = np.empty(_CHUNK, np.uint8)
     for block in source.blocks:
         for begin, end in block.memory.extents():
             for offset in range(begin, end, _CHUNK):
                 length = min(_CHUNK, end - offset)
                 for found in _starts(block.memory.view(offset, length, scratch), block.start + offset):
-                    yield block.start + offset + found, block.size - offset - found
+                    yield block.start + offset + found
                 if cancelled():
                     return
 
@@ -132,8 +155,9 @@ def _starts(data: Pages, address: int) -> list[int]:
     return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
 
 
-def _text_at(source: Source, address: int, room: int) -> bytes | None:
-    raw = source.read(address, min(room, MAX_PAGE_SIZE))
+def _text_at(source: Source, address: int) -> bytes | None:
+    end = next((block.end for block in source.blocks if block.start <= address < block.end), address)
+    raw = source.read(address, min(end - address, MAX_PAGE_SIZE))
     try:
         note = None if raw.startswith(_TEXT_START) else find_vmcoreinfo(raw, source.byteorder)
     except FormatError:

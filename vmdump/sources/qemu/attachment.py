@@ -41,6 +41,7 @@ class Attachment:
         self._owner = os.getpid()
         self._claim = threading.Lock()
         self._paused_before = 0.0
+        self._paused_at_attach = 0.0
         self._held = False
         self._stopped = False
         self._watched: tuple[str, int] | None = None
@@ -66,7 +67,10 @@ class Attachment:
 
     @property
     def paused_seconds(self) -> float:
-        """For how long the guest has stood still since it was claimed last, by QEMU's clock."""
+        """For how long the guest has stood still since it was claimed last, by QEMU's clock.
+
+        The first time, that for which QEMU stopped it at the attach is part of it.
+        """
         return self._monitor.stand_still.seconds - self._paused_before
 
     def _ask_quietly(self, command: str, arguments: dict[str, object] | None = None) -> Any:
@@ -109,6 +113,10 @@ class Attachment:
             raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
         return bool(status["running"])
 
+    def attached(self) -> None:
+        """Note that the attach is over: what the guest stood still until now is vmdump's doing."""
+        self._paused_at_attach = self._monitor.stand_still.seconds
+
     def take_layout(self, cancelled: Callable[[], bool]) -> GuestLayout:
         """Ask for the layout and registers of now; the caller closes it."""
         assert self._process is not None
@@ -139,7 +147,9 @@ class Attachment:
         except BaseException:
             self._claim.release()
             raise
-        self._paused_before = self._monitor.stand_still.seconds
+        # Whatever happened between the attach and now is not vmdump's doing.
+        self._paused_before = self._monitor.stand_still.seconds - self._paused_at_attach
+        self._paused_at_attach = 0.0
 
     def disclaim(self) -> None:
         """Give the right to dump the guest back."""

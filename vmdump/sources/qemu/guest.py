@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Self
 
 from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
 from vmdump.sources.base import Source
-from vmdump.sources.find_vmcoreinfo import kernel_verdict, search_vmcoreinfo
+from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, search_vmcoreinfo
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.spec import check_options
@@ -96,10 +96,12 @@ class QemuGuest(_LaidOutGuest):
 
     def __init__(self, path: str) -> None:
         self._vmcoreinfo_given: bytes | None = None
-        self._vmcoreinfo_found: bytes | None = None
+        self._vmcoreinfo_found: FoundVmcoreinfo | None = None
+        self._fresh = True
         attachment = Attachment(path)
         try:
             super().__init__(attachment, attachment.take_layout(lambda: False), vmcoreinfo=None)
+            attachment.attached()
         except BaseException:
             attachment.close()
             raise
@@ -129,7 +131,9 @@ class QemuGuest(_LaidOutGuest):
         try:
             running = attachment.refuse_busy()
             fuzzy = running and not pause
-            with self._laid_out(cancelled, fuzzy=False) as guest:
+            # What a new attach has found is of now; asking QEMU again would stop the guest for a moment.
+            fresh, self._fresh = self._fresh, False
+            with nullcontext(self) if fresh else self._laid_out(cancelled, fuzzy=False) as guest:
                 ready = self._with_vmcoreinfo(guest, cancelled, search=True)
                 if running and pause and prepare is not None:
                     prepare(ready)
@@ -153,15 +157,12 @@ class QemuGuest(_LaidOutGuest):
         """Add what was found in memory, if it still is of the kernel that is there, where QEMU tells none."""
         if guest.vmcoreinfo:
             return guest
-        if self._vmcoreinfo_found is not None:
-            known = guest.with_vmcoreinfo(self._vmcoreinfo_found)
-            verdict = kernel_verdict(known)
-            if verdict == "right" or (verdict == "unknown" and not search):
-                return known
-        if not search:
-            return guest
-        self._vmcoreinfo_found = search_vmcoreinfo(guest, cancelled)
-        return guest if self._vmcoreinfo_found is None else guest.with_vmcoreinfo(self._vmcoreinfo_found)
+        found = self._vmcoreinfo_found
+        if found is not None and not found.is_there(guest):
+            found = None
+        if found is None and search:
+            found = self._vmcoreinfo_found = search_vmcoreinfo(guest, cancelled)
+        return guest if found is None else guest.with_vmcoreinfo(found.text)
 
     def _laid_out(self, cancelled: Callable[[], bool], *, fuzzy: bool) -> _LaidOutGuest:
         layout = self._attachment.take_layout(cancelled)
