@@ -126,6 +126,55 @@ def test_fifo_without_a_reader_can_be_cancelled(tmp_path: Path) -> None:
             job.wait(10)
 
 
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder like /tmp: all may write to it, and remove what is their own."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+def pass_through(fifo: Path, run_vmdump: RunVmdump, *words: str) -> tuple[int, bytes, bytes]:
+    """Dump to a FIFO: the exit code, the start of what its reader got, and the complaint."""
+    # Opened for both, so that a reader is there from the start and never waits for a writer.
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    # The dump is smaller than what a pipe holds.
+    page = fifo.parent.parent / "page"
+    page.write_bytes(b"\x5a" * PAGE)
+    try:
+        done = run_vmdump("dump", f"raw:{page}", fifo, *words, timeout=60)
+        try:
+            got = os.read(fd, 1 << 20)[:12]
+        except BlockingIOError:
+            got = b""
+    finally:
+        os.close(fd)
+    return done.returncode, got, done.stderr
+
+
+def test_own_fifo_in_a_shared_folder(shared: Path, run_vmdump: RunVmdump) -> None:
+    os.mkfifo(shared / "fifo")
+    assert pass_through(shared / "fifo", run_vmdump) == (0, b"makedumpfile", b"")
+
+
+def test_fifo_of_a_stranger(shared: Path, run_vmdump: RunVmdump) -> None:
+    """Whoever put it there under that name would get the guest; not in a folder that is nobody else's."""
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.mkfifo(shared / "fifo", 0o666)
+    os.chown(shared / "fifo", 65534, 65534)
+    code, got, complaint = pass_through(shared / "fifo", run_vmdump)
+    assert (code, got) == (errors.SinkError.exit_code, b"")
+    assert b"another user's" in complaint
+    assert complaint.count(b"\n") == 1
+    assert pass_through(shared / "fifo", run_vmdump, "--force") == (0, b"makedumpfile", b"")
+
+    for mode in (0o755, 0o777):
+        shared.chmod(mode)
+        assert pass_through(shared / "fifo", run_vmdump) == (0, b"makedumpfile", b"")
+
+
 @pytest.mark.parametrize("name", ["a" * 255, "\u20ac" * 85])
 def test_longest_names(name: str, tmp_path: Path) -> None:
     memory = np.zeros(PAGE, np.uint8)

@@ -143,11 +143,13 @@ class Attachment:
         if not self._claim.acquire(blocking=False):
             raise GuestBusy(f"{self._monitor.path}: another dump of this guest is running", state="dump")
         try:
+            # An answer comes behind the events of all that happened before.
+            self._status()
             self._process.claim()
         except BaseException:
             self._claim.release()
             raise
-        # Whatever happened between the attach and now is not vmdump's doing.
+        # What happened between the attach and now is not vmdump's doing.
         self._paused_before = self._monitor.stand_still.seconds - self._paused_at_attach
         self._paused_at_attach = 0.0
 
@@ -292,10 +294,8 @@ class Attachment:
         try:
             self.let_run(None)
         finally:
-            if self._guardian is not None:
-                self._guardian.dismiss()
-                self._guardian = None
-            self._monitor.close()
+            guardian, self._guardian = self._guardian, None
+            self._monitor.close(hang_up=guardian is None or guardian.dismiss())
             for part in (self._private, self._process):
                 if part is not None:
                     part.close()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import errno
 import logging
 import os
+import selectors
 import socket
 import struct
 import threading
@@ -111,7 +113,8 @@ class Monitor:
         self.pid: int = _UCRED.unpack(credentials)[0]
         self.stand_still = StandStill()
         self._lost = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        # Not epoll: its state is in the kernel, and a forked child that ends would change this process's.
+        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._client = QMPClient("vmdump")
         self._client.register_listener(self.stand_still)
         self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
@@ -255,8 +258,14 @@ class Monitor:
             raise QmpError(f"{self.path}: cannot pass a file descriptor: {error}", command="getfd") from error
         await self.ask("getfd", {"fdname": name})
 
-    def close(self) -> None:
-        """End the connection; closing twice does nothing."""
+    def close(self, *, hang_up: bool = False) -> None:
+        """Close the connection; closing twice does nothing.
+
+        Parameters
+        ----------
+        hang_up : bool
+            End it for everybody who has it open, forked children for example; the guardian must be done.
+        """
         if self._loop.is_closed() or os.getpid() != self._owner:
             return
         atexit.unregister(self.close)
@@ -266,6 +275,9 @@ class Monitor:
             pass  # it had ended before
         finally:
             self._end_loop()
+            if hang_up:
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
             self.connection.close()
 
     def _end_loop(self) -> None:
