@@ -24,6 +24,7 @@ from vmdump.sources.qemu import guardian_main
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 PATIENCE = 30
+FROZEN = 16
 LARGE = Ram(pages=8192, kind="memfd", written=range(0, 8192, 16))
 """More than a chunk, and more than a pipe holds."""
 CTRL_Z = b"\x1a"
@@ -250,7 +251,8 @@ def test_qemu_is_frozen_when_vmdump_is_killed(tmp_path: Path) -> None:
         try:
             child.kill()
             child.wait(PATIENCE)
-            time.sleep(8)
+            # Longer than a client waits for a greeting, and for one on a second connection.
+            time.sleep(FROZEN)
             assert not qemu.running
             assert len(guardians(qemu)) == 1
         finally:
@@ -357,7 +359,7 @@ source = vmdump.open_source(sys.argv[1])
 vmdump.dump(source, sys.argv[2] + "/first", format="elf")
 child = os.fork()
 if child == 0:
-    signal.alarm(100)
+    signal.alarm(30)
     while True:
         time.sleep(100)
 source.close()
