@@ -25,8 +25,8 @@ def migrated(bare_guest: MakeGuest) -> Iterator[tuple[Guest, Dumping]]:
     noise(guest, 16 * MIB)
     guest.monitor.execute("cont")
     with Dumping(guest, "-", "-f", "elf") as dumping:
-        until(lambda: not guest.running(), "the guest is stopped")
-        until(lambda: guest.monitor.status() == "paused", "the guest is paused")
+        dumping.wait_written(4096)
+        assert guest.monitor.status() == "paused"
         guest.monitor.execute("migrate", uri="exec:cat >/dev/null")
         until(lambda: guest.monitor.status() == "postmigrate", "the guest has migrated")
         assert guest.monitor.execute("query-migrate")["status"] == "completed"

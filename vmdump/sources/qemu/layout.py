@@ -40,6 +40,7 @@ class _Pipe:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._data = bytearray()
+        self.at_end = False
         self._deadline = time.monotonic() + _HEADERS_WAIT
 
     def read(self, offset: int, length: int) -> bytes:
@@ -57,6 +58,7 @@ class _Pipe:
                 raise Cancelled("cancelled while waiting for QEMU")
             else:
                 continue
+            self.at_end = not part
             if not part:
                 raise FormatError("QEMU's dump ends within its headers", path=self._name, offset=offset)
             self._data += part
@@ -98,12 +100,12 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
             os.close(writer)
         request = {"paging": False, "protocol": f"fd:{_FD_NAME}"}
         answer = monitor.begin(monitor.ask("dump-guest-memory", request))
+        pipe = _Pipe(reader, monitor.path, answer.done, cancelled)
         try:
-            headers = read_headers(
-                _Pipe(reader, monitor.path, answer.done, cancelled).read, path=monitor.path
-            )
+            headers = read_headers(pipe.read, path=monitor.path)
         except FormatError:
-            refusal = answer.exception() if answer.done() else None
+            # QEMU closes the pipe first, and then says why.
+            refusal = answer.exception() if pipe.at_end or answer.done() else None
             if refusal is not None:
                 with suppress(QmpError):
                     monitor.execute("closefd", {"fdname": _FD_NAME})
@@ -113,7 +115,7 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
         os.close(reader)
     # It fails with EPIPE, after which QEMU takes commands again; or all memory fitted into the pipe.
     with suppress(QmpError):
-        answer.result(_HEADERS_WAIT)
+        answer.result()
     monitor.demand_alive()
     return headers
 
