@@ -11,6 +11,7 @@ import numpy as np
 from vmdump.kernels.bits import equal
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.sources.base import Block, Source
+from vmdump.units import merge_runs
 
 __all__ = ["Comparison", "compare"]
 
@@ -72,13 +73,7 @@ def compare(guest: Source, dump: Source, *, threads: int = 1) -> Comparison:
 
 def _merged(source: Source) -> list[tuple[int, int]]:
     """Join blocks that touch: a dump does not tell where one block ends and the next begins."""
-    merged: list[tuple[int, int]] = []
-    for block in source.blocks:
-        begin = block.start
-        if merged and merged[-1][1] == begin:
-            begin = merged.pop()[0]
-        merged.append((begin, block.end))
-    return merged
+    return list(merge_runs((block.start, block.end) for block in source.blocks))
 
 
 def _common_pieces(guest: Source, dump: Source) -> Iterator[tuple[Block, Block, int, int]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 from vmdump.errors import RequestError
 
-__all__ = ["ADDRESS_LIMIT", "align_up", "format_size", "is_power_of_two", "parse_size"]
+__all__ = ["ADDRESS_LIMIT", "align_up", "format_size", "is_power_of_two", "merge_runs", "parse_size"]
 
 ADDRESS_LIMIT = 1 << 64
 """Guest-physical addresses are below this."""
@@ -89,3 +90,28 @@ def is_power_of_two(value: int) -> bool:
     (True, False)
     """
     return value > 0 and value & (value - 1) == 0
+
+
+def merge_runs(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Join runs that touch or overlap.
+
+    Parameters
+    ----------
+    runs : iterable of (int, int)
+        ``[begin, end)``, by ascending begin.
+
+    Examples
+    --------
+    >>> list(merge_runs([(0, 2), (2, 5), (7, 8)]))
+    [(0, 5), (7, 8)]
+    """
+    pending: tuple[int, int] | None = None
+    for begin, end in runs:
+        if pending is not None and begin <= pending[1]:
+            pending = pending[0], max(end, pending[1])
+            continue
+        if pending is not None:
+            yield pending
+        pending = begin, end
+    if pending is not None:
+        yield pending

@@ -61,7 +61,7 @@ class ElfHeaders:
     notes: bytes
 
 
-def read_headers(read: Callable[[int, int], bytes], *, path: str) -> ElfHeaders:
+def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int = _MAX_NOTES) -> ElfHeaders:
     """Read and check the headers and notes of an ELF core.
 
     Parameters
@@ -70,6 +70,8 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str) -> ElfHeaders:
         ``(offset, length) -> bytes``; raises FormatError where the core does not hold that many.
     path : str
         Named in errors.
+    max_notes : int
+        Bytes that all notes together may have; the size of the core, where that is known.
 
     Raises
     ------
@@ -95,7 +97,7 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str) -> ElfHeaders:
     table = np.frombuffer(read(header["e_phoff"], count * layout.size), layout.dtype(byteorder))
     segments = [(int(row["p_offset"]), int(row["p_filesz"])) for row in table[table["p_type"] == PT_NOTE]]
     total = sum(size for _, size in segments)
-    if total > _MAX_NOTES:
+    if total > min(max_notes, _MAX_NOTES):
         raise FormatError(f"notes of {total} bytes in all cannot be", path=path)
     notes = b"".join(read(offset, size) for offset, size in segments)
     for _ in iter_notes(notes, byteorder, path=path):

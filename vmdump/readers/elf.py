@@ -45,7 +45,7 @@ class ElfDump(Dump):
     def __init__(self, file: PlainBytes) -> None:
         self._file = file
         self.files = (file,)
-        headers = read_headers(file.read, path=file.path)
+        headers = read_headers(file.read, path=file.path, max_notes=file.size)
         super().__init__(
             list(_blocks(file, headers.loads)),
             arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),

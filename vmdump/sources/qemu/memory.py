@@ -15,6 +15,7 @@ from vmdump.sources.base import Memory, Pages
 from vmdump.sources.files import FileMemory
 from vmdump.sources.qemu.pagemap import PAGE, PageTable
 from vmdump.sources.qemu.process import Process
+from vmdump.units import merge_runs
 
 __all__ = ["JoinedMemory", "LostPages", "PrivateMemory", "ProcessMemory", "WatchedMemory"]
 
@@ -99,7 +100,7 @@ class PrivateMemory:
     def extents(self) -> Iterator[tuple[int, int]]:
         """Give the pages that the process has, and the file's data."""
         own = self._own(0, self._size)
-        return own if self._file is None else _union(own, self._file.extents())
+        return own if self._file is None else merge_runs(sorted([*own, *self._file.extents()]))
 
     def _own(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         base = self._address
@@ -124,20 +125,6 @@ class PrivateMemory:
         for begin, end in self._own(offset, offset + length):
             self._process.read_into(self._address + begin, out[begin - offset : end - offset])
         return out
-
-
-def _union(first: Iterator[tuple[int, int]], second: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Merge two ascending lists of runs into one without overlaps."""
-    pending: tuple[int, int] | None = None
-    for begin, end in sorted([*first, *second]):
-        if pending is not None and begin <= pending[1]:
-            pending = pending[0], max(end, pending[1])
-            continue
-        if pending is not None:
-            yield pending
-        pending = begin, end
-    if pending is not None:
-        yield pending
 
 
 class JoinedMemory:

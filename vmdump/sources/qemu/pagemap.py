@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.sources.qemu.process import Process
+from vmdump.units import merge_runs
 
 __all__ = ["PAGE", "PageTable"]
 
@@ -80,16 +81,7 @@ class PageTable:
         SourceError
             The process has ended.
         """
-        pending: tuple[int, int] | None = None
-        for low, high in self._runs(begin, end, anonymous):
-            if pending is not None and pending[1] == low:
-                pending = pending[0], high
-                continue
-            if pending is not None:
-                yield pending
-            pending = low, high
-        if pending is not None:
-            yield pending
+        return merge_runs(self._runs(begin, end, anonymous))
 
     def _runs(self, begin: int, end: int, anonymous: bool) -> Iterator[tuple[int, int]]:
         while begin < end and self._scans:
