@@ -79,7 +79,8 @@ def add_engine(pack: Extension, engine: str) -> str:
     return f"  {engine:<12}yes  ({version})"
 
 
-pack = extension("pack", "pack.c", *(f"codec_{engine}.c" for engine in LIBRARIES))
+codecs = [f"codec_{engine}.c" for engine in LIBRARIES]
+pack = extension("pack", "pack.c", "incompressible.c", "scan.c", "hash.c", *codecs)
 summary = [add_engine(pack, engine) for engine in LIBRARIES]
 print("vmdump: compression engines", *summary, sep="\n", flush=True)
 
@@ -89,6 +90,8 @@ setup(
             extension("zero", "zero.c"),
             extension("bits", "bits.c"),
             extension("hash", "hash.c"),
+            extension("scan", "scan.c", "hash.c"),
+            extension("share", "share.c"),
             pack,
             extension("cache", "cache.c"),
         ],

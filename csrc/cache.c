@@ -16,6 +16,7 @@ enum {
     MAX_CALL = 16 << 20,     /* bytes per system call, for the same reason: 36 ms at 465 MB/s */
     PIECE = 4096,            /* PIPE_BUF: what a pipe that poll() calls writable takes without blocking */
     ROUND = 16 << 20,        /* bytes before signals and cancellation are looked at */
+    BYPASS = 256 << 10,      /* bytes from which on a system call costs less than a copy into the buffer */
 };
 
 int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity,
@@ -154,9 +155,11 @@ int vmd_cache_flush(struct vmd_cache *cache, int *error)
     return VMD_OK;
 }
 
-/* Whether data may go to the kernel from where it is: always, unless O_DIRECT needs another alignment. */
-static int can_bypass(const struct vmd_cache *cache, const uint8_t *data, uint64_t offset)
+/* Whether data goes to the kernel from where it is: if there is enough, and it is aligned as O_DIRECT needs. */
+static int bypasses(const struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset)
 {
+    if (size < smaller(BYPASS, cache->capacity))
+        return 0;
     return !cache->seekable || cache->direct_fd < 0 || ((uintptr_t)data - offset) % VMD_CACHE_ALIGN == 0;
 }
 
@@ -170,17 +173,18 @@ int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, s
         uint64_t offset = vmd_cache_position(cache);
         int status;
 
-        if (cache->head == cache->fill && left >= cache->capacity && can_bypass(cache, rest, offset)) {
+        if (cache->fill == cache->capacity ||
+            (cache->head < cache->fill && bypasses(cache, rest, left, offset))) {
+            status = vmd_cache_flush(cache, error);
+            if (status != VMD_OK)
+                return status;
+        } else if (bypasses(cache, rest, left, offset)) {
             if (round >= ROUND)
                 return VMD_AGAIN;
             status = attempt(cache, rest, left, offset, &n, error);
             vmd_cache_move(cache, offset + n);
             *taken += n;
             round += n;
-            if (status != VMD_OK)
-                return status;
-        } else if (cache->fill == cache->capacity) {
-            status = vmd_cache_flush(cache, error);
             if (status != VMD_OK)
                 return status;
         } else {

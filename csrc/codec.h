@@ -12,6 +12,8 @@ struct vmd_engine {
     const char *codec;
     const char *missing; /* why the engine was not built, or NULL: then only the names above are set */
     int min_level, max_level, default_level;
+    int trained_level; /* the level that train() is for */
+    int slow_on_noise; /* asking vmd_is_incompressible() first saves more than it costs */
     const char *(*version)(void);
 
     /* The most that compress() may write for a page of `size` bytes, if `cap` does not hold it back. */
@@ -20,6 +22,10 @@ struct vmd_engine {
     /* An encoder or decoder holds all state of one thread; NULL when there is no memory. */
     void *(*encoder_create)(int level, size_t page_size);
     void (*encoder_destroy)(void *encoder);
+
+    /* Fits the encoder to pages like these: VMD_OK or VMD_NO_MEMORY. What compress() gives depends on them
+     * from then on, and on nothing else that differs between encoders. NULL where nothing can be fitted. */
+    int (*train)(void *encoder, const uint8_t *pages, size_t page_count, size_t page_size);
 
     /* `src` must not change during the call. `cap` >= bound(n) always suffices; engines that can hold their
      * output back return VMD_NO_ROOM as soon as `cap` is not enough, the others demand cap >= bound(n). */

@@ -1,6 +1,7 @@
 /* zlib streams by ISA-L, one stateless call per page. */
 #define _GNU_SOURCE
 #include "codec.h"
+#include "incompressible.h"
 
 #ifdef VMD_HAVE_ISAL
 #include <isa-l.h>
@@ -16,6 +17,7 @@ struct encoder {
     uint32_t level;
     uint32_t level_size;
     uint8_t *level_buf;
+    struct isal_hufftables *tables; /* of level 0 when it is trained, else NULL: those of the library */
 };
 
 static const char *version(void)
@@ -88,6 +90,7 @@ static void encoder_destroy(void *encoder)
     if (e->stream)
         munmap(e->stream, sizeof *e->stream);
     free(e->level_buf);
+    free(e->tables);
     free(e);
 }
 
@@ -115,6 +118,45 @@ static void *encoder_create(int level, size_t page_size)
     return e;
 }
 
+/* Level 0 has one set of Huffman codes for all pages, and writes the header that describes them into each.
+ * Codes fitted to 256 pages of the guest make its pages 5.5 % smaller (ratio 0.5053 instead of 0.5346), the
+ * packing 2 % slower; fitted to 1024 pages they do no better. Level 1 makes codes for each page: 0.4523, in
+ * more than twice the time. Fitted to fewer than 16 pages they can be worse than the library's own. Pages
+ * that are stored plain anyway have no say: 0.3 %. Every byte gets a code, in the sample or not. */
+enum { ENOUGH_PAGES = 16 };
+
+static size_t count_symbols(const uint8_t *pages, size_t page_count, size_t page_size,
+                            struct isal_huff_histogram *histogram)
+{
+    size_t counted = 0;
+
+    for (size_t i = 0; i < page_count; i++, pages += page_size) {
+        if (vmd_is_incompressible(pages, page_size))
+            continue;
+        isal_update_histogram((uint8_t *)pages, (int)page_size, histogram);
+        counted++;
+    }
+    return counted;
+}
+
+static int train(void *encoder, const uint8_t *pages, size_t page_count, size_t page_size)
+{
+    struct encoder *e = encoder;
+    struct isal_huff_histogram *histogram = calloc(1, sizeof *histogram);
+    struct isal_hufftables *tables = calloc(1, sizeof *tables);
+    int status = histogram && tables ? VMD_OK : VMD_NO_MEMORY;
+
+    if (status == VMD_OK && count_symbols(pages, page_count, page_size, histogram) >= ENOUGH_PAGES &&
+        isal_create_hufftables(tables, histogram) == 0) {
+        struct isal_hufftables *before = e->tables;
+        e->tables = tables;
+        tables = before;
+    }
+    free(histogram);
+    free(tables);
+    return status;
+}
+
 static int compress_page(void *encoder, const uint8_t *src, size_t n, uint8_t *dst, size_t cap, size_t *out)
 {
     struct encoder *e = encoder;
@@ -122,6 +164,8 @@ static int compress_page(void *encoder, const uint8_t *src, size_t n, uint8_t *d
     int r;
 
     isal_deflate_stateless_init(s);
+    if (e->tables)
+        s->hufftables = e->tables;
     s->level = e->level;
     s->level_buf = e->level_buf;
     s->level_buf_size = e->level_size;
@@ -171,6 +215,9 @@ const struct vmd_engine vmd_engine_isal = {
     .bound = bound,
     .encoder_create = encoder_create,
     .encoder_destroy = encoder_destroy,
+    .trained_level = 0,
+    .train = train,
+    .slow_on_noise = 1,
     .compress = compress_page,
     .decoder_create = decoder_create,
     .decoder_destroy = free,

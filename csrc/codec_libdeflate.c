@@ -59,6 +59,7 @@ const struct vmd_engine vmd_engine_libdeflate = {
     .bound = bound,
     .encoder_create = encoder_create,
     .encoder_destroy = encoder_destroy,
+    .slow_on_noise = 1,
     .compress = compress_page,
     .decoder_create = decoder_create,
     .decoder_destroy = decoder_destroy,

@@ -1,5 +1,6 @@
 /* A chunk of pages to bytes and back. */
 #include "pack.h"
+#include "incompressible.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,16 +10,14 @@ const struct vmd_engine *const vmd_engines[] = {
     &vmd_engine_zstd, NULL,
 };
 
-int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, int level, size_t page_size,
-                    vmd_zero_fn zero)
+int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, int level, size_t page_size)
 {
     packer->engine = engine;
-    packer->zero = zero;
     packer->page_size = page_size;
     vmd_claim_init(&packer->claim);
-    packer->snapshot = malloc(page_size);
+    packer->window = malloc(vmd_window_size(page_size));
     packer->encoder = engine->encoder_create(level, page_size);
-    if (packer->snapshot && packer->encoder)
+    if (packer->window && packer->encoder)
         return VMD_OK;
     vmd_packer_close(packer);
     return VMD_NO_MEMORY;
@@ -28,9 +27,14 @@ void vmd_packer_close(struct vmd_packer *packer)
 {
     if (packer->encoder)
         packer->engine->encoder_destroy(packer->encoder);
-    free(packer->snapshot);
+    free(packer->window);
     packer->encoder = NULL;
-    packer->snapshot = NULL;
+    packer->window = NULL;
+}
+
+int vmd_packer_train(struct vmd_packer *packer, const uint8_t *pages, size_t page_count)
+{
+    return packer->engine->train(packer->encoder, pages, page_count, packer->page_size);
 }
 
 /* A page keeps at most page_size bytes, so before each one there is room for an engine's worst case if the
@@ -46,40 +50,60 @@ size_t vmd_pack_bound(const struct vmd_packer *packer, size_t page_count)
     return (page_count - 1) * packer->page_size + worst;
 }
 
-int vmd_pack(struct vmd_packer *packer, const uint8_t *mem, size_t page_count, uint8_t *out, size_t cap,
-             uint32_t *sizes, size_t *used, size_t *bad_page)
+/* One page that is not zero to out[0, cap), cap being enough for the engine's worst case. */
+static int pack_page(struct vmd_packer *packer, const uint8_t *page, uint8_t *out, size_t cap, size_t *written)
 {
-    const struct vmd_engine *engine = packer->engine;
     const size_t page_size = packer->page_size;
+    int status = VMD_NO_ROOM;
+
+    if (!packer->engine->slow_on_noise || !vmd_is_incompressible(page, page_size))
+        status = packer->engine->compress(packer->encoder, page, page_size, out, cap, written);
+    if (status == VMD_NO_ROOM || (status == VMD_OK && *written >= page_size)) {
+        memcpy(out, page, page_size);
+        *written = page_size;
+        return VMD_OK;
+    }
+    return status;
+}
+
+int vmd_pack(struct vmd_packer *packer, const struct vmd_scan *scan, uint8_t *out, size_t cap, uint32_t *sizes,
+             size_t *used, size_t *bad_page, int *error)
+{
+    const size_t page_size = packer->page_size, page_count = scan->page_count;
+    const size_t window = vmd_window_pages(page_size);
+    uint8_t kinds[VMD_WINDOW_PAGES];
+    const uint8_t *page;
     size_t at = 0, written;
 
     *used = 0;
     if (cap < vmd_pack_bound(packer, page_count))
         return VMD_NO_ROOM;
-    for (size_t i = 0; i < page_count; i++) {
-        const uint8_t *page = mem + i * page_size;
-        if (packer->zero(page, page_size)) {
-            sizes[i] = 0;
-            continue;
-        }
-        /* A running guest writes to this page. An encoder that reads it twice (for the matches and for the
-         * Adler-32, or for the histogram and for the codes) would make a stream that no reader accepts, or
-         * write more than it computed. The copy costs 0 to 5 % (isal level 0: 740 instead of 795 MB/s;
-         * lzo2: 1010 instead of 1045). */
-        memcpy(packer->snapshot, page, page_size);
-        written = page_size;
-        int status =
-            engine->compress(packer->encoder, packer->snapshot, page_size, out + at, cap - at, &written);
-        if (status != VMD_OK && status != VMD_NO_ROOM) {
-            *bad_page = i;
+    for (size_t first = 0, count; first < page_count; first += count) {
+        count = page_count - first < window ? page_count - first : window;
+        int status = vmd_scan_window(scan, first, count, packer->window, &page, kinds, error);
+        if (status != VMD_OK)
             return status;
+        for (size_t i = 0; i < count; i++, page += page_size) {
+            if (kinds[i] != VMD_PAGE_NEW) {
+                sizes[first + i] = kinds[i] == VMD_PAGE_SAME ? VMD_SAME_SIZE : 0;
+                continue;
+            }
+            const uint8_t *still = page;
+            if (scan->bytes) {
+                /* A running guest writes to this page. An encoder that reads it twice (for the matches and
+                 * for the Adler-32, or for the histogram and for the codes) would make a stream that no
+                 * reader accepts, or write more than it computed. The copy costs 0 to 5 %. */
+                memcpy(packer->window, page, page_size);
+                still = packer->window;
+            }
+            status = pack_page(packer, still, out + at, cap - at, &written);
+            if (status != VMD_OK) {
+                *bad_page = first + i;
+                return status;
+            }
+            sizes[first + i] = (uint32_t)written;
+            at += written;
         }
-        if (status == VMD_NO_ROOM || written >= page_size) {
-            memcpy(out + at, packer->snapshot, page_size);
-            written = page_size;
-        }
-        sizes[i] = (uint32_t)written;
-        at += written;
     }
     *used = at;
     return VMD_OK;

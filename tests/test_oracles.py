@@ -115,12 +115,12 @@ DAMAGE: dict[str, tuple[Callable[[Kdump], int], bytes, str]] = {
     "flags gone": (lambda k: k.descriptor_offset + 12, b"\x00", "block_size long"),
     "other codec": (lambda k: k.descriptor_offset + 12, b"\x02", "another codec"),
     "size 0": (lambda k: k.descriptor_offset + 8, b"\0\0", "did not shrink"),
-    "size": (lambda k: k.descriptor_offset + 8, b"\x01", "overlaps or has gaps"),
+    "size": (lambda k: k.descriptor_offset + 8, b"\x01", "has gaps"),
     "offset behind": (lambda k: k.descriptor_offset + 3, b"\x7f", "behind the file's end"),
     "offset before": (lambda k: k.descriptor_offset, b"\0\0\0\0", "before the end of the descriptors"),
     "page_flags": (lambda k: k.descriptor_offset + 23, b"\x01", "page_flags"),
     "zero page": (lambda k: k.data_offset, b"\x01", "shared zero page"),
-    "tail": (lambda k: k.size, b"\x01", "does not end with"),
+    "tail": (lambda k: k.size, b"\x01", "has gaps"),
 }
 
 

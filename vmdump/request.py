@@ -22,16 +22,16 @@ from vmdump.formats.names import (
 from vmdump.job import Report
 from vmdump.kernels.engines import Engine, PagePacker, find_engine, make_packer
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
-from vmdump.readers.sniff import open_dump
+from vmdump.pipeline.training import training_pages
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
 from vmdump.sources.buffers import BlockSource
 from vmdump.sources.files import GuestFile
 from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
 from vmdump.sources.rawfile import open_raw
 from vmdump.sources.spec import split_options
-from vmdump.sources.synthetic import open_synthetic
-from vmdump.writers.elf import write_elf
+from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, plan_kdump, write_early, write_kdump
 from vmdump.writers.output import Output
 
@@ -52,10 +52,17 @@ def _open_qemu(path: str, options: dict[str, str]) -> Source:
     return open_qemu(path, options)
 
 
+def _open_synthetic(size: str, options: dict[str, str]) -> Source:
+    # 2 ms to load, 7 where Python may not keep its bytecode; few dumps are of a guest that does not exist.
+    from vmdump.sources.synthetic import open_synthetic
+
+    return open_synthetic(size, options)
+
+
 _SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
     "qmp": _open_qemu,
     "raw": open_raw,
-    "synthetic": open_synthetic,
+    "synthetic": _open_synthetic,
 }
 
 
@@ -85,6 +92,8 @@ def open_source(text: str | os.PathLike[str]) -> Source:
     scheme, colon, rest = os.fspath(text).partition(":")
     if colon and scheme in _SCHEMES:
         return _SCHEMES[scheme](*split_options(rest))
+    from vmdump.readers.sniff import open_dump  # the readers take 2 ms to load, 7 without bytecode
+
     return open_dump(text)
 
 
@@ -120,40 +129,43 @@ class Request:
         began = time.perf_counter()
         try:
             with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
-                flatten = self.layout == "flattened" or (self.layout == "auto" and not output.seekable)
+                flatten = self.layout == "flattened" or (
+                    self.layout == "auto" and not output.seekable and self.engine is not None
+                )
                 output.begin(self.source.files)
-                early: EarlyPages | None = None
-
-                def prepare(guest: Source) -> None:
-                    nonlocal early
-                    early = self._write_early(guest, output, control)
-
-                with self.source.held(
-                    pause=self.pause,
-                    cancelled=control.cancelled,
-                    prepare=prepare if self.engine and output.sparse and not flatten else None,
-                ) as guest:
+                early = _Early(self, output, control)
+                with (
+                    closing(early),
+                    self.source.held(
+                        pause=self.pause,
+                        cancelled=control.cancelled,
+                        prepare=early.write if output.sparse and not flatten else None,
+                    ) as guest,
+                ):
                     slices, plan = self.lay_out(guest)
                     guest_bytes = sum(piece.size for piece in slices)
                     control.start(guest_bytes)
                     output.begin(guest.files)
                     if self.engine is None or plan is None:
-                        flatten = False
-                        tally = write_elf(guest, slices, output, threads=self.threads, control=control)
+                        tally = write_elf(
+                            guest,
+                            slices,
+                            output,
+                            threads=self.threads,
+                            control=control,
+                            known=early.units_for(guest, slices),
+                        )
                     else:
-                        if early is not None and not early.fit(plan, guest.page_size):
-                            early = None
-                            output.clear()
                         tally = write_kdump(
                             guest,
                             plan,
                             output,
                             codec=self.engine.codec,
-                            make_packer=self._make_packer,
+                            make_packer=self._packers(guest),
                             flatten=flatten,
                             threads=self.threads,
                             control=control,
-                            early=early,
+                            early=early.pages_for(guest, plan),
                         )
             return Report(
                 output=output.name,
@@ -180,22 +192,70 @@ class Request:
             if self.owned:
                 self.source.close()
 
-    def _make_packer(self, page_size: int) -> PagePacker:
-        assert self.engine is not None
-        return make_packer(self.engine, page_size, self.level)
+    def _packers(self, guest: Source) -> Callable[[int], PagePacker]:
+        """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""
+        engine, level = self.engine, self.level
+        assert engine is not None
+        pages = None
+        if engine.trained_level == level:
+            pages = training_pages(guest.blocks, page_size=guest.page_size)
 
-    def _write_early(self, guest: Source, output: Output, control: Control) -> EarlyPages:
-        slices, plan = self.lay_out(guest)
-        assert plan is not None
+        def make(page_size: int) -> PagePacker:
+            packer = make_packer(engine, page_size, level)
+            if pages is not None:
+                packer.train(pages)
+            return packer
+
+        return make
+
+
+class _Early:
+    """What was written of a running guest before it was stopped."""
+
+    def __init__(self, request: Request, output: Output, control: Control) -> None:
+        self._request = request
+        self._output = output
+        self._control = control
+        self._known: KnownPages | None = None
+        self._pages: EarlyPages | None = None
+        self._plan: ElfPlan | None = None
+
+    def write(self, guest: Source) -> None:
+        """Write the guest as it is now."""
+        request, threads, control = self._request, self._request.threads, self._control
+        slices, plan = request.lay_out(guest)
         control.start(sum(piece.size for piece in slices))
-        return write_early(
-            guest,
-            plan,
-            output,
-            make_packer=self._make_packer,
-            threads=self.threads,
-            control=control,
-        )
+        self.close()
+        self._known = known = KnownPages(guest.page_size if plan else UNIT, self._output.folder)
+        if plan is None:
+            self._plan = write_elf_early(guest, slices, self._output, known, threads=threads, control=control)
+        else:
+            make_packer = request._packers(guest)
+            self._pages = write_early(
+                guest, plan, self._output, known, make_packer=make_packer, threads=threads, control=control
+            )
+
+    def pages_for(self, guest: Source, plan: KdumpPlan) -> EarlyPages | None:
+        """Give what is there of a kdump file; None, and an empty output, if it is of no use for the plan."""
+        if self._pages is not None and not self._pages.fit(plan, guest.page_size):
+            self._pages = None
+            self._output.clear()
+        return self._pages
+
+    def units_for(self, guest: Source, slices: list[Slice]) -> KnownPages | None:
+        """Give what is there of an ELF file; None, and an empty output, if its memory is elsewhere now."""
+        if self._plan is None:
+            return None
+        if not self._plan.same_places(plan_elf(guest, slices)):
+            self._output.clear()
+            return None
+        return self._known
+
+    def close(self) -> None:
+        """Give back its temporary file."""
+        if self._known is not None:
+            self._known.close()
+            self._known = None
 
 
 class DumpOptions(TypedDict, total=False):

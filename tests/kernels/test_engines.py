@@ -129,9 +129,3 @@ def test_page_sizes_are_checked(engine: engines.Engine, page_size: int) -> None:
         engines.make_packer(engine, page_size)
     with pytest.raises(RequestError, match="page_size"):
         engines.make_unpacker(engine.codec, page_size, engine.name)
-
-
-@pytest.mark.parametrize("engine", usable(), ids=lambda engine: engine.name)
-def test_zero_kernel_is_a_demand(engine: engines.Engine) -> None:
-    with pytest.raises(RequestError, match="zero kernel"):
-        engines.make_packer(engine, 4096, None, "sse9")

@@ -16,6 +16,7 @@ SIGNATURE = b"KDUMP   "
 UTS_FIELDS = ("sysname", "nodename", "release", "version", "machine", "domainname")
 
 ZLIB, LZO, SNAPPY, INCOMPLETE, EXCLUDED_VMEMMAP, ZSTD = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20
+DISK_BLOCK = 4096
 CODEC_FLAGS = {"zlib": ZLIB, "lzo": LZO, "snappy": SNAPPY, "zstd": ZSTD}
 DESCRIPTOR_SIZE = 24
 
@@ -308,18 +309,26 @@ class Kdump:
             assert not any(self._data[self.data_offset : self.data_offset + block_size]), (
                 "page data does not begin with the shared zero page"
             )
-        # Every other page has data of its own, in pfn order and without gaps up to the end of the file.
-        ends = np.concatenate(([np.uint64(self.data_offset + block_size)], (offset + size)[~zero]))
-        assert (offset[~zero] == ends[:-1]).all(), "page data overlaps or has gaps"
-        assert int(ends[-1]) == self.size, "the file does not end with the last page's data"
+        # The others lie in the order in which the first page with that data comes, up to the end of the file.
+        # What is between two of them are zeros up to the next block of the disk.
+        offset, size = offset[~zero], size[~zero]
+        places, first, place = np.unique(offset, return_index=True, return_inverse=True)
+        assert (size == size[first][place]).all(), "two pages share a part of their data"
+        assert (np.diff(first) > 0).all(), "page data out of order"
+        ends = np.concatenate(([np.uint64(self.data_offset + block_size)], places + size[first]))
+        begins = np.concatenate((places, [np.uint64(self.size)]))
+        assert (begins >= ends).all(), "page data overlaps"
+        for gap in np.flatnonzero(begins > ends).tolist():
+            begin, end = int(ends[gap]), int(begins[gap])
+            assert end - begin < DISK_BLOCK and end % DISK_BLOCK == 0, "page data has gaps"
+            assert not any(self._data[begin:end]), "a gap holds something"
 
     def _check_no_overlap(self) -> None:
-        """Only the page of zeros is shared, all others have their data for themselves."""
-        offsets, first, count = np.unique(self.descriptors["offset"], return_index=True, return_counts=True)
-        ends = offsets + self.descriptors["size"][first]
-        assert (ends[:-1] <= offsets[1:]).all(), "page data overlaps"
-        for index in first[count > 1].tolist():
-            assert not any(self.page_at(index)), "two pages share data that is not zero"
+        """Pages share all of their data, or nothing."""
+        offsets, first, place = np.unique(self.descriptors["offset"], return_index=True, return_inverse=True)
+        sizes = self.descriptors["size"]
+        assert (sizes == sizes[first][place]).all(), "two pages share a part of their data"
+        assert (offsets[:-1] + sizes[first][:-1] <= offsets[1:]).all(), "page data overlaps"
 
 
 def _set_bits(bitmap: bytes) -> np.ndarray:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vmdump.errors import CodecError, EngineUnavailable, RequestError
-from vmdump.kernels.zero import default_kernel, zero_pages
+from vmdump.kernels.pack import SAME_SIZE
+from vmdump.kernels.scan import NEW, SAME, PageScan
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -171,9 +172,7 @@ def _bytes_of(buffer: ReadableBuffer) -> npt.NDArray[np.uint8]:
 class BindingPacker:
     """Packs pages with a binding; parameters and errors as of `vmdump.kernels.pack.Packer`."""
 
-    def __init__(
-        self, engine: str, page_size: int, level: int | None = None, zero_kernel: str | None = None
-    ) -> None:
+    def __init__(self, engine: str, page_size: int, level: int | None = None) -> None:
         binding = _binding(engine)
         if level is None:
             level = binding.default_level
@@ -182,29 +181,37 @@ class BindingPacker:
                 f"level: {engine} has {binding.min_level}..{binding.max_level}, not {level}",
                 parameter="level",
             )
-        zero_pages(b"", 1, zero_kernel)  # refuses a kernel that cannot be used
         self.engine = engine
         self.level = level
         self.page_size = _check_page_size(page_size)
-        self._zero_kernel = zero_kernel or default_kernel()
         self._compress, _ = binding.load()
 
     def bound(self, page_count: int) -> int:
         """Tell how many bytes `pack` needs for `page_count` pages."""
         return page_count * self.page_size
 
-    def pack(self, mem: ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]) -> int:
+    def train(self, pages: ReadableBuffer) -> bool:
+        """Tell that there is nothing to train: False, as of `vmdump.kernels.pack.Packer.train`."""
+        return False
+
+    def pack(
+        self, mem: PageScan | ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]
+    ) -> int:
         """Pack pages; parameters, result and errors as of `vmdump.kernels.pack.Packer.pack`."""
-        pages, target = _bytes_of(mem), _bytes_of(out)
+        target = _bytes_of(out)
         count, page_size = len(sizes), self.page_size
-        if pages.size != count * page_size:
-            raise ValueError(f"{pages.size} bytes are not {count} pages of {page_size}")
+        scan = mem if isinstance(mem, PageScan) else PageScan(mem, page_size)
+        if scan.page_count != count or scan.page_size != page_size:
+            raise ValueError(
+                f"{scan.page_count} pages of {scan.page_size} bytes are not {count} pages of {page_size}"
+            )
         if target.size < self.bound(count):
             raise ValueError(f"out has {target.size} bytes; {count} pages need {self.bound(count)}")
         used = 0
-        zero = zero_pages(pages, page_size, self._zero_kernel)
-        sizes[zero] = 0
-        for index in np.flatnonzero(~zero).tolist():
+        kinds = np.empty(count, np.uint8)
+        pages = scan.read(kinds)
+        sizes[:] = np.where(kinds == SAME, np.uint32(SAME_SIZE), np.uint32(0))
+        for index in np.flatnonzero(kinds == NEW).tolist():
             # The guest may be writing to the page: the stream and the plain page come from one copy.
             page = pages[index * page_size : (index + 1) * page_size].tobytes()
             try:

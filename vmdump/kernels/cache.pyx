@@ -54,7 +54,8 @@ cdef class WriteCache:
         True: written with pwrite() at tracked offsets. False: a pipe or socket, written in order and never
         waited for longer than 100 ms at a time; or a terminal, for which only a signal ends a wait.
     capacity : int
-        Bytes of the buffer, a positive multiple of 4096. A write of at least this much bypasses the buffer.
+        Bytes of the buffer, a positive multiple of 4096. A write of at least this much, or of 256 KiB,
+        bypasses the buffer.
     direct_fd : int
         The same file opened with O_DIRECT, for whatever is aligned, or -1. Not used if not `seekable`.
     offset : int

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from vmdump.errors import EngineUnavailable, RequestError
 from vmdump.kernels.bindings import BINDINGS, BindingPacker, BindingUnpacker
 from vmdump.kernels.pack import NATIVE_ENGINES, Packer, Unpacker, missing_engines, native_engines
+from vmdump.kernels.scan import PageScan
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -30,18 +31,20 @@ __all__ = [
 CODECS = ("zlib", "lzo", "snappy", "zstd")
 """What the file formats name."""
 
-# Packing at the default level: 4 KiB pages of a mixed corpus, 1/4 of them zero, one core of a 2.6 GHz EPYC,
-# in MB/s (compressed / raw), from one run of bench/test_kernels_bench.py:
-# isal 322 (0.315), libdeflate 293 (0.310), zlib-ng 331 (0.364), zlib 97 (0.316);
-# lzo2 889, python-lzo 648 (0.378); snappy 979, python-snappy 638 (0.388); zstd 376 (0.303).
-# zlib-ng was 3 % faster than isal, for 15 % more bytes: hence third.
+# Packing: every 16th of the 118,458 pages of a Linux guest that were not zero (75 MiB of them gzip's output
+# or random), one core of a Xeon (Sapphire Rapids, virtual), in MB/s (compressed / raw), best of 4 in one run:
+# isal 1 253 (0.452), libdeflate 1 183 (0.448), zlib-ng 1 184 (0.520), zlib 1 82 (0.448);
+# lzo2 660, python-lzo 465 (0.547); snappy 704, python-snappy 473 (0.548); zstd 1 280 (0.447).
+# Other levels: isal 0 521 (0.534), trained 513 (0.505), isal 2 253 (0.452); libdeflate 2 137 (0.439);
+# zlib-ng 2 78 (0.448). isal 1 is the fastest with at most 1 % more bytes than zlib 1; zlib-ng is as fast as
+# libdeflate for 16 % more bytes: hence third.
 _PREFERENCE = {
     "zlib": ("isal", "libdeflate", "zlib-ng", "zlib"),
     "lzo": ("lzo2", "python-lzo"),
     "snappy": ("snappy", "python-snappy"),
     "zstd": ("zstd",),
 }
-# Unpacking, the same corpus and run: libdeflate 939, isal 773, zlib-ng 481, zlib 443.
+# Unpacking what isal 1 made of them: libdeflate 517, isal 449, zlib-ng 283, zlib 243.
 _UNPACK_PREFERENCE = {**_PREFERENCE, "zlib": ("libdeflate", "isal", "zlib-ng", "zlib")}
 
 
@@ -61,6 +64,8 @@ class Engine:
         Of the library or package; empty if it is not there.
     min_level, max_level, default_level : int
         The engine's levels; all 0 if a native engine was not built.
+    trained_level : int or None
+        The level at which `PagePacker.train` is of use.
     missing : str
         Why the engine cannot be used; empty if it can.
     """
@@ -72,6 +77,7 @@ class Engine:
     min_level: int
     max_level: int
     default_level: int
+    trained_level: int | None
     missing: str
 
 
@@ -93,7 +99,12 @@ class PagePacker(Protocol):
     def bound(self, page_count: int) -> int:
         """Tell how many bytes `pack` needs for `page_count` pages."""
 
-    def pack(self, mem: ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]) -> int:
+    def train(self, pages: ReadableBuffer) -> bool:
+        """Fit the packer to pages like these."""
+
+    def pack(
+        self, mem: PageScan | ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]
+    ) -> int:
         """Pack pages."""
 
 
@@ -123,11 +134,11 @@ def _engine(name: str, codec: str) -> Engine:
     if name in NATIVE_ENGINES:
         about = native_engines().get(name)
         if about is None:
-            return Engine(name, codec, "native", "", 0, 0, 0, missing_engines()[name])
-        levels = about["min_level"], about["max_level"], about["default_level"]
+            return Engine(name, codec, "native", "", 0, 0, 0, None, missing_engines()[name])
+        levels = about["min_level"], about["max_level"], about["default_level"], about["trained_level"]
         return Engine(name, codec, "native", about["version"], *levels, "")
     binding = BINDINGS[name]
-    levels = binding.min_level, binding.max_level, binding.default_level
+    levels = binding.min_level, binding.max_level, binding.default_level, None
     return Engine(name, codec, "binding", binding.version(), *levels, binding.missing())
 
 
@@ -206,9 +217,7 @@ def find_engine(codec: str, name: str | None) -> Engine:
     )
 
 
-def make_packer(
-    engine: Engine, page_size: int, level: int | None = None, zero_kernel: str | None = None
-) -> PagePacker:
+def make_packer(engine: Engine, page_size: int, level: int | None = None) -> PagePacker:
     """Make a packer for one worker.
 
     Parameters
@@ -219,18 +228,16 @@ def make_packer(
         Bytes, 1..1 MiB.
     level : int or None
         None for the engine's default.
-    zero_kernel : str or None
-        None for the default.
 
     Raises
     ------
     EngineUnavailable
-        The engine or the zero kernel cannot be used here.
+        The engine cannot be used here.
     RequestError
-        The page size or the level is out of range, or no zero kernel has this name.
+        The page size or the level is out of range.
     """
     make = Packer if engine.kind == "native" else BindingPacker
-    return make(engine.name, page_size, level, zero_kernel)
+    return make(engine.name, page_size, level)
 
 
 def make_unpacker(codec: str, page_size: int, engine: str | None = None) -> PageUnpacker:

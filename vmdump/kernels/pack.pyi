@@ -1,12 +1,15 @@
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 import numpy as np
 import numpy.typing as npt
 from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["NATIVE_ENGINES", "Packer", "Unpacker", "missing_engines", "native_engines"]
+from vmdump.kernels.scan import PageScan
+
+__all__ = ["NATIVE_ENGINES", "SAME_SIZE", "Packer", "Unpacker", "missing_engines", "native_engines"]
 
 NATIVE_ENGINES: tuple[str, ...]
+SAME_SIZE: Final[int]
 
 def missing_engines() -> dict[str, str]: ...
 def native_engines() -> dict[str, dict[str, Any]]: ...
@@ -19,11 +22,12 @@ class Packer:
     def level(self) -> int: ...
     @property
     def page_size(self) -> int: ...
-    def __new__(
-        cls, engine: str, page_size: int, level: int | None = None, zero_kernel: str | None = None
-    ) -> Self: ...
+    def __new__(cls, engine: str, page_size: int, level: int | None = None) -> Self: ...
     def bound(self, page_count: int) -> int: ...
-    def pack(self, mem: ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]) -> int: ...
+    def train(self, pages: ReadableBuffer) -> bool: ...
+    def pack(
+        self, mem: PageScan | ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]
+    ) -> int: ...
 
 @final
 class Unpacker:

@@ -1,18 +1,18 @@
 """Chunks of pages to bytes and back, by the native engines.
 
 The size of a page says everything about it: 0 is a zero page of which nothing is stored, the page size is a
-page stored plain, and anything between is one compressed stream.
+page stored plain, anything between is one compressed stream, and `SAME_SIZE` is a page that holds what was
+known of it, of which nothing is stored either.
 """
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from vmdump.kernels.zero cimport vmd_zero_fn
-from vmdump.kernels.zero cimport zero_kernel as find_zero_kernel
+from vmdump.kernels.scan cimport PageScan, fail, vmd_scan
 
 from vmdump.errors import CodecError, EngineUnavailable, RequestError
 
-__all__ = ["NATIVE_ENGINES", "Packer", "Unpacker", "missing_engines", "native_engines"]
+__all__ = ["NATIVE_ENGINES", "SAME_SIZE", "Packer", "Unpacker", "missing_engines", "native_engines"]
 
 
 cdef extern from "codec.h":
@@ -23,7 +23,9 @@ cdef extern from "codec.h":
         int min_level
         int max_level
         int default_level
+        int trained_level
         const char *(*version)() noexcept nogil
+        int (*train)(void *encoder, const uint8_t *pages, size_t page_count, size_t page_size) noexcept nogil
 
 cdef extern from "pack.h":
     enum:
@@ -32,24 +34,28 @@ cdef extern from "pack.h":
         VMD_BROKEN
         VMD_OUTSIDE
         VMD_BAD_SIZE
+        VMD_ERRNO
     const size_t VMD_PACK_MAX_PAGE_SIZE
+    const uint32_t VMD_SAME_SIZE
     const vmd_engine *vmd_engines[]
     ctypedef struct vmd_claim "struct vmd_claim":
         pass
     ctypedef struct vmd_packer "struct vmd_packer":
+        const vmd_engine *engine
         vmd_claim claim
     ctypedef struct vmd_unpacker "struct vmd_unpacker":
         vmd_claim claim
     bint vmd_claim_take(vmd_claim *claim) noexcept nogil
     void vmd_claim_drop(vmd_claim *claim) noexcept nogil
     int vmd_packer_open(
-        vmd_packer *packer, const vmd_engine *engine, int level, size_t page_size, vmd_zero_fn zero
+        vmd_packer *packer, const vmd_engine *engine, int level, size_t page_size
     ) noexcept nogil
     void vmd_packer_close(vmd_packer *packer) noexcept nogil
+    int vmd_packer_train(vmd_packer *packer, const uint8_t *pages, size_t page_count) noexcept nogil
     size_t vmd_pack_bound(const vmd_packer *packer, size_t page_count) noexcept nogil
     int vmd_pack(
-        vmd_packer *packer, const uint8_t *mem, size_t page_count, uint8_t *out, size_t cap,
-        uint32_t *sizes, size_t *used, size_t *bad_page
+        vmd_packer *packer, const vmd_scan *scan, uint8_t *out, size_t cap, uint32_t *sizes, size_t *used,
+        size_t *bad_page, int *error
     ) noexcept nogil
     int vmd_unpacker_open(vmd_unpacker *unpacker, const vmd_engine *engine, size_t page_size) noexcept nogil
     void vmd_unpacker_close(vmd_unpacker *unpacker) noexcept nogil
@@ -67,6 +73,7 @@ def _names() -> tuple:
 
 
 NATIVE_ENGINES = _names()
+SAME_SIZE = VMD_SAME_SIZE
 
 
 cdef const vmd_engine *_engine(name) except NULL:
@@ -96,7 +103,8 @@ def native_engines() -> dict:
     Returns
     -------
     dict of str to dict
-        Name to ``codec``, ``version``, ``min_level``, ``max_level`` and ``default_level``.
+        Name to ``codec``, ``version``, ``min_level``, ``max_level``, ``default_level`` and
+        ``trained_level``: the level at which `Packer.train` is of use, or None.
     """
     return {
         name: {
@@ -105,6 +113,7 @@ def native_engines() -> dict:
             "min_level": vmd_engines[i].min_level,
             "max_level": vmd_engines[i].max_level,
             "default_level": vmd_engines[i].default_level,
+            "trained_level": None if vmd_engines[i].train is NULL else vmd_engines[i].trained_level,
         }
         for i, name in enumerate(NATIVE_ENGINES)
         if vmd_engines[i].missing is NULL
@@ -138,15 +147,13 @@ cdef class Packer:
         Bytes, 1..1 MiB.
     level : int or None
         Of the engine; None for its default.
-    zero_kernel : str or None
-        The zero-page kernel that has to be used; None for the default.
 
     Raises
     ------
     EngineUnavailable
-        The engine was not built, or the zero kernel cannot be used here.
+        The engine was not built.
     RequestError
-        The page size or the level is out of range, or no zero kernel has this name.
+        The page size or the level is out of range.
     """
 
     cdef vmd_packer _packer
@@ -155,9 +162,8 @@ cdef class Packer:
     cdef readonly int level
     cdef readonly size_t page_size
 
-    def __cinit__(self, engine, page_size, level=None, zero_kernel=None):
+    def __cinit__(self, engine, page_size, level=None):
         cdef const vmd_engine *found = _engine(engine)
-        cdef vmd_zero_fn zero = find_zero_kernel(zero_kernel)
         if level is None:
             level = found.default_level
         if not found.min_level <= level <= found.max_level:
@@ -167,7 +173,7 @@ cdef class Packer:
         self.engine = engine
         self.level = level
         self.page_size = _page_size(page_size)
-        if vmd_packer_open(&self._packer, found, self.level, self.page_size, zero) != VMD_OK:
+        if vmd_packer_open(&self._packer, found, self.level, self.page_size) != VMD_OK:
             raise MemoryError(f"engine {engine}: no memory for its context")
         self._open = True
 
@@ -179,19 +185,59 @@ cdef class Packer:
         """Tell how many bytes `pack` needs for `page_count` pages."""
         return vmd_pack_bound(&self._packer, page_count)
 
-    def pack(
-        self, const uint8_t[::1] mem not None, uint8_t[::1] out not None, uint32_t[::1] sizes not None
-    ) -> int:
+    def train(self, const uint8_t[::1] pages not None) -> bool:
+        """Fit the packer to pages like these, if its engine and level can be fitted; then `pack` follows.
+
+        Packers that were trained on the same pages give the same bytes, and other bytes than all others.
+
+        Parameters
+        ----------
+        pages : (n * page_size,) uint8, C-contiguous, may be read-only
+            A sample: 256 pages of 4 KiB are enough, of fewer than 16 nothing is learnt. They must not change
+            meanwhile.
+
+        Returns
+        -------
+        bool
+            False if the engine has nothing to train at this level.
+
+        Raises
+        ------
+        ValueError
+            The length is no whole number of pages.
+        RuntimeError
+            Another thread is in a call of this object.
+        """
+        cdef const vmd_engine *engine = self._packer.engine
+        cdef size_t n = pages.shape[0] // self.page_size
+        cdef int status
+        if pages.shape[0] != <Py_ssize_t>(n * self.page_size):
+            raise ValueError(f"{pages.shape[0]} bytes are no whole number of pages of {self.page_size}")
+        if engine.train is NULL or engine.trained_level != self.level:
+            return False
+        if n == 0:
+            return True
+        if not vmd_claim_take(&self._packer.claim):
+            raise RuntimeError(f"this {self.engine} Packer is in use by another thread")
+        with nogil:
+            status = vmd_packer_train(&self._packer, &pages[0], n)
+        vmd_claim_drop(&self._packer.claim)
+        if status != VMD_OK:
+            raise MemoryError(f"engine {self.engine}: no memory to train it")
+        return True
+
+    def pack(self, mem not None, uint8_t[::1] out not None, uint32_t[::1] sizes not None) -> int:
         """Pack pages. The memory may change meanwhile: each page becomes what it was at some moment.
 
         Parameters
         ----------
-        mem : (n * page_size,) uint8, C-contiguous, may be read-only
+        mem : PageScan, or (n * page_size,) uint8, C-contiguous, may be read-only
             The pages.
         out : (m,) uint8, C-contiguous, writable
             ``m >= bound(n)``; what lies behind the bytes used is scratch.
         sizes : (n,) uint32, C-contiguous, writable
-            Bytes of each page in `out`: 0 for zero, `page_size` for plain, else compressed.
+            Bytes of each page in `out`: 0 for zero, `page_size` for plain, `SAME_SIZE` for one that holds
+            what is known of it, else compressed.
 
         Returns
         -------
@@ -204,13 +250,18 @@ cdef class Packer:
             The lengths do not belong together.
         CodecError
             The engine failed; `page` is the index in this call.
+        OSError
+            As of `PageScan.read`.
         RuntimeError
             Another thread is in a call of this object.
         """
+        cdef PageScan pages = mem if isinstance(mem, PageScan) else PageScan(mem, self.page_size)
         cdef size_t n = sizes.shape[0], cap = out.shape[0], used = 0, bad = 0
-        cdef int status
-        if mem.shape[0] != <Py_ssize_t>(n * self.page_size):
-            raise ValueError(f"{mem.shape[0]} bytes are not {n} pages of {self.page_size}")
+        cdef int status, error = 0
+        if pages.scan.page_count != n or pages.scan.page_size != self.page_size:
+            raise ValueError(
+                f"{pages.page_count} pages of {pages.page_size} bytes are not {n} pages of {self.page_size}"
+            )
         if cap < vmd_pack_bound(&self._packer, n):
             raise ValueError(f"out has {cap} bytes; {n} pages need {self.bound(n)}")
         if n == 0:
@@ -218,8 +269,10 @@ cdef class Packer:
         if not vmd_claim_take(&self._packer.claim):
             raise RuntimeError(f"this {self.engine} Packer is in use by another thread")
         with nogil:
-            status = vmd_pack(&self._packer, &mem[0], n, &out[0], cap, &sizes[0], &used, &bad)
+            status = vmd_pack(&self._packer, &pages.scan, &out[0], cap, &sizes[0], &used, &bad, &error)
         vmd_claim_drop(&self._packer.claim)
+        if status == VMD_ERRNO:
+            fail(error)
         if status != VMD_OK:
             raise CodecError(f"{self.engine} failed to compress page {bad}", engine=self.engine, page=bad)
         return used

@@ -1,28 +1,35 @@
-"""What a worker does with a run of guest memory: fetch it, and pack its pages."""
+"""What a worker does with a run of guest memory: read it, tell its pages apart, and pack them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.kernels.engines import PagePacker
+from vmdump.kernels.scan import NEW, RUN_WORDS, PageScan
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
-from vmdump.sources.base import Pages
+from vmdump.sources.base import FileRuns, Pages, file_runs
+from vmdump.units import align_up
 
-__all__ = ["CHUNK_SIZE", "Packed", "fetched", "packed"]
+__all__ = ["ALIGNMENT", "CHUNK_SIZE", "Packed", "Scanned", "packed", "scanned"]
 
 CHUNK_SIZE = 4 << 20
 """Bytes of guest memory in one piece of work: hand-over costs 0.1 ms, packing 4 MiB at least 4 ms."""
 
 _PACK_JOIN = 1 << 20
 """Holes shorter than this are packed as zero pages: finding them zero costs less than a piece of work."""
-_FETCH_JOIN = 64 << 10
-"""Holes shorter than this are written as zeros: a system call for each would cost more."""
+_SCAN_JOIN = 64 << 10
+"""Holes shorter than this are read as zeros."""
+ALIGNMENT = 4096
+"""What a write that bypasses the page cache demands of its buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,65 +39,129 @@ class Packed:
     Attributes
     ----------
     data : (n,) uint8
-        The pages that are not zero, each compressed or plain, one behind the other.
-    sizes : (packed pages,) uint32
-        Bytes of each page in `data`: 0 for a zero page, the page size for a plain one.
+        The new pages that are not zero, each compressed or plain, one behind the other. It may be changed;
+        it begins and ends at multiples of ALIGNMENT in memory, so its end may mean nothing.
+    sizes : (pages,) uint32
+        Bytes of each page in `data`: 0 for a zero page, the page size for a plain one, SAME_SIZE for one
+        that is known and was not packed.
     hashes : (pages,) uint64 or None
-        Of what the pages of the run held, where known pages were given.
-    same : (pages,) bool or None
-        Pages that are known and therefore were not packed; None if all were packed.
+        Of what the pages hold, 0 for zeros, where a key was given.
     placed : (pages,) PLACED or None
-        Where those went.
+        Where the pages that are known went.
     """
 
     data: Pages
     sizes: NDArray[np.uint32]
     hashes: NDArray[np.uint64] | None = None
-    same: NDArray[np.bool_] | None = None
     placed: NDArray[np.void] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """A run that was read; the arrays belong to the worker and are valid until the next result is asked for.
+
+    Attributes
+    ----------
+    data : (n,) uint8
+        All bytes of the run.
+    kinds : (units,) uint8
+        Of each unit, the last of which may be a part of one: ZERO, SAME, CLEARED or NEW.
+    hashes : (units,) uint64 or None
+        Of what the units hold, 0 for zeros, where known pages were given.
+    """
+
+    data: Pages
+    kinds: NDArray[np.uint8]
+    hashes: NDArray[np.uint64] | None = None
+
+
+class _Hashing(TypedDict, total=False):
+    key: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
+    known: NDArray[np.uint64]
+
+
+def _aligned(size: int) -> Pages:
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    skipped = -raw.ctypes.data % ALIGNMENT
+    return raw[skipped : skipped + size]
+
+
 class _Slot:
-    """Scratch of one piece of work, allocated when it is first needed."""
+    """What a result lies in, allocated when it is first needed."""
+
+    def __init__(self) -> None:
+        self._buffer: Pages = np.empty(0, np.uint8)
+
+    def buffer(self, size: int) -> Pages:
+        """Give at least `size` bytes, aligned for a direct write."""
+        if self._buffer.size < size:
+            self._buffer = _aligned(align_up(size, ALIGNMENT))
+        return self._buffer
+
+
+class _Worker(threading.local):
+    """What one thread reads and packs with; made anew in each thread that uses it."""
 
     def __init__(
-        self, make_packer: Callable[[], PagePacker] | None = None, known: KnownPages | None = None
+        self,
+        page_size: int,
+        known: KnownPages | None,
+        key: NDArray[np.uint64] | None,
+        make_packer: Callable[[], PagePacker] | None = None,
     ) -> None:
-        self.make_packer = make_packer
-        self.known = known
-        self.packer: PagePacker | None = None
-        self.scratch: Pages = np.empty(0, np.uint8)
-        self.out: Pages = np.empty(0, np.uint8)
+        self._page_size = page_size
+        self._known = known
+        self._key = key
+        self._packer = make_packer() if make_packer else None
+        self._scratch: Pages = np.empty(0, np.uint8)
 
-    def fetch(self, run: Run) -> Pages:
-        memory = run.block.memory
-        if memory.copies and self.scratch.size < run.length:
-            self.scratch = np.empty(max(run.length, CHUNK_SIZE), np.uint8)
-        return memory.view(run.offset, run.length, self.scratch)
-
-    def pack(self, run: Run) -> Packed:
-        if self.packer is None:
-            assert self.make_packer is not None
-            self.packer = self.make_packer()
-        packer = self.packer
-        data = self.fetch(run)
-        if self.known is None:
-            return Packed(*self._pack(packer, data))
-        pfn = (run.block.start + run.offset) // packer.page_size
-        hashes = self.known.hashes(data)
-        same, placed = self.known.unchanged(pfn, hashes)
-        if not same.any():
-            return Packed(*self._pack(packer, data), hashes)
-        changed = data.reshape(-1, packer.page_size)[~same].reshape(-1)
-        return Packed(*self._pack(packer, changed), hashes, same, placed)
-
-    def _pack(self, packer: PagePacker, data: Pages) -> tuple[Pages, NDArray[np.uint32]]:
-        pages = data.size // packer.page_size
-        if self.out.size < packer.bound(pages):
-            self.out = np.empty(packer.bound(pages), np.uint8)
+    def pack(self, slot: _Slot, run: Run) -> Packed:
+        packer = self._packer
+        assert packer is not None
+        pages = run.length // self._page_size
         sizes = np.empty(pages, np.uint32)
-        used = packer.pack(data, self.out, sizes)
-        return self.out[:used], sizes
+        out = slot.buffer(packer.bound(pages))
+        hashes, options, placed = self._hashing(run)
+        runs = file_runs(run.block.memory, run.offset, run.length)
+        if runs is not None:
+            # Where that fails, the memory itself knows what there is to say or to do.
+            with suppress(OSError):
+                used = packer.pack(self._scan_files(runs, pages, options), out, sizes)
+                return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, placed)
+        if run.block.memory.copies and self._scratch.size < run.length:
+            self._scratch = np.empty(max(run.length, CHUNK_SIZE), np.uint8)
+        data = run.block.memory.view(run.offset, run.length, self._scratch)
+        used = packer.pack(PageScan(data, self._page_size, **options), out, sizes)
+        return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, placed)
+
+    def scan(self, slot: _Slot, run: Run) -> Scanned:
+        pages, rest = divmod(run.length, self._page_size)
+        kinds = np.empty(pages + (rest > 0), np.uint8)
+        kinds[pages:] = NEW
+        buffer = slot.buffer(run.length)
+        hashes, options, _ = self._hashing(run)
+        runs = None if rest else file_runs(run.block.memory, run.offset, run.length)
+        if runs is not None:
+            with suppress(OSError):  # as in pack
+                return Scanned(self._scan_files(runs, pages, options).read(kinds, buffer), kinds, hashes)
+        data = run.block.memory.view(run.offset, run.length, buffer)
+        PageScan(data[: run.length - rest], self._page_size, **options).read(kinds[:pages])
+        return Scanned(data, kinds, hashes)
+
+    def _scan_files(self, runs: FileRuns, pages: int, options: _Hashing) -> PageScan:
+        table = np.array(runs, np.int64).reshape(-1, RUN_WORDS)
+        return PageScan(None, self._page_size, runs=table, page_count=pages, **options)
+
+    def _hashing(self, run: Run) -> tuple[NDArray[np.uint64] | None, _Hashing, NDArray[np.void] | None]:
+        if self._key is None:
+            return None, {}, None
+        pages = run.length // self._page_size
+        hashes = np.empty(pages, np.uint64)
+        if self._known is None:
+            return hashes, {"key": self._key, "hashes": hashes}, None
+        known, placed = self._known.read((run.block.start + run.offset) // self._page_size, pages)
+        return hashes, {"key": self._key, "hashes": hashes, "known": known}, placed
 
 
 def _is_hole(run: Run) -> bool:
@@ -103,6 +174,7 @@ def packed(
     *,
     page_size: int,
     threads: int,
+    key: NDArray[np.uint64] | None = None,
     known: KnownPages | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     """Give every run of the slices in order, data packed, holes as None.
@@ -112,32 +184,40 @@ def packed(
     slices : iterable of Slice
         Whole pages.
     make_packer : callable
-        Makes a packer of `page_size`; called once per slot.
+        Makes a packer of `page_size`; called once per thread.
     page_size : int
         Bytes.
     threads : int
         Worker threads.
+    key : (KEY_WORDS,) uint64, optional
+        Of the pages' hashes; without it there are none. The memory must not change while it is hashed and
+        packed: it stands still, or `copies` is true for all of it.
     known : KnownPages, optional
-        Pages that need not be packed again where they hold what they held. Their memory must not change
-        while it is read into a buffer of the worker's: `copies` is true for all of it.
+        Pages that need not be packed again where they hold what they held; with its `key`.
     """
-    slots = [_Slot(make_packer, known) for _ in range(threads + SLOTS_BEYOND_THREADS)]
+    slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=page_size, chunk=CHUNK_SIZE, join=_PACK_JOIN)
-    return in_order(runs, _Slot.pack, slots, threads=threads, idle=_is_hole)
+    worker = _Worker(page_size, known, key, make_packer)
+    return in_order(runs, worker.pack, slots, threads=threads, idle=_is_hole)
 
 
-def fetched(slices: Iterable[Slice], *, unit: int, threads: int) -> Generator[tuple[Run, Pages | None]]:
+def scanned(
+    slices: Iterable[Slice], *, unit: int, threads: int, known: KnownPages | None = None
+) -> Generator[tuple[Run, Scanned | None]]:
     """Give every run of the slices in order, data as bytes, holes as None.
 
     Parameters
     ----------
     slices : iterable of Slice
-        Any bytes.
+        Any bytes; whole units where there are known pages.
     unit : int
-        Bytes to which the extents are widened.
+        Bytes to which the extents are widened, and of which is told what they hold.
     threads : int
         Worker threads.
+    known : KnownPages, optional
+        Of that unit; as for :func:`packed`.
     """
     slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
-    runs = cut_runs(slices, unit=unit, chunk=CHUNK_SIZE, join=_FETCH_JOIN)
-    return in_order(runs, _Slot.fetch, slots, threads=threads, idle=_is_hole)
+    runs = cut_runs(slices, unit=unit, chunk=CHUNK_SIZE, join=_SCAN_JOIN)
+    worker = _Worker(unit, known, known.key if known else None)
+    return in_order(runs, worker.scan, slots, threads=threads, idle=_is_hole)

@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.kernels.hash import KEY_WORDS, hash_pages
-from vmdump.sources.base import Pages
+from vmdump.errors import SinkError
+from vmdump.kernels.hash import KEY_WORDS
 
-__all__ = ["PLACED", "KnownPages"]
+__all__ = ["PLACED", "KnownPages", "new_key"]
 
 PLACED = np.dtype([("offset", np.uint64), ("size", np.uint32)])
-"""Where a page went: offset and bytes in the output. An offset of 0 stands for nowhere."""
+"""Where a page went: offset and bytes in the output."""
 
 _ENTRY = np.dtype([("hash", np.uint64), ("placed", PLACED)])
-_REGION = 1024
-"""Pages in one array: 20 KiB. A guest's memory comes in clusters, so few entries stay empty."""
+_BATCH = 1 << 16
+"""Entries looked at together: 1.3 MB."""
+
+
+def new_key() -> NDArray[np.uint64]:
+    """Make a key for the hashes of one dump; (KEY_WORDS,) uint64."""
+    return np.frombuffer(os.urandom(8 * KEY_WORDS), np.uint64)
 
 
 class KnownPages:
-    """A sparse table of pages, 20 bytes for each: 0.5 % of what was packed.
+    """A sparse table of pages in a temporary file: 20 bytes for each, 0.5 % of what was packed.
 
-    A page is the same when its 64-bit hash is; the key of the hash is random, so that nobody can make a
-    change that goes unseen, and chance does so once in 2^63 changes.
+    In memory it would be 335 MB for a guest of 64 GiB. A page is the same when its 64-bit hash is; the key of
+    the hash is random, so that nobody can make a change that goes unseen, and chance does so once in 2^63
+    changes. Reads and records may come from several threads at once.
 
     Parameters
     ----------
     page_size : int
         Bytes.
+    folder : str or None
+        Of the temporary file; None for the system's.
+
+    Attributes
+    ----------
+    key : (KEY_WORDS,) uint64
+        Of the hash.
+    page_size : int
+        Bytes.
+
+    Raises
+    ------
+    SinkError
+        The file cannot be made.
     """
 
-    def __init__(self, page_size: int) -> None:
-        self._page_size = page_size
-        self._key = np.frombuffer(os.urandom(8 * KEY_WORDS), np.uint64)
-        self._regions: dict[int, NDArray[np.void]] = {}
+    def __init__(self, page_size: int, folder: str | None) -> None:
+        self.key = new_key()
+        self.page_size = page_size
+        self._folder = folder or tempfile.gettempdir()
+        with self._errors():
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
 
-    def hashes(self, data: Pages) -> NDArray[np.uint64]:
-        """Hash whole pages; (n,) for n pages."""
-        hashes = np.empty(data.size // self._page_size, np.uint64)
-        hash_pages(data, self._page_size, self._key, hashes)
-        return hashes
-
-    def record(self, pfn: int, hashes: NDArray[np.uint64], placed: NDArray[np.void]) -> None:
+    def record(self, pfn: int, hashes: NDArray[np.uint64], placed: NDArray[np.void] | None = None) -> None:
         """Remember pages from frame number `pfn` on.
 
         Parameters
@@ -51,53 +71,85 @@ class KnownPages:
         pfn : int
             Of the first page.
         hashes : (n,) uint64
-            Of what they held.
-        placed : (n,) PLACED
-            Where that went.
+            Of what they held, 0 for zeros.
+        placed : (n,) PLACED, optional
+            Where that went, if it cannot be computed.
+
+        Raises
+        ------
+        SinkError
+            They cannot be kept.
         """
-        for begin, count, region, at in self._pieces(pfn, hashes.size):
-            entries = self._regions.get(region)
-            if entries is None:
-                entries = self._regions[region] = np.zeros(_REGION, _ENTRY)
-            entries["hash"][at : at + count] = hashes[begin : begin + count]
-            entries["placed"][at : at + count] = placed[begin : begin + count]
+        entries: NDArray[np.void] = np.zeros(hashes.size, _ENTRY)
+        entries["hash"] = hashes
+        if placed is not None:
+            entries["placed"] = placed
+        raw, position = entries.view(np.uint8).data, pfn * _ENTRY.itemsize
+        with self._errors():
+            while raw:
+                count = os.pwrite(self._file.fileno(), raw, position)
+                raw, position = raw[count:], position + count
 
-    def unchanged(self, pfn: int, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
-        """Tell which pages from frame number `pfn` on hold what they held when they were recorded.
-
-        Parameters
-        ----------
-        pfn : int
-            Of the first page.
-        hashes : (n,) uint64
-            Of what they hold now.
+    def read(self, pfn: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
+        """Look up pages from frame number `pfn` on.
 
         Returns
         -------
-        same : (n,) bool
-            False for pages that were never recorded.
-        placed : (n,) PLACED
-            Where the same ones went; a copy.
-        """
-        same = np.zeros(hashes.size, np.bool_)
-        placed: NDArray[np.void] = np.zeros(hashes.size, PLACED)
-        for begin, count, region, at in self._pieces(pfn, hashes.size):
-            entries = self._regions.get(region)
-            if entries is None:
-                continue
-            piece = slice(begin, begin + count)
-            placed[piece] = entries["placed"][at : at + count]
-            same[piece] = (entries["hash"][at : at + count] == hashes[piece]) & (placed["offset"][piece] != 0)
-        return same, placed
+        hashes : (count,) uint64
+            Of what they held, 0 where that was zeros or was never recorded.
+        placed : (count,) PLACED
+            Where that went.
 
-    @staticmethod
-    def _pieces(pfn: int, count: int) -> list[tuple[int, int, int, int]]:
-        """Cut pages into those of one region each: begin and count among them, region, place in it."""
-        pieces = []
-        begin = 0
-        while begin < count:
-            region, at = divmod(pfn + begin, _REGION)
-            size = min(count - begin, _REGION - at)
-            pieces.append((begin, size, region, at))
-            begin += size
-        return pieces
+        Raises
+        ------
+        SinkError
+            They cannot be read.
+        """
+        entries: NDArray[np.void] = np.zeros(count, _ENTRY)
+        raw, position = entries.view(np.uint8).data, pfn * _ENTRY.itemsize
+        with self._errors():
+            while raw and (size := os.preadv(self._file.fileno(), [raw], position)):
+                raw, position = raw[size:], position + size
+        return entries["hash"].copy(), entries["placed"].copy()
+
+    def recorded(self, pfn: int, count: int) -> Iterator[tuple[int, int]]:
+        """Give the runs ``[begin, end)`` of frame numbers inside that did not hold zeros, ascending.
+
+        Raises
+        ------
+        SinkError
+            They cannot be read.
+        """
+        end = pfn + count
+        while pfn < end:
+            with self._errors():
+                try:
+                    found = os.lseek(self._file.fileno(), pfn * _ENTRY.itemsize, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    return
+            pfn = max(pfn, found // _ENTRY.itemsize)
+            size = min(_BATCH, end - pfn)
+            if size <= 0:
+                return
+            hashes, _ = self.read(pfn, size)
+            edges = np.flatnonzero(np.diff(hashes != 0, prepend=False, append=False)) + pfn
+            yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+            pfn += size
+
+    def close(self) -> None:
+        """Give back the temporary file; closing twice does nothing."""
+        self._file.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SinkError(
+                "cannot keep what the pages held",
+                path=self._folder,
+                errno=error.errno,
+                hint="free some space, or choose another folder",
+            ) from error

@@ -57,7 +57,7 @@ def in_order(
     Exception
         The first error, in task order, of `work`; what is still waiting is dropped, what is running ends.
     """
-    free = deque(slots)
+    free = list(slots)  # the last one that became free is the one that is still in a cache
     pending: deque[tuple[_Task, _Slot | None, Future[_Result] | None]] = deque()
 
     def oldest() -> tuple[_Task, _Slot | None, _Result | None]:
@@ -75,7 +75,7 @@ def in_order(
                     yield done, result
                     if slot is not None:
                         free.append(slot)
-                slot = free.popleft()
+                slot = free.pop()
                 pending.append((task, slot, pool.submit(work, slot, task)))
             while pending and pending[0][2] is None:
                 yield pending.popleft()[0], None

@@ -32,18 +32,21 @@ __all__ = [
     "MAX_PAGE_SIZE",
     "MIN_PAGE_SIZE",
     "Block",
+    "FileRuns",
     "HasDescriptor",
     "Memory",
     "Pages",
     "Source",
     "Utsname",
     "check_blocks",
+    "file_runs",
 ]
 
 MIN_PAGE_SIZE = 4096
 MAX_PAGE_SIZE = 65536
 
 Pages = NDArray[np.uint8]
+FileRuns = list[tuple[int, int, int, int]]
 
 
 class HasDescriptor(Protocol):
@@ -91,6 +94,37 @@ class Memory(Protocol):
         SourceError
             The bytes cannot be read.
         """
+
+
+def file_runs(memory: Memory, offset: int, length: int) -> FileRuns | None:
+    """Tell where bytes of a block can be read without its help.
+
+    A memory that lies in files has a method ``file_runs(offset, length)`` for it.
+
+    Parameters
+    ----------
+    memory : Memory
+        Of the block.
+    offset, length : int
+        Inside ``[0, memory.size)``.
+
+    Returns
+    -------
+    list of (int, int, int, int) or None
+        Begin and end counted from `offset`, a descriptor, and the file offset of the begin; ascending, and
+        what they leave out is zero. None where only :meth:`Memory.view` has the bytes. Where reading
+        there fails, `view` knows what to do.
+
+    Raises
+    ------
+    SourceError
+        It cannot be told.
+    """
+    find = getattr(memory, "file_runs", None)
+    if find is None:
+        return None
+    runs: FileRuns | None = find(offset, length)
+    return runs
 
 
 @dataclass(frozen=True)

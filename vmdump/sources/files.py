@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from vmdump.errors import SourceError
-from vmdump.sources.base import Pages
+from vmdump.sources.base import FileRuns, Pages
 
 __all__ = ["FileMemory", "GuestFile"]
 
@@ -166,6 +166,12 @@ class FileMemory:
             if error.errno != errno.EINVAL:
                 raise SourceError("cannot look for holes", path=self._file.path, errno=error.errno) from error
             return position, limit
+
+    def file_runs(self, offset: int, length: int) -> FileRuns:
+        """Give the data runs inside, all of the one file."""
+        fd, base = self._file.fd, self._file_offset
+        end = min(offset + length, self._filled)
+        return [(low - offset, high - offset, fd, base + low) for low, high in self._extents(offset, end)]
 
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Read into `scratch`; holes inside are filled with zeros and not read."""

@@ -6,7 +6,7 @@ reads them at 64, crash 8 refuses an e_phoff beyond 192.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -26,20 +26,25 @@ from vmdump.formats.elf import (
     ElfClass,
     ident,
 )
-from vmdump.pipeline.chunks import fetched
+from vmdump.kernels.scan import CLEARED, NEW
+from vmdump.pipeline.chunks import scanned
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
-from vmdump.sources.base import Source
+from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
-from vmdump.writers.lanes import PlainFile
+from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
-__all__ = ["ElfPlan", "plan_elf", "write_elf"]
+__all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early"]
 
-_MEMORY_ALIGN = 4096
-"""Memory begins on a file system block, so that holes of the guest are holes of the file."""
+UNIT = 4096
+"""Memory begins on a file system block, and is written or left out in such units: holes of the file."""
 _LAST_32BIT = 0xFFFFFFFF
+_SHORT_GAP = 16
+"""Units from which on skipping costs less than writing: a direct write of 64 KiB takes as long as the set-up
+of another one."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,18 @@ class ElfPlan:
         Headers, notes and padding up to the first byte of memory.
     size : int
         Bytes of the whole file.
+    memory : tuple of (int, int)
+        Guest-physical address and bytes of each PT_LOAD's memory; one follows the other behind the head.
     """
 
     elf_class: ElfClass
     head: bytes
     size: int
+    memory: tuple[tuple[int, int], ...]
+
+    def same_places(self, other: ElfPlan) -> bool:
+        """Tell whether memory goes to the same places in both files."""
+        return self.memory == other.memory and len(self.head) == len(other.head)
 
 
 def plan_elf(source: Source, slices: Sequence[Slice]) -> ElfPlan:
@@ -83,7 +95,7 @@ def _plan(source: Source, slices: Sequence[Slice], elf_class: ElfClass) -> ElfPl
     phoff = EHDR[elf_class].size
     shoff = phoff + phnum * PHDR[elf_class].size
     notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
-    memory_offset = align_up(notes_offset + len(source.notes), _MEMORY_ALIGN)
+    memory_offset = align_up(notes_offset + len(source.notes), UNIT)
     sizes = np.array([piece.size for piece in slices], np.uint64)
     ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
     header = EHDR[elf_class].pack(
@@ -111,11 +123,54 @@ def _plan(source: Source, slices: Sequence[Slice], elf_class: ElfClass) -> ElfPl
     loads["p_filesz"] = loads["p_memsz"] = sizes
     section = SHDR[elf_class].pack(source.byteorder, sh_info=phnum) if extended else b""
     head = header + table.tobytes() + section + source.notes
-    return ElfPlan(elf_class, head.ljust(memory_offset, b"\0"), int(ends[-1]))
+    memory = tuple((piece.start, piece.size) for piece in slices)
+    return ElfPlan(elf_class, head.ljust(memory_offset, b"\0"), int(ends[-1]), memory)
+
+
+def write_elf_early(
+    source: Source,
+    slices: Sequence[Slice],
+    output: Output,
+    known: KnownPages,
+    *,
+    threads: int,
+    control: Control,
+) -> ElfPlan | None:
+    """Write the memory of a running guest ahead of :func:`write_elf`, which then writes what has changed.
+
+    Parameters
+    ----------
+    source, slices, output, threads, control
+        As for :func:`write_elf`; the output is sparse.
+    known : KnownPages
+        Of units of 4096 bytes; empty.
+
+    Returns
+    -------
+    ElfPlan or None
+        What these bytes are good for; None if none were written, because the slices are no whole units.
+
+    Raises
+    ------
+    SourceError, SinkError, Cancelled
+        And nothing is committed.
+    """
+    if any((piece.start | piece.size | piece.block.start) % UNIT for piece in slices):
+        return None
+    plan = plan_elf(source, slices)
+    with PlainFile(output, control.cancelled) as file:
+        _write_memory(file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control)
+    return plan
 
 
 def write_elf(
-    source: Source, slices: Sequence[Slice], output: Output, *, threads: int, control: Control
+    source: Source,
+    slices: Sequence[Slice],
+    output: Output,
+    *,
+    threads: int,
+    control: Control,
+    known: KnownPages | None = None,
 ) -> Tally:
     """Write an ELF core.
 
@@ -128,9 +183,11 @@ def write_elf(
     output : Output
         Seekable or not.
     threads : int
-        Threads that fetch memory.
+        Threads that read memory.
     control : Control
         Told of every chunk.
+    known : KnownPages, optional
+        Units that are in the output already, at the place of the same plan.
 
     Raises
     ------
@@ -140,17 +197,64 @@ def write_elf(
     plan = plan_elf(source, slices)
     tally = Tally(size=plan.size)
     with PlainFile(output, control.cancelled) as file:
-        lane = file.lane(0, direct=True)
+        lane = file.lane(0)
         lane.write(plan.head)
-        with closing(fetched(slices, unit=_MEMORY_ALIGN, threads=threads)) as runs:
-            for run, data in runs:
-                if data is None:
-                    lane.skip(run.length)
-                    tally.hole_bytes += run.length
-                else:
-                    lane.write(data)
-                control.advance(run.length)
-        source.release()
-        lane.finish()
+        _write_memory(lane, slices, tally, known, threads=threads, control=control, release=source.release)
         file.finish()
     return tally
+
+
+def _write_memory(
+    lane: Lane,
+    slices: Sequence[Slice],
+    tally: Tally,
+    known: KnownPages | None,
+    *,
+    threads: int,
+    control: Control,
+    release: Callable[[], None] | None = None,
+) -> None:
+    """Write what is not zero; with `known` and `release` what has changed, with `known` alone note it."""
+    changed = known if release else None
+    with closing(scanned(slices, unit=UNIT, threads=threads, known=known)) as runs:
+        for run, result in runs:
+            pfn = (run.block.start + run.offset) // UNIT
+            if result is None:
+                tally.hole_bytes += run.length
+                _skip_hole(lane, pfn, run.length, changed)
+            else:
+                written = (result.kinds == NEW) | (result.kinds == CLEARED)
+                tally.changed_pages += int(np.count_nonzero(written)) if changed else 0
+                _write_units(lane, result.data, written)
+                if known and not changed and result.hashes is not None and written.any():
+                    known.record(pfn, result.hashes)
+            control.advance(run.length)
+    if release:
+        release()
+    lane.finish()
+
+
+def _write_units(lane: Lane, data: Pages, written: NDArray[np.bool_]) -> None:
+    """Write some units of a run, together with short gaps between them, and skip the others."""
+    units = np.flatnonzero(written)
+    position = 0
+    if units.size:
+        gaps = np.flatnonzero(np.diff(units) > _SHORT_GAP)
+        begins = units[np.concatenate(([0], gaps + 1))] * UNIT
+        ends = (units[np.concatenate((gaps, [-1]))] + 1) * UNIT
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            lane.skip(begin - position)
+            lane.write(data[begin:end])
+            position = min(end, data.size)
+    lane.skip(data.size - position)
+
+
+def _skip_hole(lane: Lane, pfn: int, length: int, changed: KnownPages | None) -> None:
+    """Skip memory that is known to be zero; what was written of it earlier becomes zeros."""
+    position = 0
+    if changed:
+        for begin, end in changed.recorded(pfn, length // UNIT):
+            lane.skip((begin - pfn) * UNIT - position)
+            position = (end - pfn) * UNIT
+            lane.clear((end - begin) * UNIT)
+    lane.skip(length - position)

@@ -41,6 +41,9 @@ class Lane(Protocol):
     def skip(self, size: int) -> None:
         """Append `size` zero bytes: a hole where the output can have one."""
 
+    def clear(self, size: int) -> None:
+        """Append `size` zero bytes, whatever was there before."""
+
     def finish(self) -> None:
         """Hand everything to the operating system."""
 
@@ -57,12 +60,22 @@ class _File:
     def __init__(self, output: Output, cancelled: Cancelled) -> None:
         self._output = output
         self._cancelled = cancelled
-        self._direct = -1
+        # Through the page cache a file took 0.46 GB/s, past it 2 GB/s.
+        self._direct = output.open_direct() if output.seekable else -1
 
     @property
     def seekable(self) -> bool:
         """True if lanes may be written side by side."""
         return False
+
+    def _make_cache(self, offset: int = 0) -> WriteCache:
+        return WriteCache(
+            self._output.fd,
+            seekable=self._output.seekable,
+            capacity=_CACHE_SIZE,
+            direct_fd=self._direct,
+            offset=offset,
+        )
 
     def _errors(self) -> AbstractContextManager[None]:
         return self._output.errors("cannot write the output")
@@ -103,11 +116,9 @@ class PlainFile(_File):
         """True if what a lane skips is a hole."""
         return self._output.sparse
 
-    def lane(self, offset: int, *, direct: bool = False) -> Lane:
-        """Open a lane at a file offset; with `direct` its whole blocks bypass the page cache."""
-        if direct and self.seekable and self._direct < 0:
-            self._direct = self._output.open_direct()
-        return _PlainLane(self, offset, self._direct if direct else -1)
+    def lane(self, offset: int) -> Lane:
+        """Open a lane at a file offset; its whole blocks bypass the page cache where that is possible."""
+        return _PlainLane(self, offset)
 
     def finish(self) -> None:
         """Give the file its length."""
@@ -116,11 +127,9 @@ class PlainFile(_File):
 
 
 class _PlainLane:
-    def __init__(self, file: PlainFile, offset: int, direct_fd: int) -> None:
+    def __init__(self, file: PlainFile, offset: int) -> None:
         self._file = file
-        self._cache = WriteCache(
-            file._output.fd, seekable=file.seekable, capacity=_CACHE_SIZE, direct_fd=direct_fd, offset=offset
-        )
+        self._cache = file._make_cache(offset)
 
     def write(self, data: Buffer) -> None:
         with self._file._errors():
@@ -133,6 +142,9 @@ class _PlainLane:
         with self._file._errors():
             self._cache.seek(self._cache.position + size, self._file._cancelled)
 
+    def clear(self, size: int) -> None:
+        _write_zeros(self, size)
+
     def finish(self) -> None:
         with self._file._errors():
             self._cache.flush(self._file._cancelled)
@@ -144,7 +156,7 @@ class FlattenedFile(_File):
 
     def __init__(self, output: Output, cancelled: Cancelled) -> None:
         super().__init__(output, cancelled)
-        self._cache = WriteCache(output.fd, seekable=output.seekable, capacity=_CACHE_SIZE)
+        self._cache = self._make_cache()
         self._buffer = np.empty(_RECORD_SIZE, np.uint8)
         self._put(flattened.file_header())
 
@@ -153,7 +165,7 @@ class FlattenedFile(_File):
         """Bytes of the stream so far."""
         return self._cache.position
 
-    def lane(self, offset: int, *, direct: bool = False) -> Lane:
+    def lane(self, offset: int) -> Lane:
         """Open a lane at an offset of the standard file; the lane before must be finished."""
         return _FlattenedLane(self, offset)
 
@@ -187,6 +199,8 @@ class _FlattenedLane:
 
     def skip(self, size: int) -> None:
         _write_zeros(self, size)
+
+    clear = skip
 
     def finish(self) -> None:
         if self._filled:

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -136,11 +135,16 @@ class Output:
         return os.open(self._temporary, _NEW_FILE | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
     @property
+    def folder(self) -> str | None:
+        """Where the file will be; None for what is no new file."""
+        return None if self._final is None else os.path.dirname(self._final) or "."
+
+    @property
     def _folder(self) -> str:
-        return os.path.dirname(self._final or "") or "."
+        return self.folder or "."
 
     def _hidden_name(self) -> str:
-        return os.path.join(self._folder, f".vmdump-{secrets.token_hex(8)}.partial")
+        return os.path.join(self._folder, f".vmdump-{os.urandom(8).hex()}.partial")
 
     @staticmethod
     def _exists(path: str) -> OutputExists:
@@ -165,6 +169,9 @@ class Output:
         int
             A descriptor that the caller closes, or -1 where the file system has no O_DIRECT.
         """
+        # Opening it again must not give a right that the descriptor does not have.
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return -1
         try:
             return os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:

@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
 
 READY = b"R"
 ARM = b"A"
@@ -39,7 +38,7 @@ _RETRY = 0.1
 _RESYNC = b"\x1b"
 
 
-def _ask(connection: socket.socket, command: str) -> Any:
+def _ask(connection: socket.socket, command: str) -> dict[str, object] | None:
     """Execute a command and give what it returns, None if QEMU refuses; OSError if the connection ends."""
     connection.sendall(json.dumps({"execute": command, "id": _ID}).encode() + b"\n")
     pending = b""
@@ -50,7 +49,8 @@ def _ask(connection: socket.socket, command: str) -> Any:
             with contextlib.suppress(ValueError, AttributeError):
                 answer = json.loads(line)
                 if answer.get("id") == _ID:
-                    return answer.get("return")
+                    returned: dict[str, object] | None = answer.get("return")
+                    return returned
     raise ConnectionResetError
 
 

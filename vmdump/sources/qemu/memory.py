@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from vmdump.errors import SourceError
-from vmdump.sources.base import Memory, Pages
+from vmdump.sources.base import FileRuns, Memory, Pages, file_runs
 from vmdump.sources.files import FileMemory
 from vmdump.sources.qemu.pagemap import PAGE, PageTable
 from vmdump.sources.qemu.process import Process
@@ -60,6 +60,11 @@ class ProcessMemory:
             if count == 0:
                 self._process.fail("mem", OSError(errno.ESRCH, os.strerror(errno.ESRCH)))
             done += count
+
+    @property
+    def fd(self) -> int:
+        """Where addresses are file offsets."""
+        return self._fd
 
     def close(self) -> None:
         """Close the descriptors; closing twice does nothing."""
@@ -110,6 +115,14 @@ class PrivateMemory:
         )
         return ((max(first, low) - base, min(last, high) - base) for first, last in pages)
 
+    def file_runs(self, offset: int, length: int) -> FileRuns | None:
+        """Give the process's own pages; None where a file's lie between them."""
+        if self._file is not None:
+            return None
+        fd, base = self._process.fd, self._address
+        own = self._own(offset, offset + length)
+        return [(low - offset, high - offset, fd, base + low) for low, high in own]
+
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Read into `scratch`; pages that are not there become zeros and are not touched."""
         out = scratch[:length]
@@ -155,13 +168,28 @@ class JoinedMemory:
             for begin, end in part.extents():
                 yield start + begin, start + end
 
-    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
-        """Let each part fill its piece of `scratch`."""
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[Memory, int, int, int]]:
+        """Give the parts that hold some of it, with the begin and end there, and the place of the begin."""
         end = offset + length
         for start, part in zip(self._starts, self._parts, strict=False):
             low, high = max(offset, start), min(end, start + part.size)
             if low < high:
-                part.view(low - start, high - low, scratch[low - offset : high - offset])
+                yield part, low - start, high - start, low - offset
+
+    def file_runs(self, offset: int, length: int) -> FileRuns | None:
+        """Give those of all parts; None if one of them has none."""
+        found: FileRuns = []
+        for part, begin, end, at in self._pieces(offset, length):
+            runs = file_runs(part, begin, end - begin)
+            if runs is None:
+                return None
+            found += [(low + at, high + at, fd, place) for low, high, fd, place in runs]
+        return found
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Let each part fill its piece of `scratch`."""
+        for part, begin, end, at in self._pieces(offset, length):
+            part.view(begin, end - begin, scratch[at : at + end - begin])
         return scratch[:length]
 
 
@@ -224,6 +252,11 @@ class WatchedMemory:
     def extents(self) -> Iterator[tuple[int, int]]:
         """Give the memory's extents."""
         return self._memory.extents()
+
+    def file_runs(self, offset: int, length: int) -> FileRuns | None:
+        """Give the memory's."""
+        self._watch.demand_alive()
+        return file_runs(self._memory, offset, length)
 
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Read; page by page where that fails."""

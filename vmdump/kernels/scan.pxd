@@ -1,0 +1,44 @@
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from vmdump.kernels.zero cimport vmd_zero_fn
+
+
+cdef extern from "scan.h":
+    enum:
+        VMD_OK
+    size_t VMD_WINDOW_PAGES
+    ctypedef struct vmd_run "struct vmd_run":
+        int64_t begin
+        int64_t end
+        int64_t fd
+        int64_t offset
+    ctypedef struct vmd_scan "struct vmd_scan":
+        const uint8_t *bytes
+        const vmd_run *runs
+        size_t run_count
+        size_t page_size
+        size_t page_count
+        vmd_zero_fn zero
+        const uint64_t *key
+        const uint64_t *known
+        uint64_t *hashes
+    size_t vmd_window_pages(size_t page_size) noexcept nogil
+    int vmd_scan_window(
+        const vmd_scan *scan, size_t first, size_t count, uint8_t *window, const uint8_t **pages, uint8_t *kinds,
+        int *error
+    ) noexcept nogil
+
+
+cdef class PageScan:
+    cdef vmd_scan scan
+    cdef const uint8_t[::1] _mem
+    cdef const int64_t[:, ::1] _runs
+    cdef const uint64_t[::1] _key
+    cdef const uint64_t[::1] _known
+    cdef uint64_t[::1] _hashes
+    cdef int _take_mem(self, mem) except -1
+    cdef int _take_runs(self, runs, page_count) except -1
+    cdef int _take_hashes(self, key, known, hashes) except -1
+
+
+cdef int fail(int error) except -1

@@ -1,0 +1,43 @@
+"""The pages of a guest that packers are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vmdump.pipeline.sample import take_sample
+from vmdump.sources.base import Block, Pages
+
+__all__ = ["training_pages"]
+
+_READ = 4 << 20
+"""Bytes that are read: pieces from 64 places, and where half of the guest is zeros enough is left of them."""
+_TAKEN = 1 << 20
+"""Bytes that are learnt from, in 5 ms: 4 MiB teach ISA-L nothing more, 256 KiB leave dumps 0.3 % larger."""
+
+
+def training_pages(blocks: Sequence[Block], *, page_size: int) -> Pages:
+    """Copy some of a guest's pages that are not zero, from all over it; the same memory gives the same pages.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Made of whole pages.
+    page_size : int
+        Bytes.
+
+    Returns
+    -------
+    (n * page_size,) uint8
+        About 1 MiB, or less where there is no more; may be empty.
+
+    Raises
+    ------
+    SourceError
+        The memory cannot be read.
+    """
+    pages = take_sample(blocks, page_size=page_size, size=_READ).pages
+    pages = pages[pages.any(axis=1)]
+    step = max(-(-pages.nbytes // _TAKEN), 1)
+    return np.ascontiguousarray(pages[::step]).reshape(-1)
