@@ -1,0 +1,186 @@
+"""``vmdump bench``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import click
+
+from vmdump.benchmark import Benchmark, Candidate, bench
+from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
+from vmdump.errors import RequestError
+from vmdump.units import format_size, parse_size
+from vmdump.writers.output import Output
+
+__all__ = ["bench_command"]
+
+
+def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    return parse_size(value, parameter=parameter.name or "")
+
+
+@click.command("bench")
+@click.argument("source")
+@click.option(
+    "--to", metavar="FOLDER", default=".", help="Where the dump is to go; the current folder, if not given."
+)
+@click.option("-j", "--threads", type=int, help="Worker threads of the dump; all processors, if not given.")
+@click.option(
+    "--sample",
+    callback=_as_size,
+    default="32M",
+    show_default=True,
+    metavar="SIZE",
+    help="Guest memory to look at, holes not counted.",
+)
+@click.option(
+    "--all", "show_all", is_flag=True, help="Show every level, not only defaults and efficient ones."
+)
+@click.option(
+    "--picture", metavar="FILE", help="Draw ratio against speed: a .svg, .png or .pdf (needs matplotlib)."
+)
+@click.option("--force", is_flag=True, help="Replace a picture that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def bench_command(
+    source: str,
+    to: str,
+    threads: int | None,
+    sample: int,
+    show_all: bool,
+    picture: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Tell which compression is best for the guest SOURCE, this machine and this disk.
+
+    Each engine packs a sample of the guest's pages at each of its levels, on one processor; that takes about
+    20 s. The disk is measured with a file without a name. From both follows what a whole dump would take.
+    SOURCE is as for 'vmdump dump'; a live guest runs on.
+    """
+    with ExitStack() as stack:
+        drawing = None
+        if picture is not None:
+            kind = os.path.splitext(picture)[1].lower()
+            if kind not in FORMATS:
+                raise RequestError(
+                    f"picture: {picture!r} does not end in {', '.join(FORMATS)}", parameter="picture"
+                )
+            load_matplotlib()
+            drawing = stack.enter_context(Output(picture, force=force))
+        with _progress(source, shown=sys.stderr.isatty() and not quiet) as progress:
+            found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
+        if drawing is not None:
+            with drawing.errors("cannot write the picture"), open(drawing.fd, "wb", closefd=False) as file:
+                file.write(draw_picture(found, kind))
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        _show(found, show_all=show_all, threads_given=threads is not None)
+
+
+@contextmanager
+def _progress(source: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on standard error."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(source, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    named = letters(found.candidates)
+    # 79 columns, as in the demo: ten columns have no room for more padding.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "format", "engine", "level"):
+        table.add_column(name, no_wrap=True)
+    for name in ("MB/s", "±%", "ratio", "MiB", "s", "limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = [each for each in found.candidates if show_all or each.efficient or each.default]
+    for each in shown:
+        table.add_row(*_row(each, named.get(each, "")), style="" if each.efficient else "dim")
+    console = Console(highlight=False)
+    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    say(
+        f"{found.source}: {format_size(found.data_bytes)} of data, {found.zero_share:.0%} of it zero pages "
+        f"(sample: {format_size(found.sample_bytes)})"
+    )
+    rates = found.disk.bytes_per_second, found.disk.slowest, found.disk.fastest
+    rate, slowest, fastest = (f"{each / 1e6:.0f}" for each in rates)
+    say(f"{found.disk.folder}: {rate} MB/s ({slowest} to {fastest}); {found.machine}")
+    console.print(table)
+    say("Letters: none is both faster and smaller. *: the default of its format.")
+    say("MB/s, ratio: of pages that are not zero, by one processor; ±%: in three rounds.")
+    say(f"MiB, s: the whole dump with {found.threads} threads; limit: what the other one waits for.")
+    hidden = len(found.candidates) - len(shown)
+    if hidden:
+        say(f"{hidden} more are beaten by one above; --all shows them.")
+    for name, reason in found.missing.items():
+        say(f"{name}: {reason}")
+    if console.is_terminal:
+        say(f"\n{draw_text(found.candidates)}")
+    console.print()
+    for line in answer(found, f" -j {found.threads}" if threads_given else ""):
+        say(line)
+
+
+def _row(each: Candidate, letter: str) -> Sequence[str]:
+    level = str(each.level) if each.level_matters else "-"
+    mark = "*" if each.default and each.engine else " "
+    speed = spread = "-"
+    if each.speed:
+        speed = f"{each.speed / 1e6:.0f}"
+        spread = f"{(each.fastest - each.slowest) / 2 / each.speed * 100:.0f}"
+    return (
+        letter,
+        each.format,
+        each.engine or "-",
+        f"{level}{mark}",
+        speed,
+        spread,
+        f"{each.ratio:.3f}",
+        f"{each.output_bytes / (1 << 20):.0f}",
+        f"{each.seconds:.2f}" if each.seconds < 100 else f"{each.seconds:.0f}",
+        "cpu" if each.limited_by == "processor" else each.limited_by,
+    )
+
+
+def answer(found: Benchmark, threads: str = "") -> list[str]:
+    """Say what to type for the fastest and the smallest dump, and for the best that the disk keeps busy.
+
+    Parameters
+    ----------
+    found : Benchmark
+        What to choose from.
+    threads : str
+        Put behind each line's options.
+    """
+    balanced = found.smallest_at_disk_speed
+    choices = {"fastest here": found.fastest}
+    if not found.fastest.codec:
+        choices["fastest compressed"] = next(each for each in found.candidates if each.codec)
+    if balanced is not None and balanced.output_bytes < found.fastest.output_bytes:
+        choices["smallest that the disk does not wait for"] = balanced
+    choices["smallest"] = found.smallest
+    width = max(map(len, choices)) + 1
+    lines = []
+    for name, each in choices.items():
+        cost = f"({each.seconds:.2f} s, {format_size(each.output_bytes)})"
+        lines.append(f"{name + ':':{width}} {each.options}{threads} {cost}")
+    return lines
