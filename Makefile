@@ -14,7 +14,7 @@ help:
 	@echo 'make demo    dump a synthetic guest in every format, check every page, show a table   (SIZE=256M)'
 	@echo 'make test    the whole test suite, real readers included                              (ARGS="-k kdump")'
 	@echo 'make lint    ruff, mypy, stubtest, cython-lint, C warnings, house rules of the texts'
-	@echo 'make bench   the benchmarks; JSON goes to bench/results                               (ARGS=...)'
+	@echo 'make bench   vmdump, QEMU and makedumpfile in turns: table, JSON, chart; 20 minutes   (ARGS="--quick")'
 	@echo 'make clean   remove everything that was made'
 	@echo
 	@echo 'Each of them sets up what it needs first: scripts/setup.  PYTHON=/path/to/python3 chooses the interpreter,'
@@ -39,6 +39,7 @@ lint: $(BUILT)-lint
 	@scripts/lint
 
 bench: $(BUILT)-test
+	@$(BIN)/python scripts/guest || true # it has said which guests are missing
 	@$(BIN)/python bench/run.py $(ARGS)
 
 clean:

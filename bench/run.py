@@ -1,198 +1,94 @@
-"""Whole-process benchmark: ``vmdump dump`` of a synthetic guest against a bare loop over the same pages.
+"""Measure vmdump against QEMU's own dump, makedumpfile, and the bare engines, in turns, in one run.
 
-The bare loop is the limit: as many threads, each calling the same engine on the same pages that lie in
-memory already, nothing written. Rounds alternate between the two, because the machine's speed drifts.
-Prints a table and writes JSON; the dump of every first round is compared with the guest.
+    python bench/run.py                         everything: some 20 minutes on two processors
+    python bench/run.py --groups raw start      two groups
+    python bench/run.py --quick                 small guests, 2 rounds: to try the benchmark itself
 
-    python bench/run.py --size 1G --fill 0.5 --threads 2 --rounds 5 --json bench/results/run.json
+Groups: start (a dump of one page), raw (a guest's memory in a file), elf (an ELF file to kdump), warm and
+cold (a live guest that QEMU has dumped before, and fresh ones), scale (the same data, dense and scattered
+over 1 TiB). Prints a table and the targets; everything, each sample included, goes to a JSON file, and the
+medians to a chart beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import platform
-import statistics
-import subprocess
+import shlex
+import signal
 import sys
-import tempfile
-import threading
-import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from chart import draw_chart
+from figures import targets
+from measure import ROOT, Group, say
+from scenarios import GROUPS, QUICK, Sizes, prepared, run_group, versions
+from show import machine, print_tables, write_json
 
-import vmdump
-from vmdump.compare import compare
-from vmdump.kernels.engines import find_engine, make_packer
-from vmdump.units import format_size
-
-CHUNK = 4 << 20
-FORMATS = ("elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", "kdump-zstd")
+BUSY = 0.5
+"""Load average from which on others are at work."""
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-@cache
-def chunks_in_memory(source: str) -> list[np.ndarray]:
-    """Read the guest's data, holes left out, into memory, once."""
-    chunks = []
-    with vmdump.open_source(source) as guest:
-        for block in guest.blocks:
-            for begin, end in block.memory.extents():
-                for offset in range(begin, end, CHUNK):
-                    length = min(CHUNK, end - offset)
-                    chunks.append(block.memory.view(offset, length, np.empty(length, np.uint8)).copy())
-    return chunks
-
-
-def bare_loop(source: str, codec: str, threads: int, page_size: int = 4096) -> float:
-    """Pack all chunks in threads and throw the result away; give the seconds."""
-    chunks = chunks_in_memory(source)
-    engine = find_engine(codec, None)
-
-    def work(mine: list[np.ndarray]) -> None:
-        packer = make_packer(engine, page_size)
-        out = np.empty(packer.bound(CHUNK // page_size), np.uint8)
-        sizes = np.empty(CHUNK // page_size, np.uint32)
-        for chunk in mine:
-            packer.pack(chunk, out, sizes[: chunk.size // page_size])
-
-    workers = [threading.Thread(target=work, args=(chunks[index::threads],)) for index in range(threads)]
-    began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return time.perf_counter() - began
-
-
-def dump_process(source: str, path: str, name: str, threads: int) -> dict[str, Any]:
-    """Run the command; give its own report, the seconds of the whole process, its CPU seconds and memory."""
-    words = ["-m", "vmdump", "dump", source, path, "-f", name, "-j", str(threads), "--force", "--json"]
-    before = os.times()
-    began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        text = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        raise SystemExit(f"vmdump dump failed with {process.returncode}")
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {**json.loads(text), "process_seconds": seconds, "cpu_seconds": cpu, "peak_kib": usage.ru_maxrss}
-
-
-def verify(source: str, path: str) -> None:
-    with vmdump.open_source(source) as guest, vmdump.open(path) as dump:
-        if not compare(guest, dump, threads=2).equal:
-            raise SystemExit(f"{path} does not hold the guest")
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    source = f"synthetic:{arguments.size}?seed={arguments.seed}&fill={arguments.fill}"
-    rows = []
-    # The guest's pages stay in a process of their own: a child inherits its parent's peak memory.
-    with (
-        tempfile.TemporaryDirectory(prefix="vmdump-bench-", dir=arguments.folder) as folder,
-        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as aside,
-    ):
-        path = os.path.join(folder, "dump")
-        for name in arguments.formats:
-            codec = name.partition("-")[2]
-            dumps, limits = [], []
-            for turn in range(arguments.rounds):
-                dumps.append(dump_process(source, path, name, arguments.threads))
-                if turn == 0:
-                    verify(source, path)
-                if codec:
-                    limits.append(aside.submit(bare_loop, source, codec, arguments.threads).result())
-            row = {
-                "format": name,
-                "engine": dumps[0]["engine"],
-                "guest_bytes": dumps[0]["guest_bytes"],
-                "output_bytes": dumps[0]["output_bytes"],
-                "dump_seconds": spread([one["seconds"] for one in dumps]),
-                "process_seconds": spread([one["process_seconds"] for one in dumps]),
-                "cpu_seconds": spread([one["cpu_seconds"] for one in dumps]),
-                "peak_kib": max(one["peak_kib"] for one in dumps),
-            }
-            if limits:
-                row["limit_seconds"] = spread(limits)
-                row["dump_of_limit"] = row["limit_seconds"]["median"] / row["dump_seconds"]["median"]
-                row["process_of_limit"] = row["limit_seconds"]["median"] / row["process_seconds"]["median"]
-            rows.append(row)
-    return rows
-
-
-def show(machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(
-        f"{'format':13}{'engine':8}{'dump s':>8}{'min-max':>13}{'MB/s':>7}{'process s':>11}{'CPU s':>7}",
-        end="",
-    )
-    print(f"{'peak MiB':>10}{'size':>11}{'limit s':>9}{'of limit':>10}{'process':>9}")
-    for row in rows:
-        dump = row["dump_seconds"]
-        around = f"{dump['min']:.2f}-{dump['max']:.2f}"
-        print(f"{row['format']:13}{row['engine']:8}{dump['median']:8.2f}{around:>13}", end="")
-        print(
-            f"{row['guest_bytes'] / dump['median'] / 1e6:7.0f}{row['process_seconds']['median']:11.2f}",
-            end="",
-        )
-        print(f"{row['cpu_seconds']['median']:7.2f}{row['peak_kib'] / 1024:10.0f}", end="")
-        print(f"{format_size(row['output_bytes']):>11}", end="")
-        if "limit_seconds" in row:
-            print(
-                f"{row['limit_seconds']['median']:9.2f}{row['dump_of_limit']:10.0%}{row['process_of_limit']:9.0%}"
-            )
-        else:
-            print()
-
-
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", default="1G")
-    parser.add_argument("--fill", type=float, default=0.5)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
-    parser.add_argument("--folder", help="where the dumps go; the temporary folder, if not given")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--rounds", type=int, help="turns of every contestant (5; 2 with --quick)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="-j of vmdump")
+    parser.add_argument("--quick", action="store_true", help="small guests, 2 rounds")
+    parser.add_argument("--folder", type=Path, help="where the dumps go; the temporary folder, if not given")
+    parser.add_argument("--json", type=Path, help="a file for all figures (bench/results/DATE.json)")
+    parser.add_argument("--chart", type=Path, help="a file for the chart, .svg or .png (beside the JSON)")
     arguments = parser.parse_args()
-    machine = {
-        "machine": processor(),
-        "processors": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "threads": arguments.threads,
-        "corpus": f"synthetic:{arguments.size}?seed={arguments.seed}&fill={arguments.fill}",
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("rounds and threads are numbers above 0")
+    if arguments.json is None:
+        arguments.json = ROOT / f"bench/results/{datetime.now():%Y-%m-%d-%H%M%S}.json"
+    if arguments.chart is None:
+        arguments.chart = arguments.json.with_suffix(".svg")
+    return arguments
+
+
+def main() -> None:
+    arguments = parsed()
+    # So that guests, folders and processes are cleaned up after SIGTERM as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sizes = QUICK if arguments.quick else Sizes()
+    groups: list[Group] = []
+    interrupted = False
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        say(f"the load of this machine is {load:.1f} already, and the figures will show it")
+    with prepared(arguments.folder, arguments.rounds, arguments.threads, sizes) as bench:
+        try:
+            for name in arguments.groups:
+                groups.append(Group(name))
+                run_group(bench, groups[-1])
+        except KeyboardInterrupt:
+            interrupted = True
+            say("interrupted; this is what there is")
+    reached = targets(groups, arguments.threads)
+    about = {
+        "command": shlex.join(sys.argv),
+        "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "quick": arguments.quick,
         "rounds": arguments.rounds,
+        "threads": arguments.threads,
+        "load": load,
+        "machine": machine(),
+        "versions": versions(),
     }
-    rows = measure(arguments)
-    show(machine, rows)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    where = f"{about['machine']['processor']}, {arguments.threads} threads, {arguments.rounds} rounds"
+    print(f"{where}, {about['machine']['kernel']}; {'; '.join(about['versions'].values())}")
+    print_tables(groups, reached, quick=arguments.quick)
+    write_json(arguments.json, about, groups, reached)
+    draw_chart(arguments.chart, groups, where)
+    print(f"{arguments.json}\n{arguments.chart}")
+    if interrupted:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
