@@ -20,7 +20,7 @@ struct vmd_packer {
     const struct vmd_engine *engine;
     size_t page_size;
     void *encoder;
-    uint8_t *window; /* the pages that are read from runs; else the one that is being packed */
+    uint8_t *window; /* the pages that are being packed */
     struct vmd_claim claim;
 };
 

@@ -70,7 +70,8 @@ static int gather(const struct vmd_scan *scan, uint64_t begin, uint64_t end, uin
     return VMD_OK;
 }
 
-static enum vmd_page_kind look(const struct vmd_scan *scan, const uint8_t *page, size_t i)
+/* `copy` is where the page goes before anything but the zero test looks at it, or NULL. */
+static enum vmd_page_kind look(const struct vmd_scan *scan, const uint8_t *page, size_t i, uint8_t *copy)
 {
     uint64_t known = scan->known ? scan->known[i] : 0, hash;
 
@@ -79,6 +80,8 @@ static enum vmd_page_kind look(const struct vmd_scan *scan, const uint8_t *page,
             scan->hashes[i] = 0;
         return known ? VMD_PAGE_CLEARED : VMD_PAGE_ZERO;
     }
+    if (copy)
+        page = memcpy(copy, page, scan->page_size);
     if (!scan->key)
         return VMD_PAGE_NEW;
     vmd_hash_pages(page, scan->page_size, 1, scan->key, &hash);
@@ -90,17 +93,21 @@ static enum vmd_page_kind look(const struct vmd_scan *scan, const uint8_t *page,
 int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uint8_t *window,
                     const uint8_t **pages, uint8_t *kinds, int *error)
 {
-    uint64_t begin = (uint64_t)first * scan->page_size, size = (uint64_t)count * scan->page_size;
+    const size_t page_size = scan->page_size;
+    uint64_t begin = (uint64_t)first * page_size;
+    const uint8_t *page = window;
 
     if (scan->bytes) {
-        *pages = scan->bytes + begin;
+        page = scan->bytes + begin;
     } else {
-        int status = gather(scan, begin, begin + size, window, error);
+        int status = gather(scan, begin, begin + (uint64_t)count * page_size, window, error);
         if (status != VMD_OK)
             return status;
-        *pages = window;
     }
-    for (size_t i = 0; i < count; i++)
-        kinds[i] = (uint8_t)look(scan, *pages + i * scan->page_size, first + i);
+    for (size_t i = 0; i < count; i++) {
+        uint8_t *copy = scan->bytes && window ? window + i * page_size : NULL;
+        kinds[i] = (uint8_t)look(scan, page + i * page_size, first + i, copy);
+    }
+    *pages = window ? window : page;
     return VMD_OK;
 }

@@ -40,8 +40,9 @@ size_t vmd_window_pages(size_t page_size);
 /* Bytes that a window of runs needs. */
 size_t vmd_window_size(size_t page_size);
 
-/* Puts the pages [first, first + count) into `window`, if they are in runs, and tells their kinds; *pages is
- * where they are. VMD_ERRNO with the errno, or 0 where a file ended, in *error. */
+/* Puts the pages [first, first + count) into `window`, of those in memory only the ones that are not zero, and
+ * tells what is there; *pages is where they are. Pages in memory may do without a window, if nobody writes to
+ * them. VMD_ERRNO with the errno, or 0 where a file ended, in *error. */
 int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uint8_t *window,
                     const uint8_t **pages, uint8_t *kinds, int *error);
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.kernels.engines import PagePacker
-from vmdump.kernels.scan import NEW, RUN_WORDS, PageScan
+from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
@@ -138,7 +138,6 @@ class _Worker(threading.local):
     def scan(self, slot: _Slot, run: Run) -> Scanned:
         pages, rest = divmod(run.length, self._page_size)
         kinds = np.empty(pages + (rest > 0), np.uint8)
-        kinds[pages:] = NEW
         buffer = slot.buffer(run.length)
         hashes, options, _ = self._hashing(run)
         runs = None if rest else file_runs(run.block.memory, run.offset, run.length)
@@ -146,7 +145,12 @@ class _Worker(threading.local):
             with suppress(OSError):  # as in pack
                 return Scanned(self._scan_files(runs, pages, options).read(kinds, buffer), kinds, hashes)
         data = run.block.memory.view(run.offset, run.length, buffer)
+        if options and not run.block.memory.copies:
+            # What is hashed must be what is written.
+            buffer[: run.length] = data
+            data = buffer[: run.length]
         PageScan(data[: run.length - rest], self._page_size, **options).read(kinds[:pages])
+        kinds[pages:] = NEW if data[run.length - rest :].any() else ZERO
         return Scanned(data, kinds, hashes)
 
     def _scan_files(self, runs: FileRuns, pages: int, options: _Hashing) -> PageScan:
@@ -190,8 +194,7 @@ def packed(
     threads : int
         Worker threads.
     key : (KEY_WORDS,) uint64, optional
-        Of the pages' hashes; without it there are none. The memory must not change while it is hashed and
-        packed: it stands still, or `copies` is true for all of it.
+        Of the pages' hashes; without it there are none.
     known : KnownPages, optional
         Pages that need not be packed again where they hold what they held; with its `key`.
     """
