@@ -46,7 +46,7 @@ class Sizes:
     """How large everything is: guests with MiB that they fill, and the raw files of `scale`."""
 
     warm: tuple[str, int] = ("4G", 300)
-    cold: tuple[str, int] = ("2G", 200)
+    cold: tuple[str, int] = ("2G", 270)
     dense: int = GIB
     sparse: int = 1 << 40
     starts: int = 5
