@@ -320,7 +320,8 @@ class Kdump:
         assert (begins >= ends).all(), "page data overlaps"
         for gap in np.flatnonzero(begins > ends).tolist():
             begin, end = int(ends[gap]), int(begins[gap])
-            assert end - begin < DISK_BLOCK and end % DISK_BLOCK == 0, "page data has gaps"
+            assert end - begin < DISK_BLOCK, "page data has gaps"
+            assert end % DISK_BLOCK == 0, "page data has gaps"
             assert not any(self._data[begin:end]), "a gap holds something"
 
     def _check_no_overlap(self) -> None:
