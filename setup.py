@@ -37,7 +37,7 @@ def pkg_config(*arguments: str) -> str | None:
 
 
 def extension(name: str, *c_files: str) -> Extension:
-    """One kernel: its .pyx and the C files that belong to it alone."""
+    """One kernel: its .pyx and its C files."""
     return Extension(
         f"vmdump.kernels.{name}",
         [f"vmdump/kernels/{name}.pyx", *(f"csrc/{c_file}" for c_file in c_files)],

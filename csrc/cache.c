@@ -16,6 +16,8 @@ enum {
     MAX_CALL = 16 << 20,     /* bytes per system call, for the same reason: 36 ms at 465 MB/s */
     PIECE = 4096,            /* PIPE_BUF: what a pipe that poll() calls writable takes without blocking */
     ROUND = 16 << 20,        /* bytes before signals and cancellation are looked at */
+    DIRECT = 64 << 10,       /* bytes from which on waiting for the disk costs less than the page cache: of a
+                                guest that stands still 10,000 changed pages took 0.8 s past it, 0.3 s into it */
     BYPASS = 256 << 10,      /* bytes from which on a system call costs less than a copy into the buffer */
 };
 
@@ -64,7 +66,7 @@ static ssize_t write_at(struct vmd_cache *cache, const uint8_t *data, size_t siz
     ssize_t n;
 
     size = smaller(size, MAX_CALL);
-    if (cache->direct_fd >= 0 && size >= ragged + VMD_CACHE_ALIGN) {
+    if (cache->direct_fd >= 0 && size >= ragged + DIRECT) {
         if (ragged) {
             size = ragged;
         } else if ((uintptr_t)data % VMD_CACHE_ALIGN == 0) {

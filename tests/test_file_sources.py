@@ -35,20 +35,25 @@ def test_extents_are_the_data_of_the_file(sparse: Path) -> None:
     assert extents == [(3, 5), (100, 101), (200, 202)]
 
 
-def test_holes_are_never_read(sparse: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    read: set[int] = set()
-    real = os.preadv
+def bytes_read() -> int:
+    """What this process has read so far, by any system call, as the kernel counts it."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["rchar"])
 
-    def recording(fd: int, buffers: list[memoryview], offset: int) -> int:
-        count = real(fd, buffers, offset)
-        read.update(range(offset // PAGE, (offset + count - 1) // PAGE + 1))
-        return count
 
-    monkeypatch.setattr(os, "preadv", recording)
-    for name in ("elf", "kdump-lzo"):
-        read.clear()
-        vmdump.dump(f"raw:{sparse}", tmp_path / name, format=name)
-        assert read == {3, 4, 100, 200, 201}
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="this kernel does not count what is read")
+@pytest.mark.parametrize("name", ["elf", "kdump-lzo"])
+def test_holes_are_never_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "guest.ram"
+    with path.open("wb") as file:
+        for page in (0, 5000, 16000):
+            file.seek(page * PAGE)
+            file.write(b"data")
+        file.truncate(64 << 20)
+    vmdump.dump(f"raw:{path}", tmp_path / "first", format=name)  # what is imported is read, too
+    before = bytes_read()
+    vmdump.dump(f"raw:{path}", tmp_path / "second", format=name)
+    assert 3 * PAGE <= bytes_read() - before < 1 << 20
 
 
 def test_holes_of_the_guest_are_holes_of_the_elf(tmp_path: Path) -> None:

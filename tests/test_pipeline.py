@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.elf import ElfCore
+from oracles.kdump import Kdump
+from running import FileRam, RunningGuest, noise
 
+import vmdump
+from vmdump.errors import SourceError
 from vmdump.pipeline.plan import Slice, cut_runs
 from vmdump.pipeline.workers import in_order
 from vmdump.sources.base import Block, Pages
@@ -117,3 +125,166 @@ def test_first_error_in_task_order_reaches_the_caller_and_threads_end(bad: int) 
             found.append(task)
     assert found == list(range(bad))
     assert threading.active_count() == before
+
+
+# --- memory that the kernels read themselves ----------------------------------------------------------------
+
+PAGE = 4096
+CHUNK = 4 << 20
+Runs = list[tuple[int, int, int, int]]
+
+each_format = pytest.mark.parametrize("name", ["elf", "kdump-zlib", "kdump-lzo"])
+
+
+class LyingMemory(FileRam):
+    """Memory that names wrong places for its bytes, and has the right ones when it is asked for them."""
+
+    def __init__(self, memory: np.ndarray, lie: Callable[[int, Runs], Runs], fails: bool = False) -> None:
+        super().__init__(memory)
+        self._lie = lie
+        self._fails = fails
+        self.asked: list[int] = []
+
+    def file_runs(self, offset: int, length: int) -> Runs:
+        return self._lie(offset, super().file_runs(offset, length))
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        self.asked.append(offset)
+        if self._fails:
+            raise SourceError("this page is gone", path="guest.ram", errno=errno.EIO)
+        return super().view(offset, length, scratch)
+
+
+def no_descriptor(runs: Runs) -> Runs:
+    return [(begin, end, -1, place) for begin, end, _, place in runs]
+
+
+def behind_the_end(runs: Runs) -> Runs:
+    return [(begin, end, fd, place + (1 << 30)) for begin, end, fd, place in runs]
+
+
+def last_byte_missing(runs: Runs) -> Runs:
+    *others, (begin, end, fd, _) = runs
+    return [*others, (begin, end, fd, os.fstat(fd).st_size - (end - begin) + 1)]
+
+
+def in_second_chunk(change: Callable[[Runs], Runs]) -> Callable[[int, Runs], Runs]:
+    return lambda offset, runs: change(runs) if CHUNK <= offset < 2 * CHUNK else runs
+
+
+def check_dump(path: Path, name: str, memory: np.ndarray) -> None:
+    if name == "elf":
+        assert ElfCore(path).check_vmdump_layout().read(0, len(memory)) == memory.tobytes()
+    else:
+        assert b"".join(page for _, page in Kdump(path).pages()) == memory.tobytes()
+
+
+def guest_memory() -> np.ndarray:
+    memory = noise(8, 3 * CHUNK // PAGE)
+    memory[CHUNK + 20 * PAGE : CHUNK + 200 * PAGE] = 0
+    return memory
+
+
+@each_format
+@pytest.mark.parametrize("change", [no_descriptor, behind_the_end, last_byte_missing])
+def test_memory_is_asked_where_its_file_cannot_be_read(
+    name: str, change: Callable[[Runs], Runs], tmp_path: Path
+) -> None:
+    memory = guest_memory()
+    lying = LyingMemory(memory, in_second_chunk(change))
+    vmdump.dump([(0, lying)], tmp_path / "dump", format=name, threads=2)
+    check_dump(tmp_path / "dump", name, memory)
+    assert all(CHUNK <= offset < 2 * CHUNK for offset in lying.asked), "view was asked without need"
+    assert lying.asked
+
+
+@each_format
+@pytest.mark.parametrize("change", [no_descriptor, behind_the_end, last_byte_missing])
+def test_what_the_memory_says_is_the_error(name: str, change: Callable[[Runs], Runs], tmp_path: Path) -> None:
+    lying = LyingMemory(guest_memory(), in_second_chunk(change), fails=True)
+    with pytest.raises(SourceError, match="this page is gone") as error:
+        vmdump.dump([(0, lying)], tmp_path / "dump", format=name, threads=2)
+    assert (error.value.errno, error.value.filename) == (errno.EIO, "guest.ram")
+    assert not list(tmp_path.iterdir())
+
+
+@each_format
+def test_places_that_cannot_be_told(name: str, tmp_path: Path) -> None:
+    """An error of file_runs itself is no reason to ask view."""
+
+    def lie(offset: int, runs: Runs) -> Runs:
+        raise SourceError("cannot look for holes", path="guest.ram", errno=errno.EIO)
+
+    lying = LyingMemory(guest_memory(), lie)
+    with pytest.raises(SourceError, match="cannot look for holes"):
+        vmdump.dump([(0, lying)], tmp_path / "dump", format=name)
+    assert not lying.asked
+    assert not list(tmp_path.iterdir())
+
+
+@each_format
+def test_memory_is_asked_early_and_late(name: str, tmp_path: Path) -> None:
+    """The hashes of what `view` gave are those of what a file gives."""
+    before = guest_memory()
+    after = before.copy()
+    changed = (5, 1030, 2000)
+    for page in changed:
+        after[page * PAGE] ^= 1
+    turns: list[int] = []
+
+    class Moody(LyingMemory):
+        def __init__(self, memory: np.ndarray) -> None:
+            turn = len(turns)
+            turns.append(turn)
+            super().__init__(memory, lambda at, runs: no_descriptor(runs) if at // CHUNK != turn else runs)
+
+    guest = RunningGuest([(0, before)], [(0, after)], memory=Moody)
+    report = vmdump.dump(guest, tmp_path / "dump", format=name, threads=2)
+    check_dump(tmp_path / "dump", name, after)
+    assert report.changed_pages == len(changed)
+
+
+@each_format
+@pytest.mark.parametrize("size", [0, CHUNK, 99 * CHUNK + 100])
+@pytest.mark.parametrize("moment", [0, 10])
+def test_file_that_shrinks_while_it_is_dumped(name: str, size: int, moment: int, tmp_path: Path) -> None:
+    path, output = tmp_path / "guest.ram", tmp_path / "output"
+    output.mkdir()
+    # One page in each piece of work: no thread can be ahead by all of them.
+    with path.open("wb") as file:
+        for chunk in range(100):
+            file.seek(chunk * CHUNK)
+            file.write(b"\1" * PAGE)
+        file.truncate(100 * CHUNK)
+    calls = 0
+
+    def shrink(done: int, total: int) -> None:
+        nonlocal calls
+        if calls == moment:
+            os.truncate(path, size)
+        calls += 1
+
+    with pytest.raises(SourceError, match=r"guest\.ram: the file ends at"):
+        vmdump.dump(f"raw:{path}", output / "dump", format=name, threads=2, progress=shrink)
+    assert calls > moment
+    assert not list(output.iterdir())
+
+
+@each_format
+def test_file_whose_data_are_gone(name: str, tmp_path: Path) -> None:
+    """Where its data were is known from before, so that only reading them finds out."""
+    path, output = tmp_path / "guest.ram", tmp_path / "output"
+    output.mkdir()
+    path.write_bytes(b"\1" * (12 * CHUNK))
+    calls = 0
+
+    def shrink(done: int, total: int) -> None:
+        nonlocal calls
+        if calls == 1:
+            os.truncate(path, 0)
+        calls += 1
+
+    with pytest.raises(SourceError, match=r"guest\.ram: the file ends at 0x0"):
+        vmdump.dump(f"raw:{path}", output / "dump", format=name, threads=1, progress=shrink)
+    assert calls > 1
+    assert not list(output.iterdir())

@@ -161,7 +161,7 @@ class Request:
                             plan,
                             output,
                             codec=self.engine.codec,
-                            make_packer=self._packers(guest),
+                            make_packer=early.make_packer or self._packers(guest),
                             flatten=flatten,
                             threads=self.threads,
                             control=control,
@@ -210,12 +210,19 @@ class Request:
 
 
 class _Early:
-    """What was written of a running guest before it was stopped."""
+    """What was written of a running guest before it was stopped.
+
+    Attributes
+    ----------
+    make_packer : callable or None
+        What made the packers, for those pages that have to be packed again.
+    """
 
     def __init__(self, request: Request, output: Output, control: Control) -> None:
         self._request = request
         self._output = output
         self._control = control
+        self.make_packer: Callable[[int], PagePacker] | None = None
         self._known: KnownPages | None = None
         self._pages: EarlyPages | None = None
         self._plan: ElfPlan | None = None
@@ -230,7 +237,7 @@ class _Early:
         if plan is None:
             self._plan = write_elf_early(guest, slices, self._output, known, threads=threads, control=control)
         else:
-            make_packer = request._packers(guest)
+            self.make_packer = make_packer = request._packers(guest)
             self._pages = write_early(
                 guest, plan, self._output, known, make_packer=make_packer, threads=threads, control=control
             )

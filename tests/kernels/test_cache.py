@@ -138,9 +138,9 @@ def test_direct_gets_what_is_aligned_and_nothing_else(file: int, tmp_path: Path,
     """With a second file in the place of the O_DIRECT descriptor, it shows who wrote what."""
     second = os.open(tmp_path / "second", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        cache = WriteCache(file, seekable=True, capacity=(4 if bypass else 64) * ALIGN, direct_fd=second)
-        room = np.frombuffer(pattern(11 * ALIGN), np.uint8).copy()
-        data = room[-room.ctypes.data % ALIGN :][: 9 * ALIGN + 7]  # as aligned in memory as in the file
+        cache = WriteCache(file, seekable=True, capacity=(20 if bypass else 64) * ALIGN, direct_fd=second)
+        room = np.frombuffer(pattern(42 * ALIGN), np.uint8).copy()
+        data = room[-room.ctypes.data % ALIGN :][: 40 * ALIGN + 7]  # as aligned in memory as in the file
         cache.write(data[:100])
         cache.flush()
         cache.write(data[100:])
@@ -149,7 +149,7 @@ def test_direct_gets_what_is_aligned_and_nothing_else(file: int, tmp_path: Path,
     finally:
         os.close(second)
     whole = data.tobytes()
-    middle = slice(ALIGN, 9 * ALIGN)
+    middle = slice(ALIGN, 40 * ALIGN)
     assert len(direct) == middle.stop
     assert direct[middle] == whole[middle]
     assert not any(direct[: middle.start])
@@ -164,34 +164,45 @@ def test_a_direct_descriptor_that_refuses_is_left(file: int) -> None:
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
             os.pwrite(refusing, pattern(ALIGN), 0)
-        cache = WriteCache(file, seekable=True, capacity=ALIGN, direct_fd=refusing)
-        cache.write(pattern(4 * ALIGN))
+        cache = WriteCache(file, seekable=True, capacity=20 * ALIGN, direct_fd=refusing)
+        cache.write(pattern(40 * ALIGN))
         cache.flush()
     finally:
         os.close(refusing)
-    assert content(file) == pattern(4 * ALIGN)
+    assert content(file) == pattern(40 * ALIGN)
+
+
+def test_short_pieces_go_through_the_page_cache(file: int, tmp_path: Path) -> None:
+    second = os.open(tmp_path / "second", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        cache = WriteCache(file, seekable=True, capacity=64 * ALIGN, direct_fd=second)
+        cache.write(pattern(15 * ALIGN))
+        cache.seek(64 * ALIGN)
+        cache.write(pattern(16 * ALIGN))
+        cache.flush()
+        assert content(file) == pattern(15 * ALIGN)
+        assert content(second) == bytes(64 * ALIGN) + pattern(16 * ALIGN)
+    finally:
+        os.close(second)
+
+
+Script = list[tuple[str, int, int]]
+KiB = 1 << 10
 
 
 @st.composite
-def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
-    sizes = st.integers(0, 3 * ALIGN) | st.sampled_from([ALIGN, 2 * ALIGN, 2 * ALIGN + 1, 5 * ALIGN])
-    step = (
-        st.tuples(st.just("write"), sizes)
-        | st.tuples(st.just("seek"), sizes)
-        | st.tuples(st.just("flush"), sizes)
+def scripts(draw: st.DrawFn, sizes: st.SearchStrategy[int], max_size: int) -> Script:
+    """Draw calls: verb, bytes or offset, and where in memory the data begins."""
+    step = st.tuples(
+        st.sampled_from(["write", "write", "seek", "flush"]),
+        sizes,
+        st.sampled_from([0, 0, 1, 3, 512, ALIGN - 1]),
     )
-    return draw(st.lists(step, max_size=12))
+    return draw(st.lists(step, max_size=max_size))
 
 
-@given(
-    script=scripts(), pages=st.integers(1, 4), offset=st.integers(0, 2 * ALIGN), with_direct=st.booleans(),
-    shift=st.integers(0, 3),
-)  # fmt: skip
-def test_any_sequence(
-    script: list[tuple[str, int]], pages: int, offset: int, with_direct: bool, shift: int
-) -> None:
-    """Against a bytearray that grows like a sparse file."""
-    data = np.frombuffer(pattern(8 * ALIGN), np.uint8)
+def check_script(script: Script, capacity: int, offset: int, with_direct: bool, data: np.ndarray) -> None:
+    """Run a script against a bytearray that grows like a sparse file."""
     model, at, writes = bytearray(), offset, 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out"
@@ -201,14 +212,18 @@ def test_any_sequence(
             with suppress(OSError):
                 direct_fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
         try:
-            cache = WriteCache(fd, seekable=True, capacity=pages * ALIGN, direct_fd=direct_fd, offset=offset)
-            for verb, number in script:
+            cache = WriteCache(fd, seekable=True, capacity=capacity, direct_fd=direct_fd, offset=offset)
+            for verb, number, shift in script:
                 if verb == "write":
-                    piece = data[shift : shift + number]
+                    piece = (
+                        data[shift : shift + number].copy() if shift == 1 else data[shift : shift + number]
+                    )
                     cache.write(piece)
                     if number:
                         model.extend(bytes(max(0, at + number - len(model))))
                         model[at : at + number] = piece.tobytes()
+                    if shift == 1:
+                        piece[:] = 0xEE  # free for reuse
                     at += number
                     writes += number
                 elif verb == "seek":
@@ -225,6 +240,85 @@ def test_any_sequence(
             os.close(fd)
             if direct_fd >= 0:
                 os.close(direct_fd)
+
+
+def aligned_pattern(size: int) -> np.ndarray:
+    room = np.empty(size + ALIGN, np.uint8)
+    data = room[-room.ctypes.data % ALIGN :][:size]
+    data[:] = np.frombuffer(pattern(size), np.uint8)
+    return data
+
+
+SHORT_DATA = aligned_pattern(8 * ALIGN)
+LONG_DATA = aligned_pattern(2 * MiB)
+short_sizes = st.integers(0, 3 * ALIGN) | st.sampled_from([ALIGN, 2 * ALIGN, 2 * ALIGN + 1, 5 * ALIGN])
+long_sizes = st.sampled_from(
+    [1, 100, ALIGN, 256 * KiB - 1, 256 * KiB, 256 * KiB + 1, 300_000, 512 * KiB, MiB, MiB + 5]
+)
+
+
+@given(
+    script=scripts(short_sizes, 12),
+    pages=st.integers(1, 4),
+    offset=st.integers(0, 2 * ALIGN),
+    with_direct=st.booleans(),
+)
+def test_any_sequence(script: Script, pages: int, offset: int, with_direct: bool) -> None:
+    check_script(script, pages * ALIGN, offset, with_direct, SHORT_DATA)
+
+
+@given(
+    script=scripts(long_sizes, 8),
+    capacity=st.sampled_from([128 * KiB, 256 * KiB, 512 * KiB, MiB]),
+    offset=st.sampled_from([0, 0, 1, 512, ALIGN]),
+    with_direct=st.booleans(),
+)
+def test_any_sequence_of_long_writes(script: Script, capacity: int, offset: int, with_direct: bool) -> None:
+    """Writes from 256 KiB on go past the buffer, behind what is in it."""
+    check_script(script, capacity, offset, with_direct, LONG_DATA)
+
+
+@pytest.mark.parametrize("pending", [0, 1, ALIGN, 100_000])
+@pytest.mark.parametrize(
+    ("capacity", "size", "bypasses"),
+    [
+        (MiB, 256 * KiB - 1, False),
+        (MiB, 256 * KiB, True),
+        (MiB, MiB + 1, True),
+        (128 * KiB, 128 * KiB - 1, False),
+        (128 * KiB, 128 * KiB, True),
+    ],
+)
+def test_long_writes_bypass_the_buffer(
+    file: int, pending: int, capacity: int, size: int, bypasses: bool
+) -> None:
+    cache = WriteCache(file, seekable=True, capacity=capacity)
+    cache.write(LONG_DATA[:pending])
+    assert cache.bytes_written == 0
+    cache.write(LONG_DATA[pending : pending + size])
+    if bypasses:
+        assert cache.bytes_written == pending + size
+        assert content(file) == LONG_DATA[: pending + size].tobytes()
+    else:
+        assert cache.bytes_written in (0, capacity)
+    cache.write(b"end")
+    cache.flush()
+    assert content(file) == LONG_DATA[: pending + size].tobytes() + b"end"
+
+
+@pytest.mark.parametrize("shift", [0, 1, 512, ALIGN - 1])
+def test_long_writes_to_o_direct_are_as_aligned_as_the_file(file: int, tmp_path: Path, shift: int) -> None:
+    """What is not would go through the page cache: it is put into the buffer, which is."""
+    second = os.open(tmp_path / "second", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        cache = WriteCache(file, seekable=True, capacity=MiB, direct_fd=second)
+        cache.write(LONG_DATA[shift : shift + 512 * KiB])
+        assert cache.bytes_written == (0 if shift else 512 * KiB)
+        cache.flush()
+        assert content(second) == LONG_DATA[shift : shift + 512 * KiB].tobytes()
+        assert content(file) == b""
+    finally:
+        os.close(second)
 
 
 # --- failures -----------------------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ cdef class WriteCache:
         Bytes of the buffer, a positive multiple of 4096. A write of at least this much, or of 256 KiB,
         bypasses the buffer.
     direct_fd : int
-        The same file opened with O_DIRECT, for whatever is aligned, or -1. Not used if not `seekable`.
+        The same file opened with O_DIRECT, for whatever is aligned and has 64 KiB, or -1. Not used if not
+        `seekable`.
     offset : int
         File offset of the first byte.
 

@@ -24,8 +24,8 @@ cdef extern from "scan.h":
         uint64_t *hashes
     size_t vmd_window_pages(size_t page_size) noexcept nogil
     int vmd_scan_window(
-        const vmd_scan *scan, size_t first, size_t count, uint8_t *window, const uint8_t **pages, uint8_t *kinds,
-        int *error
+        const vmd_scan *scan, size_t first, size_t count, uint8_t *window, const uint8_t **pages,
+        uint8_t *kinds, int *error
     ) noexcept nogil
 
 

@@ -25,7 +25,6 @@ class PageScan:
         *,
         runs: npt.NDArray[np.int64] | None = None,
         page_count: int = 0,
-        zero_kernel: str | None = None,
         key: npt.NDArray[np.uint64] | None = None,
         hashes: npt.NDArray[np.uint64] | None = None,
         known: npt.NDArray[np.uint64] | None = None,

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from vmdump.kernels.zero cimport zero_kernel as find_zero_kernel
+from vmdump.kernels.zero cimport zero_kernel
 
 __all__ = ["CLEARED", "NEW", "RUN_WORDS", "SAME", "ZERO", "PageScan"]
 
@@ -41,8 +41,6 @@ cdef class PageScan:
         They ascend and do not overlap; what no run covers is zero. The descriptors are the caller's.
     page_count : int
         Pages of the chunk, where `runs` are given.
-    zero_kernel : str or None
-        The zero-page kernel that has to be used; None for the default.
     key : (KEY_WORDS,) uint64 or None
         Of the keyed hash, see `vmdump.kernels.hash`; without it nothing is hashed.
     hashes : (n,) uint64, writable, or None
@@ -54,17 +52,13 @@ cdef class PageScan:
     ------
     ValueError
         A length is wrong, or runs do not ascend inside the chunk.
-    RequestError, EngineUnavailable
-        As of `vmdump.kernels.zero.zero_pages`.
     """
 
-    def __cinit__(
-        self, mem, page_size, *, runs=None, page_count=0, zero_kernel=None, key=None, hashes=None, known=None
-    ):
+    def __cinit__(self, mem, page_size, *, runs=None, page_count=0, key=None, hashes=None, known=None):
         if page_size <= 0:
             raise ValueError(f"page_size: {page_size} is not positive")
         self.scan.page_size = page_size
-        self.scan.zero = find_zero_kernel(zero_kernel)
+        self.scan.zero = zero_kernel(None)
         if mem is None:
             self._take_runs(runs, page_count)
         else:

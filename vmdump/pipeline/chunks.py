@@ -113,12 +113,15 @@ class _Worker(threading.local):
         self._page_size = page_size
         self._known = known
         self._key = key
-        self._packer = make_packer() if make_packer else None
+        self._make_packer = make_packer
+        self._packer: PagePacker | None = None
         self._scratch: Pages = np.empty(0, np.uint8)
 
     def pack(self, slot: _Slot, run: Run) -> Packed:
+        if self._packer is None:
+            assert self._make_packer is not None
+            self._packer = self._make_packer()
         packer = self._packer
-        assert packer is not None
         pages = run.length // self._page_size
         sizes = np.empty(pages, np.uint32)
         out = slot.buffer(packer.bound(pages))

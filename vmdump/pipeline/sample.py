@@ -83,7 +83,7 @@ def _data(blocks: Sequence[Block], page_size: int) -> Iterator[Run]:
 def take_sample(blocks: Sequence[Block], *, page_size: int, size: int) -> Sample:
     """Copy a sample of the pages that may hold data; holes are not read.
 
-    The same memory gives the same sample.
+    The same memory with the same holes gives the same sample.
 
     Parameters
     ----------

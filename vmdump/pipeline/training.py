@@ -12,13 +12,13 @@ from vmdump.sources.base import Block, Pages
 __all__ = ["training_pages"]
 
 _READ = 4 << 20
-"""Bytes that are read: pieces from 256 places, and where half of the guest is zeros enough is left of them."""
+"""Bytes read: from 256 places, and where half of the guest is zeros enough is left of them."""
 _TAKEN = 1 << 20
 """Bytes that are learnt from, in 5 ms: 4 MiB teach ISA-L nothing more, 256 KiB leave dumps 0.3 % larger."""
 
 
 def training_pages(blocks: Sequence[Block], *, page_size: int) -> Pages:
-    """Copy some of a guest's pages that are not zero, from all over it; the same memory gives the same pages.
+    """Copy some of a guest's pages that are not zero, from all over it; the same if memory and holes are.
 
     Parameters
     ----------

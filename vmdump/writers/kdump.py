@@ -312,7 +312,7 @@ def write_kdump(
     codec : str
         Named by the page flags.
     make_packer : callable
-        ``page_size -> PagePacker`` of that codec; called once per slot.
+        ``page_size -> PagePacker`` of that codec; called once per thread.
     flatten : bool
         Write the flattened layout.
     threads : int

@@ -1,0 +1,106 @@
+"""A guest that runs while a dump is prepared, then stands still with another memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from vmdump.arch import arch_by_name
+from vmdump.sources.base import Block, Source
+
+PAGE = 4096
+Blocks = list[tuple[int, np.ndarray]]
+
+
+class Ram:
+    """Memory that is copied when it is read, and whose zero pages are holes."""
+
+    copies = True
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self._memory = memory
+
+    @property
+    def size(self) -> int:
+        return len(self._memory)
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        data = np.flatnonzero(self._memory.reshape(-1, PAGE).any(axis=1))
+        return ((page * PAGE, (page + 1) * PAGE) for page in data.tolist())
+
+    def view(self, offset: int, length: int, scratch: np.ndarray) -> np.ndarray:
+        scratch[:length] = self._memory[offset : offset + length]
+        return scratch[:length]
+
+
+class FileRam(Ram):
+    """The same in a file, which is read without its help."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        super().__init__(memory)
+        self._fd = os.memfd_create("guest")
+        os.pwrite(self._fd, memory.tobytes(), 1)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def file_runs(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
+        return [
+            (max(begin - offset, 0), min(end - offset, length), self._fd, max(begin, offset) + 1)
+            for begin, end in self.extents()
+            if begin < offset + length and end > offset
+        ]
+
+
+class RunningGuest(Source):
+    """A guest with one memory while it runs and another when it stands still."""
+
+    def __init__(
+        self,
+        running: Blocks,
+        still: Blocks,
+        notes: bytes = b"",
+        *,
+        running_notes: bytes = b"",
+        memory: type[Ram] = Ram,
+    ) -> None:
+        self._still = still
+        self._still_notes = notes
+        self._memory = memory
+        self.prepared = 0
+        self.released = 0
+        super().__init__(
+            [Block(start, memory(content)) for start, content in running],
+            arch_by_name("x86_64"),
+            notes=running_notes,
+        )
+
+    @contextmanager
+    def held(
+        self,
+        *,
+        pause: bool,
+        cancelled: Callable[[], bool],
+        prepare: Callable[[Source], object] | None = None,
+    ) -> Iterator[Source]:
+        if pause and prepare is not None:
+            self.prepared += 1
+            prepare(self)
+        still = Source(
+            [Block(start, self._memory(content)) for start, content in self._still],
+            self.arch,
+            notes=self._still_notes,
+        )
+        still.release = self._release  # type: ignore[method-assign]
+        yield still
+
+    def _release(self) -> None:
+        self.released += 1
+
+
+def noise(seed: int, pages: int) -> np.ndarray:
+    """Pages without a zero byte."""
+    return np.random.default_rng(seed).integers(1, 256, pages * PAGE, np.uint8)
