@@ -42,7 +42,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file for all figures (bench/results/DATE.json)")
     parser.add_argument("--chart", type=Path, help="a file for the chart, .svg or .png (beside the JSON)")
     arguments = parser.parse_args()
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    if arguments.rounds is None:
+        arguments.rounds = 2 if arguments.quick else 5
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("rounds and threads are numbers above 0")
     if arguments.json is None:

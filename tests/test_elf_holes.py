@@ -177,7 +177,7 @@ def test_any_blocks(blocks: Blocks, window: tuple[float, float] | None) -> None:
         # Every unit of zeros that lies as units lie in the file, far from data, is a hole.
         if len(kept) == 1 and (kept[0][0] - blocks[0][0]) % UNIT == 0:
             units = np.frombuffer(whole, np.uint8)[: len(whole) // UNIT * UNIT].reshape(-1, UNIT).any(axis=1)
-            near = np.convolve(units, np.ones(2 * SHORT + 1), "same") > 0
+            near = np.convolve(units, np.ones(2 * SHORT + 1))[SHORT : SHORT + len(units)] > 0
             near[-2:] = True
             assert not {unit for unit in data_units(path) if unit < len(near) and not near[unit]}
         other = Path(folder) / "other"

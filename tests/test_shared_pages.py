@@ -12,6 +12,7 @@ from oracles.flattened import Flattened
 from oracles.kdump import Kdump
 
 import vmdump
+from vmdump.kernels.engines import engines
 
 PAGE = 4096
 DISTINCT = 300
@@ -68,7 +69,10 @@ def test_same_guest_same_bytes(memory: np.ndarray, scratch: Path) -> None:
     assert len(files) == 1
 
 
-def test_guest_that_writes_meanwhile(scratch: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", [found.name for found in engines() if found.codec == "zlib" and not found.missing]
+)
+def test_guest_that_writes_meanwhile(engine: str, scratch: Path) -> None:
     """A page that changes while it is packed does not change another that held the same."""
     rng = np.random.default_rng(0)
     pages = rng.integers(0, 256, (1024, PAGE), np.uint8)
@@ -83,7 +87,7 @@ def test_guest_that_writes_meanwhile(scratch: Path) -> None:
     writer.start()
     try:
         for _ in range(3):
-            vmdump.dump(memory.reshape(-1), scratch / "dump", threads=1, force=True)
+            vmdump.dump(memory.reshape(-1), scratch / "dump", engine=engine, threads=1, force=True)
             with vmdump.open(scratch / "dump") as dump:
                 found = np.frombuffer(dump.read(0, memory.size), np.uint8).reshape(-1, PAGE)
             assert (found[1::2] == pages).all()

@@ -156,6 +156,7 @@ class Request:
                             known=early.units_for(guest, slices),
                         )
                     else:
+                        pages = early.pages_for(guest, plan)
                         tally = write_kdump(
                             guest,
                             plan,
@@ -165,7 +166,7 @@ class Request:
                             flatten=flatten,
                             threads=self.threads,
                             control=control,
-                            early=early.pages_for(guest, plan),
+                            early=pages,
                         )
             return Report(
                 output=output.name,
@@ -245,7 +246,7 @@ class _Early:
     def pages_for(self, guest: Source, plan: KdumpPlan) -> EarlyPages | None:
         """Give what is there of a kdump file; None, and an empty output, if it is of no use for the plan."""
         if self._pages is not None and not self._pages.fit(plan, guest.page_size):
-            self._pages = None
+            self._pages = self.make_packer = None
             self._output.clear()
         return self._pages
 

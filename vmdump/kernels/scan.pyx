@@ -138,7 +138,8 @@ cdef class PageScan:
         Returns
         -------
         (n * page_size,) uint8 array
-            The pages: in memory where they are there, else a view of `out`.
+            The pages: a view of `out`; those in memory where they are, or a copy if they are hashed: what
+            has a hash does not change.
 
         Raises
         ------
@@ -151,19 +152,19 @@ cdef class PageScan:
         cdef size_t first = 0, count, window = vmd_window_pages(page_size)
         cdef const uint8_t *pages
         cdef int status = VMD_OK, error = 0
-        cdef bint gathered = self.scan.bytes is NULL
+        cdef bint gathered = self.scan.bytes is NULL, copied = self.scan.key is not NULL or gathered
         if kinds.shape[0] != <Py_ssize_t>n:
             raise ValueError(f"kinds: room for {kinds.shape[0]}, but there are {n} pages")
         if n == 0:
             return np.empty(0, np.uint8)
-        if not gathered:
+        if not copied:
             result = np.asarray(self._mem)
-        elif out is None:
-            result = np.empty(n * page_size, np.uint8)
+        elif out is None or not gathered:
+            result = np.zeros(n * page_size, np.uint8)
         else:
             result = out[: n * page_size]
         cdef uint8_t[::1] target
-        if gathered:
+        if copied:
             target = result
             if target.shape[0] != <Py_ssize_t>(n * page_size):
                 raise ValueError(f"out has {target.shape[0]} bytes; {n} pages of {page_size} need more")
@@ -171,7 +172,7 @@ cdef class PageScan:
             while first < n and status == VMD_OK:
                 count = min(window, n - first)
                 status = vmd_scan_window(
-                    &self.scan, first, count, &target[first * page_size] if gathered else NULL, &pages,
+                    &self.scan, first, count, &target[first * page_size] if copied else NULL, &pages,
                     &kinds[first], &error
                 )
                 first += count

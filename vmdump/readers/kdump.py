@@ -25,8 +25,9 @@ __all__ = ["KdumpDump"]
 
 _RANK_WINDOW = 1 << 15
 """Bits of the bitmap between two counts that are kept."""
-_SPAN_GAP = 64 << 10
-"""Page data further apart than this, in bytes, is read with two reads."""
+_SPAN_GAP = 4 << 10
+"""Page data further apart than this, in bytes, is read with two reads. With larger gaps a batch of pages that
+lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
 _BATCH = 1024
 """Pages decompressed in one call."""
 _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
