@@ -16,7 +16,7 @@ from oracles.elf import ElfCore
 import vmdump
 
 UNIT = 4096
-CHUNK = 4 << 20
+CHUNK = 8 << 20
 SHORT = 16
 """Units from which on zeros between data are a hole."""
 Blocks = list[tuple[int, np.ndarray]]

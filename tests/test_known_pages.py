@@ -28,6 +28,11 @@ BATCH = 1 << 16
 BASES = (0, 1, 203, BATCH - 2, (1 << 20) - 3, 1 << 32, (1 << 39) - 400)
 
 
+def look_up(known: KnownPages, pfn: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is known of pages; nothing is as good as pages that were never recorded."""
+    return known.read(pfn, count) or (np.zeros(count, np.uint64), np.zeros(count, PLACED))
+
+
 def placed_of(rows: list[tuple[int, int]]) -> np.ndarray:
     return np.array(rows, PLACED)
 
@@ -53,7 +58,7 @@ def test_any_records(calls: list[tuple[int, list[tuple[int, int, int]], bool]], 
                 model[pfn + number] = entry if with_places else (entry[0], 0, 0)
         for base in (*BASES, data.draw(st.integers(0, 1 << 39))):
             first, count = base + data.draw(st.integers(0, 200)), data.draw(st.integers(0, 400))
-            found, places = known.read(first, count)
+            found, places = look_up(known, first, count)
             wanted = [model.get(pfn, (0, 0, 0)) for pfn in range(first, first + count)]
             assert list(zip(found.tolist(), *map(np.ndarray.tolist, (places["offset"], places["size"])),
                             strict=True)) == wanted  # fmt: skip
@@ -68,9 +73,9 @@ def test_any_records(calls: list[tuple[int, list[tuple[int, int, int]], bool]], 
 def test_arrays_are_the_callers_own() -> None:
     with closing(KnownPages(PAGE, None)) as known:
         known.record(5, np.array([7, 8], np.uint64))
-        hashes, places = known.read(5, 2)
+        hashes, places = look_up(known, 5, 2)
         hashes[:], places[:] = 0, (1, 1)
-        assert known.read(5, 2)[0].tolist() == [7, 8]
+        assert look_up(known, 5, 2)[0].tolist() == [7, 8]
         assert known.key.shape == (KEY_WORDS,)
         with closing(KnownPages(PAGE, None)) as other:
             assert (known.key != other.key).any()
@@ -88,7 +93,7 @@ def test_more_than_a_batch_with_a_gap() -> None:
             found[begin:end] = True
         assert np.array_equal(found[1000 : 1000 + count], hashes != 0)
         assert found.sum() == np.count_nonzero(hashes)
-        assert np.array_equal(known.read(1000, count)[0], hashes)
+        assert np.array_equal(look_up(known, 1000, count)[0], hashes)
 
 
 def test_calls_of_the_system_that_do_half(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +103,7 @@ def test_calls_of_the_system_that_do_half(monkeypatch: pytest.MonkeyPatch) -> No
     hashes = np.arange(1, 60, dtype=np.uint64)
     with closing(KnownPages(PAGE, None)) as known:
         known.record(77, hashes, placed_of([(number, 9) for number in range(59)]))
-        found, places = known.read(70, 70)
+        found, places = look_up(known, 70, 70)
         assert found.tolist() == [0] * 7 + hashes.tolist() + [0] * 4
         assert places["offset"][7:66].tolist() == list(range(59))
 
@@ -109,7 +114,7 @@ def test_several_threads() -> None:
         def work(first: int) -> None:
             for pfn in range(first, first + 4000, 40):
                 known.record(pfn, np.full(40, pfn + 1, np.uint64))
-                assert (known.read(pfn, 40)[0] == pfn + 1).all()
+                assert (look_up(known, pfn, 40)[0] == pfn + 1).all()
 
         threads = [threading.Thread(target=work, args=(4000 * number,)) for number in range(4)]
         for thread in threads:
@@ -117,7 +122,7 @@ def test_several_threads() -> None:
         for thread in threads:
             thread.join()
         expected = np.repeat(np.arange(0, 16000, 40, dtype=np.uint64) + 1, 40)
-        assert np.array_equal(known.read(0, 16000)[0], expected)
+        assert np.array_equal(look_up(known, 0, 16000)[0], expected)
 
 
 # --- trouble ------------------------------------------------------------------------------------------------
@@ -171,7 +176,7 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def changing_guest(start: int = 0) -> RunningGuest:
-    before = noise(1, 2000)
+    before = noise(1, 4000)  # two chunks
     after = before.copy()
     after[::50_000] ^= 1
     return RunningGuest([(start, before)], [(start, after)])
@@ -191,9 +196,7 @@ def test_file_that_cannot_grow(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["elf", "kdump-zlib"])
-@pytest.mark.parametrize(
-    ("call", "fails_at"), [("pwrite", 1), ("pwrite", 2), ("preadv", 1), ("preadv", 3), ("preadv", 4)]
-)
+@pytest.mark.parametrize(("call", "fails_at"), [("pwrite", 1), ("pwrite", 2), ("preadv", 1), ("preadv", 2)])
 def test_call_that_fails_in_a_dump(
     name: str, call: str, fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +229,7 @@ def test_nothing_is_left(name: str, tmp_path: Path) -> None:
         during.append([path.name for path in tmp_path.iterdir()])
 
     report = vmdump.dump(changing_guest(), tmp_path / "out", format=name, progress=look)
-    assert 0 < report.changed_pages < 2000
+    assert 0 < report.changed_pages < 4000
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert open_descriptors() == before
     assert not any(name.endswith("out") for names in during for name in names)

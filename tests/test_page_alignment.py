@@ -17,12 +17,12 @@ from running import RunningGuest
 import vmdump
 
 PAGE = 4096
-CHUNK = 4 << 20
+CHUNK = 8 << 20
 LONG = 256 << 10
 
 
 def chunk_of(noisy: int, seed: int) -> np.ndarray:
-    """4 MiB: so many pages that stay plain, one that shrinks, and zeros; no page twice."""
+    """8 MiB: so many pages that stay plain, one that shrinks, and zeros; no page twice."""
     memory = np.zeros((CHUNK // PAGE, PAGE), np.uint8)
     memory[:noisy] = np.random.default_rng(seed).integers(0, 256, (noisy, PAGE), np.uint8)
     memory[noisy, 0::4] = np.random.default_rng(seed + 1).integers(1, 256, PAGE // 4, np.uint8)

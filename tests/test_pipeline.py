@@ -130,7 +130,7 @@ def test_first_error_in_task_order_reaches_the_caller_and_threads_end(bad: int) 
 # --- memory that the kernels read themselves ----------------------------------------------------------------
 
 PAGE = 4096
-CHUNK = 4 << 20
+CHUNK = 8 << 20
 Runs = list[tuple[int, int, int, int]]
 
 each_format = pytest.mark.parametrize("name", ["elf", "kdump-zlib", "kdump-lzo"])

@@ -21,8 +21,9 @@ from vmdump.units import align_up
 
 __all__ = ["ALIGNMENT", "CHUNK_SIZE", "Packed", "Scanned", "packed", "scanned"]
 
-CHUNK_SIZE = 4 << 20
-"""Bytes of guest memory in one piece of work: hand-over costs 0.1 ms, packing 4 MiB at least 4 ms."""
+CHUNK_SIZE = 8 << 20
+"""Bytes of guest memory in one piece of work: hand-over and bookkeeping take Python 0.2 ms, finding 8 MiB of
+zeros 1.4 ms, packing 8 MiB by LZO 12 ms."""
 
 _PACK_JOIN = 1 << 20
 """Holes shorter than this are packed as zero pages: finding them zero costs less than a piece of work."""
@@ -165,9 +166,11 @@ class _Worker(threading.local):
             return None, {}, None
         pages = run.length // self._page_size
         hashes = np.empty(pages, np.uint64)
-        if self._known is None:
+        pfn = (run.block.start + run.offset) // self._page_size
+        found = None if self._known is None else self._known.read(pfn, pages)
+        if found is None:
             return hashes, {"key": self._key, "hashes": hashes}, None
-        known, placed = self._known.read((run.block.start + run.offset) // self._page_size, pages)
+        known, placed = found
         return hashes, {"key": self._key, "hashes": hashes, "known": known}, placed
 
 

@@ -22,6 +22,8 @@ PLACED = np.dtype([("offset", np.uint64), ("size", np.uint32)])
 _ENTRY = np.dtype([("hash", np.uint64), ("placed", PLACED)])
 _BATCH = 1 << 16
 """Entries looked at together: 1.3 MB."""
+_REGION = 1024
+"""Pages of which is remembered in memory whether any was recorded: where none was, nothing is read."""
 
 
 def new_key() -> NDArray[np.uint64]:
@@ -59,6 +61,7 @@ class KnownPages:
     def __init__(self, page_size: int, folder: str | None) -> None:
         self.key = new_key()
         self.page_size = page_size
+        self._regions: set[int] = set()
         self._folder = folder or tempfile.gettempdir()
         with self._errors():
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
@@ -84,14 +87,19 @@ class KnownPages:
         entries["hash"] = hashes
         if placed is not None:
             entries["placed"] = placed
+        self._regions.update(self._regions_of(pfn, hashes.size))
         raw, position = entries.view(np.uint8).data, pfn * _ENTRY.itemsize
         with self._errors():
             while raw:
                 count = os.pwrite(self._file.fileno(), raw, position)
                 raw, position = raw[count:], position + count
 
-    def read(self, pfn: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
-        """Look up pages from frame number `pfn` on.
+    @staticmethod
+    def _regions_of(pfn: int, count: int) -> range:
+        return range(pfn // _REGION, -(-(pfn + count) // _REGION))
+
+    def read(self, pfn: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.void]] | None:
+        """Look up pages from frame number `pfn` on; None if none of them was recorded.
 
         Returns
         -------
@@ -105,6 +113,8 @@ class KnownPages:
         SinkError
             They cannot be read.
         """
+        if self._regions.isdisjoint(self._regions_of(pfn, count)):
+            return None
         entries: NDArray[np.void] = np.zeros(count, _ENTRY)
         raw, position = entries.view(np.uint8).data, pfn * _ENTRY.itemsize
         with self._errors():
@@ -133,9 +143,10 @@ class KnownPages:
             size = min(_BATCH, end - pfn)
             if size <= 0:
                 return
-            hashes, _ = self.read(pfn, size)
-            edges = np.flatnonzero(np.diff(hashes != 0, prepend=False, append=False)) + pfn
-            yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+            found_here = self.read(pfn, size)
+            if found_here is not None:
+                edges = np.flatnonzero(np.diff(found_here[0] != 0, prepend=False, append=False)) + pfn
+                yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
             pfn += size
 
     def close(self) -> None:

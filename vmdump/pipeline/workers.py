@@ -15,9 +15,8 @@ from typing import TypeVar
 
 __all__ = ["SLOTS_BEYOND_THREADS", "in_order"]
 
-SLOTS_BEYOND_THREADS = 6
-"""Results that wait for the consumer bridge a slow moment of its disk: 1 GiB to LZO on two threads ran
-at 58, 64 and 70 % of a bare loop's rate with 2, 4 and 6 of them, in 86 to 117 MiB."""
+SLOTS_BEYOND_THREADS = 4
+"""Results that wait for the consumer bridge a slow moment of its disk."""
 
 _Slot = TypeVar("_Slot")
 _Task = TypeVar("_Task")

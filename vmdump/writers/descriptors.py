@@ -60,6 +60,7 @@ class DescriptorTable:
         self._tally = tally
         self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)  # noqa: SIM115 - closed by close()
         self._spooled: list[tuple[bool, int]] = []
+        self._zero_batch: NDArray[np.void] = np.empty(0, self._dtype)
 
     def add(self, placed: NDArray[np.void]) -> None:
         """Add pages, by their places in the file; (n,) PLACED."""
@@ -132,9 +133,10 @@ class DescriptorTable:
         lane.write(table.view(np.uint8))
 
     def _emit_zero_pages(self, count: int, lane: Lane) -> None:
-        batch: NDArray[np.void] = np.zeros(min(count, _BATCH), self._dtype)
-        batch["offset"] = self._zero_offset
-        batch["size"] = self._page_size
-        raw = batch.view(np.uint8)
+        if self._zero_batch.size < min(count, _BATCH):
+            self._zero_batch = np.zeros(_BATCH, self._dtype)
+            self._zero_batch["offset"] = self._zero_offset
+            self._zero_batch["size"] = self._page_size
+        raw = self._zero_batch.view(np.uint8)
         for begin in range(0, count, _BATCH):
             lane.write(raw[: min(_BATCH, count - begin) * self._dtype.itemsize])

@@ -362,11 +362,10 @@ def write_kdump(
                     descriptors.add_zero_pages(run.length // page_size)
                     tally.hole_bytes += run.length
                 else:
-                    if early:
-                        tally.changed_pages += _changed(result.sizes)
                     lost = _lost_pages(source, run)
                     excluded += [_pfn(source, run) + page for page in lost]
                     if lost or result.sizes.any():
+                        tally.changed_pages += _changed(result.sizes) if early else 0
                         placed = data.append(result)
                         descriptors.add(np.delete(placed, lost) if lost else placed)
                     else:
