@@ -132,10 +132,10 @@ def succeeds(source: Guest | str, output: object, *options: object, **popen: Any
 
 
 def noise(guest: Guest, size: int, begin: int = MIB) -> None:
-    """Fill a part of the guest's RAM file with random bytes: a dump of it takes its time."""
+    """Fill a part of the guest's RAM file with random bytes of 6 bits: a dump of it takes its time."""
     ram = guest.ram_path()
     assert ram is not None
-    block = os.urandom(MIB)
+    block = bytes(byte & 63 for byte in os.urandom(MIB))
     with ram.open("r+b") as file:
         file.seek(begin)
         for number in range(0, size, MIB):
@@ -143,7 +143,7 @@ def noise(guest: Guest, size: int, begin: int = MIB) -> None:
 
 
 SLOW = ("-f", "kdump-zlib", "--engine", "zlib", "--level", "9", "-j", "1")
-"""Some 40 MB/s of random bytes, so that a test can act in the middle; most of it before the stop."""
+"""Some 40 MB/s of such bytes, so that a test can act in the middle; most of it before the stop."""
 HELD = (*SLOW, "--layout", "flattened")
 """All of it inside the stop: what can only be written in order cannot be written early."""
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from oracles.elf_builder import Load, build_elf
 from scripted import child as child_program
 from scripted.child import PAGE, TICK, page_of
 
-__all__ = ["PAGE", "TICK", "Child", "FakeQemu", "Ram", "page_of", "rule"]
+__all__ = ["PAGE", "TICK", "Child", "FakeQemu", "Ram", "inside_stop", "page_of", "rule"]
 
 
 class Child:
@@ -212,3 +212,16 @@ class FakeQemu(Child):
     def contents(self) -> list[tuple[int, bytes]]:
         """The guest's memory: (start, bytes) of each block."""
         return [(ram.start, ram.contents()) for ram in self.rams]
+
+
+def inside_stop(tell: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """A progress function that is called while a running guest stands still, and not before, when its
+    memory is written ahead: then the total grows."""
+    totals: list[int] = []
+
+    def told(done: int, total: int) -> None:
+        totals.append(total)
+        if total > totals[0]:
+            tell(done, total)
+
+    return told

@@ -14,7 +14,7 @@ from oracles.elf import ElfCore
 from oracles.elf_builder import Load, build_elf, note
 
 import vmdump
-from scripted.fake_qemu import PAGE, TICK, FakeQemu, Ram, rule
+from scripted.fake_qemu import PAGE, TICK, FakeQemu, Ram, inside_stop, rule
 from vmdump.errors import (
     AccessDenied,
     CapabilityError,
@@ -71,7 +71,7 @@ def test_paused_seconds_are_those_of_the_events(tmp_path: Path, out: Path) -> No
             if next(noise, None):
                 qemu.event("BLOCK_JOB_READY")
 
-        report = vmdump.dump(guest, out / "guest.elf", format="elf", progress=tell)
+        report = vmdump.dump(guest, out / "guest.elf", format="elf", progress=inside_stop(tell))
     assert report.paused_seconds == TICK + 3 * TICK
 
 

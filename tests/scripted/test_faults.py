@@ -15,7 +15,7 @@ import pytest
 from oracles.elf import ElfCore
 
 import vmdump
-from scripted.fake_qemu import FakeQemu, Ram, rule
+from scripted.fake_qemu import FakeQemu, Ram, inside_stop, rule
 from vmdump.errors import GuestBusy, QmpError, SourceError, VmdumpError
 from vmdump.sources.qemu import guardian
 
@@ -160,7 +160,7 @@ def test_somebody_else_lets_the_guest_run(running: bool, tmp_path: Path, out: Pa
             if done:
                 qemu.event("RESUME")
 
-        error = dump(qemu, out, progress=let_run)
+        error = dump(qemu, out, progress=inside_stop(let_run) if running else let_run)
         assert isinstance(error, GuestBusy)
         assert (error.state, error.exit_code) == ("running", 12)
         assert qemu.running
@@ -176,7 +176,7 @@ def test_any_exception_lets_the_guest_run(kind: type[BaseException], tmp_path: P
             raise kind("of the caller")
 
         with pytest.raises(kind, match="of the caller"):
-            vmdump.dump(guest, out / "guest.elf", format="elf", progress=fail)
+            vmdump.dump(guest, out / "guest.elf", format="elf", progress=inside_stop(fail))
         assert qemu.commands[-1] == "cont"
         assert not list(out.iterdir())
         vmdump.dump(guest, out / "guest.elf", format="elf")

@@ -18,7 +18,7 @@ import pytest
 from oracles.elf import ElfCore
 
 import vmdump
-from scripted.fake_qemu import TICK, FakeQemu, Ram
+from scripted.fake_qemu import TICK, FakeQemu, Ram, inside_stop
 from vmdump.errors import GuestBusy, OutputExists
 from vmdump.sources.qemu import guardian_main
 
@@ -113,7 +113,7 @@ def test_second_request_of_one_source_is_refused(tmp_path: Path, out: Path) -> N
             assert not qemu.running
             assert "cont" not in qemu.commands
 
-        report = vmdump.dump(source, out / "first.elf", format="elf", progress=come_between)
+        report = vmdump.dump(source, out / "first.elf", format="elf", progress=inside_stop(come_between))
         assert not report.fuzzy
         assert len(calls) > 1
         assert calls[-1][0] == calls[-1][1]
@@ -171,14 +171,17 @@ def state(name: str) -> dict[str, object]:
     return {"status": name, "running": name == "running"}
 
 
-def refused_after(qemu: FakeQemu, out: Path, deed: Callable[[], object]) -> GuestBusy:
+def refused_after(
+    qemu: FakeQemu, out: Path, deed: Callable[[], object], *, running: bool = True
+) -> GuestBusy:
     """A dump of a guest with which something is done while it is held; there is no file then."""
 
     def meanwhile(done: int, total: int) -> None:
         deed()
 
+    progress = inside_stop(meanwhile) if running else meanwhile
     with pytest.raises(GuestBusy) as caught:
-        vmdump.dump(qemu.source, out / "guest.elf", format="elf", progress=meanwhile)
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf", progress=progress)
     assert not list(out.iterdir())
     assert len(str(caught.value).splitlines()) == 1
     return caught.value
@@ -188,7 +191,7 @@ def refused_after(qemu: FakeQemu, out: Path, deed: Callable[[], object]) -> Gues
 @pytest.mark.parametrize("running", [True, False])
 def test_guest_that_is_changed_while_it_is_held(event: str, running: bool, tmp_path: Path, out: Path) -> None:
     with FakeQemu(tmp_path, running=running) as qemu:
-        error = refused_after(qemu, out, lambda: qemu.event(event))
+        error = refused_after(qemu, out, lambda: qemu.event(event), running=running)
         assert error.state == "paused"
         # It still is merely paused: who stopped it lets it run.
         assert qemu.commands.count("cont") == qemu.commands.count("stop") == running
@@ -216,7 +219,7 @@ def test_suspended_guest_wakes_up(event: str, tmp_path: Path, out: Path) -> None
                 qemu.event(event)
             qemu.ask("answer", command="query-status", answer=state("running"))
 
-        assert refused_after(qemu, out, wake).state == "running"
+        assert refused_after(qemu, out, wake, running=False).state == "running"
         assert "stop" not in qemu.commands
         assert "cont" not in qemu.commands
 
@@ -237,7 +240,7 @@ def test_failed_dump_of_a_guest_in_another_state(name: str, resumed: bool, tmp_p
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            vmdump.dump(qemu.source, out / "guest.elf", format="elf", progress=fail)
+            vmdump.dump(qemu.source, out / "guest.elf", format="elf", progress=inside_stop(fail))
         assert ("cont" in qemu.commands) is resumed
         assert not list(out.iterdir())
 
@@ -265,7 +268,12 @@ def test_qemu_is_frozen_when_vmdump_is_killed(tmp_path: Path) -> None:
 TWO_DUMPS = """
 import sys, vmdump
 
+totals = []
+
 def hold(done, total):
+    totals.append(total)
+    if total == totals[0]:
+        return  # not stopped yet
     print("held", flush=True)
     sys.stdin.readline()
 
@@ -374,9 +382,12 @@ os.waitpid(child, 0)
 CLOSED_BY_A_CHILD = """
 import os, signal, sys, vmdump
 
+totals = []
+
 def fork(done, total):
-    if done < total:
-        return
+    totals.append(total)
+    if total == totals[0] or done < total:
+        return  # not stopped yet, or not all read
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # rather than to hang
