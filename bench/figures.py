@@ -145,6 +145,15 @@ def targets(groups: Iterable[Group], threads: int) -> list[Target]:
             what = f"kdump-{codec}, QEMU's kdump-zlib over vmdump's time, {name} guest"
             ratio = times(row(name, "QEMU kdump-zlib"), row(name, f"vmdump kdump-{codec}"))
             found.append(Target(what, ratio, 7, "x"))
+    for name, peer, demand in (
+        ("elf", "elf", 10.0),
+        ("kdump-zlib", "kdump-zlib", 3.5),
+        ("kdump-lzo", "kdump-zlib", 7.0),
+        ("kdump-snappy", "kdump-zlib", 7.0),
+    ):
+        ratio = times(row("warm", f"QEMU {peer}"), row("warm", f"vmdump {name}, paused"))
+        what = f"{name}, QEMU's {peer} over vmdump's time, warm guest that was paused before"
+        found.append(Target(what, ratio, demand, "x"))
     for codec, option, demand in (("zlib", "-c", 5.0), ("lzo", "-l", 3.0)):
         for level in ("0", "1"):
             theirs = row("elf", f"makedumpfile {option} -d {level}")
