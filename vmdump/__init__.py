@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmdump.features import Capabilities, FormatState, capabilities
     from vmdump.job import DumpJob, Progress, Report
     from vmdump.readers.dump import Dump
+    from vmdump.readers.kinds import PageKind, StoredPages
     from vmdump.sources.base import Block, Memory, Source
     from vmdump.sources.buffers import BlockSource, BufferMemory
 
@@ -29,9 +30,11 @@ __all__ = [
     "DumpJob",
     "FormatState",
     "Memory",
+    "PageKind",
     "Progress",
     "Report",
     "Source",
+    "StoredPages",
     "__version__",
     "bench",
     "capabilities",
@@ -57,9 +60,11 @@ _HOMES = {
     "DumpJob": "vmdump.job",
     "FormatState": "vmdump.features",
     "Memory": "vmdump.sources.base",
+    "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
     "Report": "vmdump.job",
     "Source": "vmdump.sources.base",
+    "StoredPages": "vmdump.readers.kinds",
     "bench": "vmdump.benchmark",
     "capabilities": "vmdump.features",
     "dump": "vmdump.api",

@@ -9,7 +9,7 @@ built-in exception a caller would expect.
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "AccessDenied",
@@ -17,6 +17,7 @@ __all__ = [
     "CapabilityError",
     "CodecError",
     "EngineUnavailable",
+    "ExcludedPage",
     "FormatError",
     "GuestBusy",
     "IncompleteDump",
@@ -238,6 +239,20 @@ class ReadError(VmdumpError, LookupError):
     def __init__(self, message: str, *, address: int) -> None:
         super().__init__(message)
         self.address = address
+
+
+class ExcludedPage(ReadError):
+    """A page that the guest has, but that was left out of the dump when it was made."""
+
+    exit_code = 16
+
+    @classmethod
+    def at(cls, address: int) -> Self:
+        """Make the error of one guest-physical address."""
+        return cls(
+            f"the page of guest-physical address {address:#x} was excluded when the dump was made",
+            address=address,
+        )
 
 
 class GuestBusy(VmdumpError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from typing import Protocol
 
@@ -20,6 +21,10 @@ class ByteFile(Protocol):
 
     path: str
     size: int
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the file occupies: fewer than its size where it has holes."""
 
     @property
     def plain(self) -> PlainBytes:
@@ -51,6 +56,11 @@ class PlainBytes(GuestFile):
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`."""
         return _read(self, offset, length)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the file occupies on its file system."""
+        return os.fstat(self.fd).st_blocks * 512
 
     @property
     def plain(self) -> PlainBytes:
@@ -126,6 +136,11 @@ class FlattenedBytes:
                     self._places[index] + low - self._begins[index], out[low - offset : high - offset]
                 )
             index += 1
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the flattened file occupies."""
+        return self.plain.allocated
 
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset` of the standard layout."""

@@ -1,9 +1,9 @@
-"""kdump-compressed files of header version 6 as guests."""
+"""kdump-compressed files as guests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,30 +12,54 @@ from numpy.typing import NDArray
 from vmdump.arch import arch_by_uts_machine
 from vmdump.errors import CapabilityError, CodecError, FormatError
 from vmdump.formats import kdump
-from vmdump.formats.elf import ElfClass
-from vmdump.formats.layout import ByteOrder
-from vmdump.kernels.bits import count, runs
+from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
+from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Pages, Utsname
-from vmdump.units import is_power_of_two
+from vmdump.readers.kdump_header import KdumpHeaders, read_headers
+from vmdump.readers.kinds import PageKind, StoredPages
+from vmdump.sources.base import Pages, Utsname
+from vmdump.sources.blocks import BlockList
 
 __all__ = ["KdumpDump"]
 
-_RANK_WINDOW = 1 << 15
-"""Bits of the bitmap between two counts that are kept."""
 _SPAN_GAP = 4 << 10
 """Page data further apart than this, in bytes, is read with two reads. With larger gaps a batch of pages that
 lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
-_BATCH = 1024
-"""Pages decompressed in one call."""
-_ORDERS: tuple[ByteOrder, ...] = ("little", "big")
-_CLASSES: tuple[ElfClass, ...] = (64, 32)
+_BATCH = 4 << 20
+"""Bytes of pages decompressed in one call."""
+_MAX_BLOCKS = 1 << 18
+"""Runs of guest memory: no machine has that many, and whoever lists its blocks holds all of them."""
+_KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The pages of one batch that are in the dump, by their descriptors, which were checked.
+
+    Attributes
+    ----------
+    present : (n,) bool
+        Which pages of the batch; the other arrays are of these.
+    offsets, sizes, flags : (k,) uint64, uint32, uint32
+        Fields of the descriptors.
+    zero : (k,) bool
+        The shared zero page.
+    """
+
+    present: NDArray[np.bool_]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint32]
+    flags: NDArray[np.uint32]
+    zero: NDArray[np.bool_]
 
 
 class KdumpDump(Dump):
-    """A kdump-compressed file.
+    """A kdump-compressed file of header version 1 to 6.
+
+    Its first bitmap is the guest's memory, hence `blocks`; the second one says which of its pages are in
+    the dump.
 
     Parameters
     ----------
@@ -49,123 +73,218 @@ class KdumpDump(Dump):
     FormatError
         An offset, size or count of the headers is wrong.
     CapabilityError
-        The header version is not 6, or the file is one part of a split dump.
+        The file is one part of a split dump.
     """
 
     def __init__(self, file: ByteFile, layout: str) -> None:
         self._file = file
         self.files = (file.plain,)
         self.format = f"kdump {layout}"
-        elf_class, byteorder, header = _read_header(file)
-        block_size = header["block_size"]
-        second = _read_sub_header(file, elf_class, byteorder, header)
-        self.header, self.sub_header = header, second
-        bitmap_begin = (kdump.HEADER_BLOCKS + header["sub_hdr_size"]) * block_size
-        bitmap_bytes = header["bitmap_blocks"] * block_size // 2
-        if second["max_mapnr_64"] > 8 * bitmap_bytes:
-            raise FormatError("the bitmaps are too small for max_mapnr", path=file.path, offset=block_size)
-        self._bitmap = np.frombuffer(file.read(bitmap_begin + bitmap_bytes, bitmap_bytes), np.uint8)
-        self._ranks = _ranks(self._bitmap)
-        self._descriptors_offset = bitmap_begin + 2 * bitmap_bytes
-        self._descriptor = kdump.PAGE_DESCRIPTOR.dtype(byteorder)
-        if self._descriptors_offset + int(self._ranks[-1]) * self._descriptor.itemsize > file.size:
+        self.headers = headers = read_headers(file)
+        if headers.split:
+            raise CapabilityError(f"{file.path}: this is one part of a split dump, which cannot be read yet")
+        memory = self._read_bitmaps(headers)
+        self._descriptor = kdump.PAGE_DESCRIPTOR.dtype(headers.byteorder)
+        end = headers.descriptors_offset + self._stored.total * self._descriptor.itemsize
+        if end > file.size:
             raise FormatError(
-                f"{self._ranks[-1]} page descriptors do not fit into the file",
+                f"{self._stored.total} page descriptors do not fit into the file",
                 path=file.path,
-                offset=self._descriptors_offset,
+                offset=headers.descriptors_offset,
             )
+        self._zero_offset = self._find_zero_page(end, headers.block_size)
         self._spare: dict[str, list[PageUnpacker]] = {codec: [] for codec in kdump.CODEC_FLAGS}
-        present = runs(self._bitmap, 0, 8 * bitmap_bytes)
+        block_size = headers.block_size
+        firsts, ends = memory[:, 0].astype(np.uint64), memory[:, 1].astype(np.uint64)
+        if len(ends) and int(ends[-1]) * block_size > 1 << 64:
+            raise FormatError(f"page {int(ends[-1]) - 1:#x} is beyond 64 bits", path=file.path)
+        blocks = BlockList(
+            firsts * np.uint64(block_size),
+            (ends - firsts) * np.uint64(block_size),
+            lambda index: _KdumpMemory(
+                self, block_size, int(memory[index, 0]), int(memory[index, 1] - memory[index, 0])
+            ),
+        )
+        machine = headers.header["machine"].decode("ascii", "replace")
+        told = find_vmcoreinfo(headers.notes, headers.byteorder) is None and headers.vmcoreinfo
         super().__init__(
-            [
-                Block(int(first) * block_size, _KdumpMemory(self, block_size, int(first), int(end - first)))
-                for first, end in present
-            ],
-            arch_by_uts_machine(header["machine"].decode("ascii", "replace"), elf_class, byteorder),
-            byteorder=byteorder,
-            elf_class=elf_class,
+            blocks,
+            arch_by_uts_machine(machine, headers.elf_class, headers.byteorder),
+            byteorder=headers.byteorder,
+            elf_class=headers.elf_class,
             page_size=block_size,
-            notes=file.read(second["offset_note"], second["size_note"]),
+            notes=headers.notes,
+            vmcoreinfo=headers.vmcoreinfo if told else None,
         )
-        self.utsname = Utsname(**{field.name: header[field.name] for field in fields(Utsname)})
+        self.utsname = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
 
-    def descriptors(self, pfn: int, length: int) -> NDArray[np.void]:
-        """Give the page descriptors of pages that are all in the dump.
+    def _read_bitmaps(self, headers: KdumpHeaders) -> NDArray[np.uint64]:
+        """Keep the bitmaps; give the runs of pages that the guest had."""
+        memory, stored = (self._read_bitmap(offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
+        self._stored = PageBitmap(stored)
+        self._known = PageBitmap(memory | stored)
+        self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
+        runs = self._known.runs(_MAX_BLOCKS)
+        if runs is None:
+            raise FormatError(
+                f"the memory is in more than {_MAX_BLOCKS} pieces",
+                path=self._file.path,
+                offset=headers.bitmap_offsets[0],
+            )
+        return runs
 
-        Returns
-        -------
-        (length,) structured
-            Fields offset, size, flags, page_flags in the file's byte order.
+    def _read_bitmap(self, offset: int, page_count: int) -> Pages:
+        bitmap = np.empty(-(-page_count // 8), np.uint8)
+        self._file.read_into(offset, bitmap)
+        if page_count % 8:
+            bitmap[-1] &= (1 << page_count % 8) - 1
+        return bitmap
+
+    def _find_zero_page(self, offset: int, size: int) -> int:
+        """Give the offset of the page that zero pages share, -1 where it is not zero.
+
+        makedumpfile and QEMU put it in front of all other page data.
         """
-        window = pfn // _RANK_WINDOW
-        rank = int(self._ranks[window]) + count(self._bitmap, window * _RANK_WINDOW, pfn)
-        size = self._descriptor.itemsize
-        return np.frombuffer(
-            self._file.read(self._descriptors_offset + rank * size, length * size), self._descriptor
+        page = np.empty(size, np.uint8)
+        if size > self._file.size - offset:
+            return -1
+        self._file.read_into(offset, page)
+        return -1 if page.any() else offset
+
+    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
+        """Tell which pages of the first bitmap the second one lacks; None if it lacks none."""
+        if not self.excluded_size:
+            return None
+        return self._known.select(pfn, count) & ~self._stored.select(pfn, count)
+
+    def stored_runs(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Give the first runs of pages of ``[begin, end)`` in the dump; see `PageBitmap.next_runs`."""
+        return self._stored.next_runs(begin, end)
+
+    def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
+        """Tell how the dump holds pages, by bitmaps and descriptors; see :meth:`Dump.page_kinds`."""
+        kinds = np.full(count, PageKind.MISSING, np.uint8)
+        excluded = self.excluded_pages(pfn, count)
+        if excluded is not None:
+            kinds[excluded] = PageKind.EXCLUDED
+        table = self._table(pfn, count)
+        found = np.full(len(table.flags), PageKind.PLAIN, np.uint8)
+        for flag, kind in _KINDS.items():
+            found[table.flags == flag] = kind
+        found[table.zero] = PageKind.ZERO
+        kinds[table.present] = found
+        return kinds
+
+    def stored_pages(self, pfn: int, count: int) -> StoredPages:
+        """Give pages as they lie in the file; see :meth:`Dump.stored_pages`."""
+        for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
+            pass
+        table = self._table(pfn, count)
+        present = table.present
+        data, places = self._read_spans(table.offsets, table.sizes)
+        return StoredPages(
+            data,
+            _spread(places, present),
+            _spread(table.sizes, present),
+            _spread(table.flags, present),
+            _spread(table.offsets, present),
+            ~present,
+            _spread(table.zero, present),
         )
 
-    def read_pages(self, pfn: int, out: Pages) -> None:
-        """Decompress consecutive pages into ``(count, page_size)`` `out`; all must be in the dump."""
-        for begin in range(0, len(out), _BATCH):
-            self._read_batch(pfn + begin, out[begin : begin + _BATCH])
-
-    def _read_batch(self, pfn: int, out: Pages) -> None:
-        table = self.descriptors(pfn, len(out))
-        offsets = table["offset"].astype(np.uint64)
-        sizes = table["size"].astype(np.uint32)
-        flags = table["flags"].astype(np.uint32)
+    def _table(self, pfn: int, count: int) -> _Table:
+        """Read and check the descriptors of the pages that are in the dump."""
+        present = self._stored.select(pfn, count)
+        length = int(np.count_nonzero(present))
+        itemsize = self._descriptor.itemsize
+        rank = self._stored.rank(min(pfn, self._stored.size))
+        raw = self._file.read(self.headers.descriptors_offset + rank * itemsize, length * itemsize)
+        rows = np.frombuffer(raw, self._descriptor)
+        offsets = rows["offset"].astype(np.uint64)
+        sizes = rows["size"].astype(np.uint32)
+        flags = rows["flags"].astype(np.uint32)
         bad = (sizes == 0) | (sizes > self.page_size) | (offsets > self._file.size)
         bad |= offsets + sizes > self._file.size
+        bad |= (flags == 0) & (sizes != self.page_size)
         if bad.any():
             index = int(bad.argmax())
             raise FormatError(
-                f"page {pfn + index:#x} is said to be {sizes[index]} bytes at {offsets[index]:#x}",
+                f"page {pfn + int(np.flatnonzero(present)[index]):#x} is said to be {sizes[index]} bytes at "
+                f"{offsets[index]:#x}",
                 path=self._file.path,
             )
-        data, places = self._read_spans(offsets, sizes)
-        for flag in np.unique(flags):
-            codec = "none" if flag == 0 else kdump.FLAG_CODECS.get(int(flag))
-            if codec is None:
-                raise FormatError(f"page flags {flag:#x} name no codec", path=self._file.path)
-            chosen = np.flatnonzero(flags == flag)
-            self._unpack(codec, pfn, chosen, data, places, sizes, out)
+        unknown = ~np.isin(flags, list(_KINDS))
+        if unknown.any():
+            flag = flags[int(unknown.argmax())]
+            raise FormatError(f"page flags {flag:#x} name no codec", path=self._file.path)
+        zero = (flags == 0) & (offsets == np.uint64(max(self._zero_offset, 0)))
+        return _Table(present, offsets, sizes, flags, zero & (self._zero_offset >= 0))
+
+    def read_pages(self, pfn: int, out: Pages) -> None:
+        """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero."""
+        batch = max(_BATCH // self.page_size, 1)
+        for begin in range(0, len(out), batch):
+            self._read_batch(pfn + begin, out[begin : begin + batch])
+
+    def _read_batch(self, pfn: int, out: Pages) -> None:
+        table = self._table(pfn, len(out))
+        stored = ~table.zero
+        rows = np.flatnonzero(table.present)[stored]
+        data, found = self._read_spans(table.offsets[stored], table.sizes[stored])
+        flags = table.flags[stored]
+        codecs = [int(flag) for flag in np.unique(flags) if flag]
+        # Whatever is not unpacked now has the size 0, which is a zero page to an unpacker.
+        places, sizes = np.zeros(len(out), np.uint64), np.zeros(len(out), np.uint32)
+        packed = np.zeros(len(out), np.uint8)
+        places[rows], sizes[rows], packed[rows] = found, table.sizes[stored], flags != 0
+        first, others = (codecs or [1])[0], codecs[1:]
+        for flag in others:
+            sizes[rows[flags == flag]] = 0
+        self._unpack(kdump.FLAG_CODECS[first], pfn, None, data, places, sizes, packed, out)
+        for flag in others:
+            chosen = rows[flags == flag]
+            sizes[chosen] = table.sizes[stored][flags == flag]
+            self._unpack(kdump.FLAG_CODECS[flag], pfn, chosen, data, places, sizes, packed, out)
 
     def _unpack(
         self,
         codec: str,
         pfn: int,
-        chosen: NDArray[np.intp],
+        chosen: NDArray[np.intp] | None,
         data: Pages,
         places: NDArray[np.uint64],
         sizes: NDArray[np.uint32],
+        packed: Pages,
         out: Pages,
     ) -> None:
-        """Unpack the chosen pages, all of one codec."""
-        compressed = np.full(len(chosen), codec != "none", np.uint8)
-        target = out if len(chosen) == len(out) else np.empty((len(chosen), self.page_size), np.uint8)
-        name = next(iter(kdump.CODEC_FLAGS)) if codec == "none" else codec
-        spare = self._spare[name]
+        """Unpack all pages of a batch, or the chosen ones; the compressed ones are of one codec."""
+        target = out
+        if chosen is not None:
+            places, sizes, packed = places[chosen], sizes[chosen], packed[chosen]
+            target = np.empty((len(chosen), self.page_size), np.uint8)
+        spare = self._spare[codec]
         try:
             unpacker = spare.pop()
         except IndexError:
-            unpacker = make_unpacker(name, self.page_size)
+            unpacker = make_unpacker(codec, self.page_size)
         try:
-            unpacker.unpack(data, places[chosen], sizes[chosen], compressed, target.reshape(-1))
+            unpacker.unpack(data, places, sizes, packed, target.reshape(-1))
         except CodecError as error:
+            page = pfn + int(error.page if chosen is None else chosen[error.page])
             raise CodecError(
-                f"{self._file.path}: page {pfn + int(chosen[error.page]):#x} does not unpack: {error}",
-                engine=error.engine,
-                page=pfn + int(chosen[error.page]),
+                f"{self._file.path}: page {page:#x} does not unpack: {error}", engine=error.engine, page=page
             ) from error
         finally:
             spare.append(unpacker)
-        if target is not out:
+        if chosen is not None:
             out[chosen] = target
 
     def _read_spans(
         self, offsets: NDArray[np.uint64], sizes: NDArray[np.uint32]
     ) -> tuple[Pages, NDArray[np.uint64]]:
         """Read the data of pages in few reads; give it and the place of each page in it."""
+        if not len(offsets):
+            return np.empty(0, np.uint8), np.empty(0, np.uint64)
         order = np.argsort(offsets, kind="stable")
         begins = offsets[order].astype(np.int64)
         ends = np.maximum.accumulate(begins + sizes[order])
@@ -187,7 +306,7 @@ class KdumpDump(Dump):
 
 
 class _KdumpMemory:
-    """A run of pages that are all in the dump."""
+    """A run of pages that the guest had; those not in the dump are zero."""
 
     copies = True
 
@@ -202,7 +321,14 @@ class _KdumpMemory:
         return self._page_count * self._page_size
 
     def extents(self) -> Iterator[tuple[int, int]]:
-        yield 0, self.size
+        if not self._dump.excluded_size:
+            yield 0, self.size
+            return
+        begin, end = self._first_pfn, self._first_pfn + self._page_count
+        while len(found := self._dump.stored_runs(begin, end)):
+            for low, high in found.tolist():
+                yield (low - self._first_pfn) * self._page_size, (high - self._first_pfn) * self._page_size
+            begin = int(found[-1, 1])
 
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         page_size = self._page_size
@@ -217,58 +343,8 @@ class _KdumpMemory:
         return whole[begin : begin + length]
 
 
-def _ranks(bitmap: Pages) -> NDArray[np.uint64]:
-    """Count the set bits in front of each window; the last entry counts all."""
-    bits = 8 * bitmap.size
-    counts = [count(bitmap, begin, min(begin + _RANK_WINDOW, bits)) for begin in range(0, bits, _RANK_WINDOW)]
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.uint64))).astype(np.uint64)
-
-
-def _read_header(file: ByteFile) -> tuple[ElfClass, ByteOrder, dict[str, Any]]:
-    """Find class and byte order by which the numbers make sense."""
-    raw = file.read(0, min(MIN_PAGE_SIZE, file.size))
-    versions = set()
-    for byteorder in _ORDERS:
-        for elf_class in _CLASSES:
-            header = kdump.HEADER[elf_class].unpack(raw, 0, byteorder, path=file.path)
-            version, block_size = header["header_version"], header["block_size"]
-            if not 1 <= version <= kdump.HEADER_VERSION:
-                continue
-            versions.add(version)
-            if not is_power_of_two(block_size) or not MIN_PAGE_SIZE <= block_size <= MAX_PAGE_SIZE:
-                continue
-            if header["sub_hdr_size"] <= 0 or header["bitmap_blocks"] == 0 or header["bitmap_blocks"] % 2:
-                continue
-            if version != kdump.HEADER_VERSION:
-                raise CapabilityError(
-                    f"{file.path}: kdump header version {version} cannot be read yet, only 6"
-                )
-            return elf_class, byteorder, header
-    found = f"version {versions.pop()}" if versions else "no version that exists"
-    raise FormatError(
-        f"the kdump header has {found}, and block sizes that make no sense", path=file.path, offset=8
-    )
-
-
-def _read_sub_header(
-    file: ByteFile, elf_class: ElfClass, byteorder: ByteOrder, header: dict[str, Any]
-) -> dict[str, Any]:
-    """Read the sub-header; find its form by the 64-bit max_mapnr, which the header repeats in 32 bits."""
-    forms: tuple[kdump.SubHeaderForm, ...] = ("64",) if elf_class == 64 else ("32 packed", "32 padded")
-    block_size = header["block_size"]
-    area_end = (kdump.HEADER_BLOCKS + header["sub_hdr_size"]) * block_size
-    for form in forms:
-        layout = kdump.SUB_HEADER[form]
-        begin = kdump.HEADER_BLOCKS * block_size
-        second = layout.unpack(file.read(begin, layout.size), 0, byteorder, path=file.path)
-        if min(second["max_mapnr_64"], 0xFFFFFFFF) != header["max_mapnr"]:
-            continue
-        if second["split"]:
-            raise CapabilityError(f"{file.path}: this is one part of a split dump, which cannot be read yet")
-        note_end = second["offset_note"] + second["size_note"]
-        if second["size_note"] and not begin + layout.size <= second["offset_note"] <= note_end <= area_end:
-            raise FormatError("the notes lie outside the sub-header's blocks", path=file.path, offset=begin)
-        if not second["size_note"]:
-            second["offset_note"] = begin
-        return second
-    raise FormatError("max_mapnr differs between header and sub-header", path=file.path, offset=block_size)
+def _spread(values: NDArray[np.generic], present: NDArray[np.bool_]) -> NDArray[Any]:
+    """Put values of the pages that are present at their places; the others get 0."""
+    spread = np.zeros(len(present), values.dtype)
+    spread[present] = values
+    return spread

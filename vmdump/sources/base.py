@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import Arch
-from vmdump.errors import LayoutError, ReadError
+from vmdump.errors import ExcludedPage, LayoutError, ReadError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import (
@@ -26,6 +26,16 @@ from vmdump.formats.notes import (
     without_notes,
 )
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.sources.blocks import (
+    Block,
+    BlockList,
+    FileRuns,
+    Memory,
+    Pages,
+    check_blocks,
+    file_runs,
+    find_block,
+)
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
 __all__ = [
@@ -40,13 +50,11 @@ __all__ = [
     "Utsname",
     "check_blocks",
     "file_runs",
+    "find_block",
 ]
 
 MIN_PAGE_SIZE = 4096
 MAX_PAGE_SIZE = 65536
-
-Pages = NDArray[np.uint8]
-FileRuns = list[tuple[int, int, int, int]]
 
 
 class HasDescriptor(Protocol):
@@ -55,135 +63,6 @@ class HasDescriptor(Protocol):
     @property
     def fd(self) -> int:
         """The descriptor."""
-
-
-class Memory(Protocol):
-    """The bytes of one block, wherever they are.
-
-    Offsets count from the start of the block. Methods may be called from several threads at once.
-    """
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-
-    @property
-    def copies(self) -> bool:
-        """True if `view` fills the scratch buffer, False if it points into memory that is there anyway."""
-
-    def extents(self) -> Iterator[tuple[int, int]]:
-        """Give the runs ``[begin, end)`` that may hold data, ascending; all else is known to be zero."""
-
-    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
-        """Give `length` bytes from `offset`.
-
-        Parameters
-        ----------
-        offset, length : int
-            Inside ``[0, size)``.
-        scratch : (>= length,) uint8
-            Owned by the caller; used where `copies` is true.
-
-        Returns
-        -------
-        (length,) uint8
-            Valid until `scratch` is used again; may be read-only.
-
-        Raises
-        ------
-        SourceError
-            The bytes cannot be read.
-        """
-
-
-def file_runs(memory: Memory, offset: int, length: int) -> FileRuns | None:
-    """Tell where bytes of a block can be read without its help.
-
-    A memory that lies in files has a method ``file_runs(offset, length)`` for it.
-
-    Parameters
-    ----------
-    memory : Memory
-        Of the block.
-    offset, length : int
-        Inside ``[0, memory.size)``.
-
-    Returns
-    -------
-    list of (int, int, int, int) or None
-        Begin and end counted from `offset`, a descriptor, and the file offset of the begin; ascending, and
-        what they leave out is zero. None where only :meth:`Memory.view` has the bytes. Where reading
-        there fails, `view` knows what to do.
-
-    Raises
-    ------
-    SourceError
-        It cannot be told.
-    """
-    find = getattr(memory, "file_runs", None)
-    if find is None:
-        return None
-    runs: FileRuns | None = find(offset, length)
-    return runs
-
-
-@dataclass(frozen=True)
-class Block:
-    """A run of guest-physical memory, ``[start, end)``.
-
-    Attributes
-    ----------
-    start : int
-        Guest-physical address of the first byte.
-    memory : Memory
-        Its bytes.
-    """
-
-    start: int
-    memory: Memory
-
-    def __post_init__(self) -> None:
-        # A numpy integer would wrap where the sum of start and size does not fit it.
-        object.__setattr__(self, "start", operator.index(self.start))
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.memory.size
-
-    @property
-    def end(self) -> int:
-        """Guest-physical address behind the last byte."""
-        return self.start + self.memory.size
-
-
-def check_blocks(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """Demand a sorted list of non-empty blocks that do not overlap.
-
-    Raises
-    ------
-    LayoutError
-        They are none, empty, unsorted, overlapping, or end beyond 64 bits.
-    """
-    if not blocks:
-        raise LayoutError("the guest has no memory block")
-    previous: Block | None = None
-    for block in blocks:
-        here = f"block {block.start:#x}-{block.end:#x}"
-        if block.size == 0:
-            raise LayoutError(f"{here} is empty", address=block.start)
-        if block.start < 0 or block.end > ADDRESS_LIMIT:
-            raise LayoutError(f"{here} is outside the 64-bit address space", address=block.start)
-        if previous is not None:
-            before = f"block {previous.start:#x}-{previous.end:#x}"
-            if block.start < previous.start:
-                raise LayoutError(
-                    f"{here} stands behind {before}; sort the blocks by address", address=block.start
-                )
-            if block.start < previous.end:
-                raise LayoutError(f"{here} overlaps {before}", address=block.start)
-        previous = block
-    return tuple(blocks)
 
 
 @dataclass(frozen=True)
@@ -216,6 +95,8 @@ class Source:
     unreadable : sequence of (int, int)
         Guest-physical ranges ``[begin, end)`` of which a read has failed so far, ascending. Reading them
         gave zeros.
+    excluded_size : int
+        Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`.
 
     Parameters
     ----------
@@ -247,6 +128,7 @@ class Source:
     fuzzy = False
     paused_seconds: float | None = None
     unreadable: Sequence[tuple[int, int]] = ()
+    excluded_size = 0
 
     def __init__(
         self,
@@ -330,13 +212,19 @@ class Source:
         if told is not None and is_power_of_two(told) and MIN_PAGE_SIZE <= told <= MAX_PAGE_SIZE:
             return told
         size = self.arch.page_size
-        while size > MIN_PAGE_SIZE and any((block.start | block.size) % size for block in self.blocks):
+        if isinstance(self.blocks, BlockList):
+            bits = int(np.bitwise_or.reduce(self.blocks.starts) | np.bitwise_or.reduce(self.blocks.sizes))
+        else:
+            bits = reduce(or_, (block.start | block.size for block in self.blocks))
+        while size > MIN_PAGE_SIZE and bits % size:
             size //= 2
         return size
 
     @property
     def size(self) -> int:
         """Bytes of guest memory."""
+        if isinstance(self.blocks, BlockList):
+            return self.blocks.size
         return sum(block.size for block in self.blocks)
 
     @cached_property
@@ -384,6 +272,23 @@ class Source:
         plausible = uts.sysname == b"Linux" and uts.release == release and uts.version and uts.machine
         return uts if plausible else None
 
+    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
+        """Tell which pages inside the blocks are not in the dump that this guest comes from.
+
+        Their memory gives zeros; :meth:`read` raises ExcludedPage.
+
+        Parameters
+        ----------
+        pfn, count : int
+            The pages, by frame number in units of `page_size`.
+
+        Returns
+        -------
+        (count,) bool or None
+            None where nothing is excluded.
+        """
+        return None
+
     def read(self, address: int, length: int) -> bytes:
         """Read guest-physical memory.
 
@@ -391,20 +296,48 @@ class Source:
         ------
         ReadError
             Part of ``[address, address + length)`` is in no block.
+        ExcludedPage
+            Part of it was left out of the dump.
         SourceError
             The memory cannot be read.
         """
-        parts = []
+        if length <= 0:
+            return b""
         end = address + length
-        for block in self.blocks:
-            if block.start <= address < min(block.end, end):
-                piece = min(end, block.end) - address
-                scratch = np.empty(piece if block.memory.copies else 0, np.uint8)
-                parts.append(block.memory.view(address - block.start, piece, scratch).tobytes())
-                address += piece
-        if address < end:
-            raise ReadError(f"no memory at guest-physical address {address:#x}", address=address)
+        pieces = list(self.pieces(address, end))
+        first = address // self.page_size
+        excluded = self.excluded_pages(first, -(-end // self.page_size) - first)
+        if excluded is not None and excluded.any():
+            raise ExcludedPage.at(max(address, (first + int(excluded.argmax())) * self.page_size))
+        parts = []
+        for block, low, high in pieces:
+            scratch = np.empty(high - low if block.memory.copies else 0, np.uint8)
+            parts.append(block.memory.view(low, high - low, scratch).tobytes())
         return b"".join(parts)
+
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
+        """Find the memory of guest-physical addresses ``[begin, end)``.
+
+        Yields
+        ------
+        block, low, high
+            Bytes ``[low, high)`` from the start of the block; ascending, without gaps.
+
+        Raises
+        ------
+        ReadError
+            An address is in no block.
+        """
+        address = begin
+        index = find_block(self.blocks, address) if 0 <= address < ADDRESS_LIMIT else -1
+        while address < end:
+            block = self.blocks[index] if 0 <= index < len(self.blocks) else None
+            if block is None or not block.start <= address < block.end:
+                raise ReadError(f"no memory at guest-physical address {address:#x}", address=address)
+            high = min(end, block.end)
+            yield block, address - block.start, high - block.start
+            address = high
+            index += 1
 
     def close(self) -> None:
         """Give back what the source holds; closing twice does nothing."""

@@ -1,0 +1,202 @@
+"""The headers of a kdump-compressed file of any version, checked against the file that they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vmdump.errors import FormatError
+from vmdump.formats import kdump
+from vmdump.formats.elf import ElfClass
+from vmdump.formats.layout import ByteOrder, Layout
+from vmdump.readers.file import ByteFile
+from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from vmdump.units import is_power_of_two
+
+__all__ = ["KdumpHeaders", "read_headers"]
+
+_ORDERS: tuple[ByteOrder, ...] = ("little", "big")
+_CLASSES: tuple[ElfClass, ...] = (64, 32)
+_MAX_NOTES = 64 << 20
+"""Bytes: 16 KiB for each of 4096 vCPUs."""
+_MIN_BITMAP_ROOM = 64 << 20
+"""Bytes that one bitmap may have in any file: 2 TiB of addresses. More have to be in the file, not in a hole:
+both bitmaps are held in memory."""
+
+
+@dataclass(frozen=True)
+class KdumpHeaders:
+    """What a kdump file says in front of its bitmaps.
+
+    Attributes
+    ----------
+    elf_class : int
+        32 or 64.
+    byteorder : str
+        ``little`` or ``big``.
+    header, sub_header : dict
+        The fields that this version has, under the names of the format.
+    max_mapnr : int
+        The pages end here.
+    begin_pfn, end_pfn : int
+        The part of a split set that the file is; all pages, if it is none.
+    bitmap_offsets : (int, int)
+        Of the bitmap of the guest's memory, and of that of the pages in the dump; they are one in files that
+        have only one.
+    descriptors_offset : int
+        Of the first page descriptor.
+    notes : bytes
+        ELF notes.
+    vmcoreinfo : bytes
+        Text of VMCOREINFO, empty where the header does not point at one.
+    """
+
+    elf_class: ElfClass
+    byteorder: ByteOrder
+    header: dict[str, Any]
+    sub_header: dict[str, Any]
+    max_mapnr: int
+    begin_pfn: int
+    end_pfn: int
+    bitmap_offsets: tuple[int, int]
+    descriptors_offset: int
+    notes: bytes
+    vmcoreinfo: bytes
+
+    @property
+    def version(self) -> int:
+        """Header version, 1 to 6."""
+        version: int = self.header["header_version"]
+        return version
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a page."""
+        size: int = self.header["block_size"]
+        return size
+
+    @property
+    def split(self) -> bool:
+        """True for one part of a split set."""
+        return bool(self.sub_header.get("split", 0))
+
+
+def read_headers(file: ByteFile) -> KdumpHeaders:
+    """Read and check the headers of a kdump file.
+
+    Raises
+    ------
+    FormatError
+        They contradict themselves, or claim what the file does not hold.
+    """
+    elf_class, byteorder, header = _read_header(file)
+    block_size = header["block_size"]
+    second = _read_sub_header(file, elf_class, byteorder, header)
+    max_mapnr = second.get("max_mapnr_64", header["max_mapnr"])
+    bitmaps = (kdump.HEADER_BLOCKS + header["sub_hdr_size"]) * block_size
+    room = header["bitmap_blocks"] * block_size
+    needed = -(-max_mapnr // 8)
+    if needed > room:
+        raise FormatError("the bitmaps are too small for max_mapnr", path=file.path, offset=block_size)
+    if bitmaps + room > file.size:
+        raise FormatError("the bitmaps end behind the end of the file", path=file.path, offset=bitmaps)
+    if needed > max(_MIN_BITMAP_ROOM, file.allocated):
+        raise FormatError(
+            f"a bitmap of {needed} bytes is more than the file holds", path=file.path, offset=bitmaps
+        )
+    # crash's rule: the second half is a bitmap of its own if both halves hold all pages.
+    two = header["bitmap_blocks"] >= 2 * -(-needed // block_size)
+    begin, end = 0, max_mapnr
+    if second.get("split"):
+        wide = "_64" if "start_pfn_64" in second else ""
+        begin, end = second[f"start_pfn{wide}"], second[f"end_pfn{wide}"]
+        if not begin < end <= max_mapnr:
+            raise FormatError(
+                f"a split part from page {begin:#x} to {end:#x} of {max_mapnr:#x} cannot be",
+                path=file.path,
+                offset=block_size,
+            )
+    return KdumpHeaders(
+        elf_class,
+        byteorder,
+        header,
+        second,
+        max_mapnr,
+        begin,
+        end,
+        (bitmaps, bitmaps + room // 2 if two else bitmaps),
+        bitmaps + room,
+        _area(file, second, "note"),
+        _area(file, second, "vmcoreinfo"),
+    )
+
+
+def _read_header(file: ByteFile) -> tuple[ElfClass, ByteOrder, dict[str, Any]]:
+    """Find class and byte order by which the numbers make sense."""
+    raw = file.read(0, min(MIN_PAGE_SIZE, file.size))
+    versions = set()
+    for byteorder in _ORDERS:
+        for elf_class in _CLASSES:
+            header = kdump.HEADER[elf_class].unpack(raw, 0, byteorder, path=file.path)
+            version, block_size = header["header_version"], header["block_size"]
+            if not 1 <= version <= kdump.HEADER_VERSION:
+                continue
+            versions.add(version)
+            if not is_power_of_two(block_size) or not MIN_PAGE_SIZE <= block_size <= MAX_PAGE_SIZE:
+                continue
+            if header["sub_hdr_size"] > 0 and header["bitmap_blocks"] > 0:
+                return elf_class, byteorder, header
+    found = f"version {versions.pop()}" if versions else "no version that exists"
+    raise FormatError(
+        f"the kdump header has {found}, and block sizes that make no sense", path=file.path, offset=8
+    )
+
+
+def _read_sub_header(
+    file: ByteFile, elf_class: ElfClass, byteorder: ByteOrder, header: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the fields that the header's version has, in the form in which they make sense."""
+    forms: tuple[kdump.SubHeaderForm, ...] = ("64",) if elf_class == 64 else ("32 packed", "32 padded")
+    version, begin = header["header_version"], kdump.HEADER_BLOCKS * header["block_size"]
+    for form in forms:
+        declared = kdump.SUB_HEADER[form]
+        layout = Layout(declared.name, tuple(field for field in declared.fields if field.since <= version))
+        second = layout.unpack(file.read(begin, layout.size), 0, byteorder, path=file.path)
+        if elf_class == 64 or _makes_sense(second, header, file.size):
+            return second
+    raise FormatError(
+        "no form of the sub-header has offsets inside the file and the header's max_mapnr",
+        path=file.path,
+        offset=begin,
+    )
+
+
+def _makes_sense(second: dict[str, Any], header: dict[str, Any], file_size: int) -> bool:
+    """Tell the packed form from the padded one.
+
+    Version 6 repeats the header's 32-bit max_mapnr; before, only where offsets point tells.
+    """
+    if "max_mapnr_64" in second and min(second["max_mapnr_64"], 0xFFFFFFFF) != header["max_mapnr"]:
+        return False
+    area = kdump.HEADER_BLOCKS * header["block_size"]
+    for name in ("vmcoreinfo", "note", "eraseinfo"):
+        begin, size = second.get(f"offset_{name}", 0), second.get(f"size_{name}", 0)
+        if size and not (area < begin <= begin + size <= file_size):
+            return False
+        if begin and not size and name == "vmcoreinfo":
+            return False  # the padding read as an offset
+    return True
+
+
+def _area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
+    """Read what the sub-header points at; nothing, where it points at nothing."""
+    begin, size = second.get(f"offset_{name}", 0), second.get(f"size_{name}", 0)
+    if not begin or not size:
+        return b""
+    if size > _MAX_NOTES or begin + size > file.size:
+        raise FormatError(
+            f"{size} bytes of {name} at {begin:#x} are not inside the file",
+            path=file.path,
+            offset=kdump.HEADER_BLOCKS,
+        )
+    return file.read(begin, size)
