@@ -92,6 +92,7 @@ setup(
             extension("hash", "hash.c"),
             extension("scan", "scan.c", "hash.c"),
             extension("share", "share.c"),
+            extension("gather", "gather.c"),
             pack,
             extension("cache", "cache.c"),
         ],
