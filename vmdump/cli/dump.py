@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
 from vmdump import dump
+from vmdump.cli.progress import progress_bar, summary
 from vmdump.errors import IncompleteDump, RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.job import Report
@@ -80,7 +81,7 @@ def dump_command(
         raise RequestError(
             "json: the dump and the report cannot both go to standard output", parameter="json"
         )
-    with _progress(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
+    with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
         report = dump(
             source,
             output,
@@ -100,7 +101,7 @@ def dump_command(
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     elif sys.stderr.isatty() and not quiet:
-        click.echo(_summary(report), err=True)
+        click.echo(summary(report), err=True)
     if report.unreadable:
         raise _incomplete(report)
 
@@ -117,34 +118,6 @@ def _unstoppable(source: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _progress(output: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on standard error; rich is loaded only for that, it costs 50 ms."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(output, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _incomplete(report: Report) -> IncompleteDump:
     lost = sum(end - begin for begin, end in report.unreadable)
     first = ", ".join(f"{begin:#x}-{end:#x}" for begin, end in report.unreadable[:_SHOWN])
@@ -154,22 +127,3 @@ def _incomplete(report: Report) -> IncompleteDump:
         f"guest, at {first}{more}; --json lists all",
         unreadable=report.unreadable,
     )
-
-
-def _summary(report: Report) -> str:
-    share = report.output_bytes / report.guest_bytes
-    by = f" by {report.engine} level {report.level}" if report.engine else ""
-    return (
-        f"{report.output}: {report.format}, {report.layout}{by}:"
-        f" {format_size(report.guest_bytes)} of guest memory"
-        f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
-        f" {format_size(report.output_bytes)} written ({share:.0%})"
-        f"{_stood_still(report)}"
-    )
-
-
-def _stood_still(report: Report) -> str:
-    if report.paused_seconds is None:
-        return ""
-    how = "ran on (fuzzy) but for" if report.fuzzy else "stood still for"
-    return f"; the guest {how} {report.paused_seconds:.3f} s"

@@ -1,0 +1,59 @@
+"""What commands tell on standard error while they work, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vmdump.job import Report
+from vmdump.units import format_size
+
+__all__ = ["progress_bar", "summary"]
+
+
+@contextmanager
+def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on standard error; rich is loaded only for that, it costs 50 ms."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def summary(report: Report) -> str:
+    """Say in one line what a finished dump is."""
+    share = report.output_bytes / report.guest_bytes
+    by = f" by {report.engine} level {report.level}" if report.engine else ""
+    return (
+        f"{report.output}: {report.format}, {report.layout}{by}:"
+        f" {format_size(report.guest_bytes)} of guest memory"
+        f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
+        f" {format_size(report.output_bytes)} written ({share:.0%})"
+        f"{_stood_still(report)}"
+    )
+
+
+def _stood_still(report: Report) -> str:
+    if report.paused_seconds is None:
+        return ""
+    how = "ran on (fuzzy) but for" if report.fuzzy else "stood still for"
+    return f"; the guest {how} {report.paused_seconds:.3f} s"
