@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmdump.arch import arm, i386, others, x86_64
+from vmdump.arch import (
+    aarch64,
+    arm,
+    i386,
+    loongarch64,
+    mips,
+    mips64,
+    ppc,
+    ppc64,
+    riscv32,
+    riscv64,
+    s390x,
+    x86_64,
+)
 from vmdump.arch.base import Arch
 from vmdump.errors import RequestError
 from vmdump.formats.elf import ElfClass
@@ -13,7 +26,23 @@ from vmdump.formats.layout import ByteOrder
 __all__ = ["ARCHES", "Arch", "arch_by_name", "arch_by_uts_machine", "arch_of_elf", "unknown_arch"]
 
 _EM_NONE = 0
-ARCHES = (x86_64.ARCH, i386.ARCH, arm.AARCH64, arm.ARM, *others.ARCHES)
+ARCHES = (
+    x86_64.ARCH,
+    i386.ARCH,
+    aarch64.ARCH,
+    arm.ARCH,
+    ppc64.BIG,
+    ppc64.LITTLE,
+    ppc.ARCH,
+    s390x.ARCH,
+    riscv64.ARCH,
+    riscv32.ARCH,
+    loongarch64.ARCH,
+    mips.BIG,
+    mips.LITTLE,
+    mips64.BIG,
+    mips64.LITTLE,
+)
 
 
 def arch_by_name(name: str) -> Arch:
@@ -44,7 +73,7 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     """
     family = {"i386": "i686", "i486": "i686", "i586": "i686"}.get(machine, machine)
     if family.startswith("armv"):
-        family = arm.ARM.uts_machine
+        family = arm.ARCH.uts_machine
     for arch in ARCHES:
         if arch.uts_machine == family and arch.byteorder == byteorder:
             return arch

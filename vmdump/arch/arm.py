@@ -1,33 +1,36 @@
-"""AArch64 and AArch32."""
+"""AArch32.
+
+Sources of the layouts: Linux' ``struct pt_regs`` (arch/arm/include/asm/ptrace.h) and ``struct user_vfp``
+(asm/user.h), which QEMU writes.
+"""
 
 from __future__ import annotations
 
 from vmdump.arch.base import Arch, lowest_block
-from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.arch.registers import RegisterNote, numbered, prstatus, words
+from vmdump.formats.layout import Layout
 
-__all__ = ["AARCH64", "ARM"]
+__all__ = ["ARCH"]
 
+_NT_ARM_VFP = 0x400
+_VFP = Layout("arm VFP note", (*numbered("d", "u8", 0, 32), *words("u4", "fpscr")))
 
-def _phys_offset(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
-    number = vmcoreinfo.number("PHYS_OFFSET")
-    return lowest if number is None else number
-
-
-def _kernel_image_to_phys(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
-    offset = vmcoreinfo.number("kimage_voffset")
-    return None if offset is None else address - offset
-
-
-# 64 KiB is the largest page an AArch64 guest can have; QEMU takes it for every guest.
-AARCH64 = Arch(
-    "aarch64",
-    machine=183,
-    uts_machine="aarch64",
-    elf_class=64,
+ARCH = Arch(
+    "arm",
+    machine=40,
+    uts_machine="armv7l",
+    elf_class=32,
     byteorder="little",
-    page_size=65536,
-    phys_base=_phys_offset,
-    kernel_image_to_phys=_kernel_image_to_phys,
+    register_notes=(
+        # Behind cpsr stands ORIG_r0, of a system call.
+        prstatus(
+            "arm",
+            4,
+            (*numbered("r", "u4", 0, 13), *words("u4", "sp", "lr", "pc", "cpsr")),
+            fpvalid=True,
+            padding=4,
+        ),
+        RegisterNote(b"LINUX", _NT_ARM_VFP, _VFP),
+    ),
+    phys_base=lowest_block,
 )
-
-ARM = Arch("arm", machine=40, uts_machine="armv7l", elf_class=32, byteorder="little", phys_base=lowest_block)

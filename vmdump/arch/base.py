@@ -1,10 +1,14 @@
-"""What differs per CPU architecture, as one record."""
+"""What differs per CPU architecture, as one record.
+
+Page frames are counted from address 0 on all of them: ARCH_PFN_OFFSET is 0 in every kdump that QEMU writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vmdump.arch.registers import RegisterNote, build_cpus, parse_cpus
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.kdump import SubHeaderForm
 from vmdump.formats.layout import ByteOrder
@@ -42,6 +46,10 @@ class Arch:
         32 or 64.
     byteorder : str
         ``little`` or ``big``.
+    register_notes : tuple of RegisterNote
+        The notes that QEMU writes for each vCPU, in its order.
+    short_names : tuple of (str, str)
+        Registers by two names, the second one wider: whoever gives one of them gives both.
     page_size : int
         The dump's block size in bytes where VMCOREINFO does not tell the guest's, as QEMU has it.
     sub_header_32 : str
@@ -60,8 +68,51 @@ class Arch:
     uts_machine: str
     elf_class: ElfClass
     byteorder: ByteOrder
+    register_notes: tuple[RegisterNote, ...] = ()
+    short_names: tuple[tuple[str, str], ...] = ()
     page_size: int = 4096
     sub_header_32: SubHeaderForm = "32 padded"
     max_end_32: int = 1 << 32
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
     kernel_image_to_phys: Callable[[Vmcoreinfo, int], int | None] = _unknown
+
+    def notes(self, cpus: Sequence[Mapping[str, int]], byteorder: ByteOrder | None = None) -> bytes:
+        """Make the notes of vCPUs, as QEMU would write them.
+
+        NT_PRSTATUS is always among them, and so is the QEMU note of x86; another note where one of its
+        registers is given.
+
+        Parameters
+        ----------
+        cpus : sequence of mapping of str to int
+            The registers of each vCPU by name, as `cpus` gives them. What is not given is zero.
+        byteorder : {"little", "big"}, optional
+            Where it is not the architecture's usual one.
+
+        Raises
+        ------
+        RequestError
+            A register has no place in the notes, or a value does not fit its register.
+        """
+        return build_cpus(
+            self.register_notes, [self._completed(cpu) for cpu in cpus], byteorder or self.byteorder
+        )
+
+    def _completed(self, registers: Mapping[str, int]) -> dict[str, int]:
+        completed = dict(registers)
+        for short, long in self.short_names:
+            if short in registers:
+                completed.setdefault(long, registers[short])
+            elif long in registers:
+                completed[short] = registers[long] & 0xFFFFFFFF
+        return completed
+
+    def cpus(self, notes: bytes, byteorder: ByteOrder | None = None) -> tuple[Mapping[str, int], ...]:
+        """Find the registers of each vCPU in the notes of a dump; see :attr:`vmdump.Source.cpus`.
+
+        Raises
+        ------
+        FormatError
+            A note is longer than the notes, or there are more vCPUs than any guest has.
+        """
+        return parse_cpus(self.register_notes, notes, byteorder or self.byteorder)

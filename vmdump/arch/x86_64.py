@@ -7,22 +7,19 @@ user_regs_struct`` (asm/user_64.h), and ``QEMUCPUState`` of QEMU's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from vmdump.arch.base import Arch
+from vmdump.arch.registers import RegisterNote, prstatus, words
 from vmdump.formats.layout import Field, Layout
-from vmdump.formats.notes import NT_PRSTATUS, build_note
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = [
     "ARCH",
     "PAGE_OFFSET",
     "PRSTATUS",
+    "QEMU_NOTE",
     "QEMU_STATE",
     "START_KERNEL_MAP",
     "VMEMMAP_START",
-    "prstatus_note",
-    "qemu_note",
 ]
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
@@ -53,19 +50,12 @@ _GPRS = (
     "r15",
 )
 
-
-def _words(*names: str) -> tuple[Field, ...]:
-    return tuple(Field(name, "u8") for name in names)
-
-
-# Signals, times and whatever else only a process has are padding: no hypervisor knows them.
-PRSTATUS = Layout(
-    "x86_64 PRSTATUS note",
-    (
-        Field("pad_signals", "V32"),
-        Field("pid", "u4"),
-        Field("pad_times", "V76"),
-        *_words(
+PRSTATUS_NOTE = prstatus(
+    "x86_64",
+    8,
+    words(
+        "u8",
+        *(
             "r15",
             "r14",
             "r13",
@@ -82,10 +72,11 @@ PRSTATUS = Layout(
             "rsi",
             "rdi",
         ),
-        *_words("orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
-        Field("pad_fpvalid", "V8"),
+        *("orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
     ),
+    fpvalid=False,
 )
+PRSTATUS = PRSTATUS_NOTE.layout
 """Descriptor of CORE/NT_PRSTATUS, 336 bytes."""
 
 
@@ -106,7 +97,7 @@ QEMU_STATE = Layout(
     (
         Field("version", "u4"),
         Field("size", "u4"),
-        *_words(*_GPRS, "rip", "rflags"),
+        *words("u8", *_GPRS, "rip", "rflags"),
         *_segment("cs"),
         *_segment("ds"),
         *_segment("es"),
@@ -117,47 +108,20 @@ QEMU_STATE = Layout(
         *_segment("tr"),
         *_segment("gdt"),
         *_segment("idt"),
-        *_words("cr0", "cr1", "cr2", "cr3", "cr4", "kernel_gs_base"),
+        *words("u8", "cr0", "cr1", "cr2", "cr3", "cr4", "kernel_gs_base"),
     ),
 )
 """Descriptor of the QEMU note, 440 bytes: what PRSTATUS has no room for, control registers above all."""
 
 
-def prstatus_note(cpu: int, registers: Mapping[str, int]) -> bytes:
-    """Build the NT_PRSTATUS note of one vCPU.
-
-    Parameters
-    ----------
-    cpu : int
-        Index of the vCPU, from 0; its pid is one more, as QEMU counts.
-    registers : mapping of str to int
-        Values by the field names of `PRSTATUS` and `QEMU_STATE`. A register that is not there is zero;
-        one that only the other note has is passed over.
-
-    Raises
-    ------
-    OverflowError
-        A value does not fit its register.
-    """
-    desc = PRSTATUS.pack("little", **(_known(PRSTATUS, registers) | {"pid": cpu + 1}))
-    return build_note(b"CORE", NT_PRSTATUS, desc, "little")
-
-
-def qemu_note(registers: Mapping[str, int]) -> bytes:
-    """Build the QEMU note of one vCPU; `registers` as for `prstatus_note`.
-
-    Raises
-    ------
-    OverflowError
-        A value does not fit its register.
-    """
-    header = {"version": _QEMU_VERSION, "size": QEMU_STATE.size}
-    desc = QEMU_STATE.pack("little", **(_known(QEMU_STATE, registers) | header))
-    return build_note(b"QEMU", 0, desc, "little")
-
-
-def _known(layout: Layout, registers: Mapping[str, int]) -> dict[str, int]:
-    return {field.name: registers[field.name] for field in layout.fields if field.name in registers}
+QEMU_NOTE = RegisterNote(
+    b"QEMU",
+    0,
+    QEMU_STATE,
+    constants=(("version", _QEMU_VERSION), ("size", QEMU_STATE.size)),
+    always=True,
+    apart=True,
+)
 
 
 def _phys_base(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
@@ -175,6 +139,7 @@ ARCH = Arch(
     uts_machine="x86_64",
     elf_class=64,
     byteorder="little",
+    register_notes=(PRSTATUS_NOTE, QEMU_NOTE),
     phys_base=_phys_base,
     kernel_image_to_phys=_kernel_image_to_phys,
 )

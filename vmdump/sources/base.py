@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import Arch
-from vmdump.errors import ExcludedPage, LayoutError, ReadError
+from vmdump.errors import ExcludedPage, LayoutError, ReadError, RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import (
@@ -115,6 +115,9 @@ class Source:
         ELF notes of the guest, in its byte order.
     vmcoreinfo : bytes, optional
         Text of VMCOREINFO; a note of it takes the place of the one in `notes`.
+    cpus : sequence of mapping of str to int, optional
+        The registers of each vCPU by name, for a guest whose `notes` have none: notes are made of them, see
+        :meth:`vmdump.arch.Arch.notes`.
 
     Raises
     ------
@@ -122,6 +125,9 @@ class Source:
         The blocks or the page size are wrong.
     FormatError
         A note is longer than the notes.
+    RequestError
+        A register has no place in the architecture's notes, a value does not fit its register, or `notes`
+        have registers already.
     """
 
     files: tuple[HasDescriptor, ...] = ()
@@ -140,17 +146,23 @@ class Source:
         page_size: int | None = None,
         notes: bytes = b"",
         vmcoreinfo: bytes | None = None,
+        cpus: Sequence[Mapping[str, int]] | None = None,
     ) -> None:
         self.blocks = check_blocks(blocks)
         self.arch = arch
         self.byteorder: ByteOrder = byteorder or arch.byteorder
         wide = self.blocks[-1].end > arch.max_end_32
         self.elf_class: ElfClass = 64 if wide else elf_class or arch.elf_class
-        self.notes = notes
+        self.notes = notes if cpus is None else self._with_registers(notes, cpus)
         self._page_size_asked = page_size
         self._set_vmcoreinfo(vmcoreinfo)
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
+
+    def _with_registers(self, notes: bytes, cpus: Sequence[Mapping[str, int]]) -> bytes:
+        if count_cpus(notes, self.byteorder):
+            raise RequestError("cpus: the notes have registers already", parameter="cpus")
+        return self.arch.notes(cpus, self.byteorder) + notes
 
     def _set_vmcoreinfo(self, text: bytes | None) -> None:
         if text is not None:
@@ -231,6 +243,21 @@ class Source:
     def nr_cpus(self) -> int:
         """Number of vCPUs by the register notes; 1 where there are none."""
         return count_cpus(self.notes, self.byteorder) or 1
+
+    @cached_property
+    def cpus(self) -> tuple[Mapping[str, int], ...]:
+        """The registers of each vCPU by name, as unsigned numbers; empty where there are no register notes.
+
+        All registers of all notes of a vCPU are in one mapping: those of NT_PRSTATUS, of the floating-point
+        and vector notes, and on x86 those of the QEMU note (``cr0`` to ``cr4``, ``cs_base``, ...). They
+        are read when one of them is first asked for.
+
+        Raises
+        ------
+        FormatError
+            There are more vCPUs than any guest has.
+        """
+        return self.arch.cpus(self.notes, self.byteorder)
 
     @property
     def phys_base(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -69,7 +69,7 @@ class BlockSource(Source):
         must not change their size while the source lives.
     arch : str or Arch
         By name, see ``vmdump.arch.ARCHES``.
-    byteorder, elf_class, page_size, notes, vmcoreinfo
+    byteorder, elf_class, page_size, notes, vmcoreinfo, cpus
         As for :class:`vmdump.sources.base.Source`.
 
     Raises
@@ -77,13 +77,14 @@ class BlockSource(Source):
     LayoutError
         The blocks overlap, are unsorted, empty or not contiguous.
     RequestError
-        The architecture is not known.
+        The architecture is not known, or `cpus` are wrong.
 
     Examples
     --------
     >>> import numpy as np
-    >>> BlockSource([(0x1000, np.zeros(8192, np.uint8))]).size
-    8192
+    >>> guest = BlockSource([(0x1000, np.zeros(8192, np.uint8))], cpus=[{"rip": 0x1000, "cr3": 0x2000}])
+    >>> guest.size, guest.cpus[0]["cr3"]
+    (8192, 8192)
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class BlockSource(Source):
         page_size: int | None = None,
         notes: bytes = b"",
         vmcoreinfo: bytes | None = None,
+        cpus: Sequence[Mapping[str, int]] | None = None,
     ) -> None:
         super().__init__(
             as_blocks(blocks),
@@ -105,4 +107,5 @@ class BlockSource(Source):
             page_size=page_size,
             notes=notes,
             vmcoreinfo=vmcoreinfo,
+            cpus=cpus,
         )

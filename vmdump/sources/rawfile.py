@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 from vmdump.arch import arch_by_name
 from vmdump.errors import LayoutError, SourceError
@@ -27,6 +28,8 @@ class RawSource(Source):
         The guest's architecture.
     page_size : int, optional
         The dump's block size in bytes; see :class:`vmdump.sources.base.Source`.
+    cpus : sequence of mapping of str to int, optional
+        The registers of each vCPU; see :class:`vmdump.sources.base.Source`.
 
     Raises
     ------
@@ -35,7 +38,7 @@ class RawSource(Source):
     LayoutError
         Its size is no multiple of 4096, or the page size is wrong.
     RequestError
-        The architecture is not known.
+        The architecture is not known, or `cpus` are wrong.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class RawSource(Source):
         base: int = 0,
         arch: str = "x86_64",
         page_size: int | None = None,
+        cpus: Sequence[Mapping[str, int]] | None = None,
     ) -> None:
         known_arch = arch_by_name(arch)
         self._file = file = GuestFile(path)
@@ -58,7 +62,8 @@ class RawSource(Source):
                     f"{MIN_PAGE_SIZE} bytes",
                     address=base,
                 )
-            super().__init__([Block(base, FileMemory(file, 0, file.size))], known_arch, page_size=page_size)
+            block = Block(base, FileMemory(file, 0, file.size))
+            super().__init__([block], known_arch, page_size=page_size, cpus=cpus)
         except BaseException:
             self.close()
             raise

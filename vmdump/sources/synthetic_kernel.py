@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.x86_64 import PAGE_OFFSET, START_KERNEL_MAP, VMEMMAP_START, prstatus_note, qemu_note
+from vmdump.arch.x86_64 import ARCH, PAGE_OFFSET, START_KERNEL_MAP, VMEMMAP_START
 from vmdump.formats.notes import VMCOREINFO_NAME, build_note
 from vmdump.sources.synthetic_pages import PAGE_SIZE
 
@@ -212,10 +212,8 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     ).encode()
     data.put(vmcoreinfo, text)
     vcpus = [_registers(data, load, init_top_pgt) for _ in range(_VCPUS)]
-    notes = [prstatus_note(cpu, registers) for cpu, registers in enumerate(vcpus)]
-    notes += [qemu_note(registers) for registers in vcpus]
-    notes.append(build_note(VMCOREINFO_NAME, 0, text, "little"))
-    return Kernel(load, data.pages(), b"".join(notes))
+    notes = ARCH.notes(vcpus) + build_note(VMCOREINFO_NAME, 0, text, "little")
+    return Kernel(load, data.pages(), notes)
 
 
 def _map_memory(data: _Data, load: int, memory_end: int) -> int:

@@ -1,0 +1,39 @@
+"""64-bit LoongArch.
+
+Sources of the layouts: Linux' ``struct user_pt_regs`` and ``struct user_fp_state``
+(arch/loongarch/include/uapi/asm/ptrace.h), as QEMU has written them since 8.0.
+"""
+
+from __future__ import annotations
+
+from vmdump.arch.base import Arch
+from vmdump.arch.registers import NT_FPREGSET, RegisterNote, numbered, prstatus, words
+from vmdump.formats.layout import Layout
+
+__all__ = ["ARCH"]
+
+ARCH = Arch(
+    "loongarch64",
+    machine=258,
+    uts_machine="loongarch64",
+    elf_class=64,
+    byteorder="little",
+    register_notes=(
+        # era is where the program counter goes, as everywhere where Linux stops a program.
+        prstatus(
+            "loongarch64",
+            8,
+            (*numbered("r", "u8", 0, 32), *words("u8", "orig_a0", "era", "badv")),
+            fpvalid=True,
+            padding=80,
+        ),
+        RegisterNote(
+            b"CORE",
+            NT_FPREGSET,
+            Layout(
+                "loongarch64 FPREGSET note",
+                (*numbered("f", "u8", 0, 32), *words("u8", "fcc"), *words("u4", "fcsr")),
+            ),
+        ),
+    ),
+)

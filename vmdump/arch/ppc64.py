@@ -1,0 +1,22 @@
+"""64-bit PowerPC in both byte orders: pseries and powernv."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vmdump.arch.base import Arch
+from vmdump.arch.powerpc import register_notes
+
+__all__ = ["BIG", "LITTLE"]
+
+# 64 KiB is what Linux uses on most of these machines, and what QEMU takes for pseries.
+BIG = Arch(
+    "ppc64",
+    machine=21,
+    uts_machine="ppc64",
+    elf_class=64,
+    byteorder="big",
+    register_notes=register_notes("ppc64", "u8"),
+    page_size=65536,
+)
+LITTLE = replace(BIG, name="ppc64le", uts_machine="ppc64le", byteorder="little")

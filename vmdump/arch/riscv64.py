@@ -1,0 +1,28 @@
+"""64-bit RISC-V.
+
+Source of the layout: Linux' ``struct user_regs_struct`` (arch/riscv/include/uapi/asm/ptrace.h). QEMU writes
+no floating-point note.
+"""
+
+from __future__ import annotations
+
+from vmdump.arch.base import Arch
+from vmdump.arch.registers import prstatus, words
+
+__all__ = ["ARCH", "REGISTERS"]
+
+REGISTERS = (
+    *("pc", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"),
+    *("a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7"),
+    *("s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6"),
+)
+"""pc, then x1 to x31 by their names in the calling convention."""
+
+ARCH = Arch(
+    "riscv64",
+    machine=243,
+    uts_machine="riscv64",
+    elf_class=64,
+    byteorder="little",
+    register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
+)

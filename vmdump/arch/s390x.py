@@ -1,0 +1,53 @@
+"""s390x, IBM's z/Architecture.
+
+Sources of the layouts: ``target/s390x/arch_dump.c`` of QEMU, after Linux' s390_regs, s390_fp_regs and struct
+gs_cb (arch/s390/include/uapi/asm/ptrace.h and guarded_storage.h).
+"""
+
+from __future__ import annotations
+
+from vmdump.arch.base import Arch
+from vmdump.arch.registers import NT_FPREGSET, RegisterNote, numbered, prstatus, wide, words
+from vmdump.formats.layout import Field, Layout
+
+__all__ = ["ARCH"]
+
+
+def _linux(number: int, name: str, *fields: Field) -> RegisterNote:
+    return RegisterNote(b"LINUX", number, Layout(f"s390x {name} note", fields))
+
+
+ARCH = Arch(
+    "s390x",
+    machine=22,
+    uts_machine="s390x",
+    elf_class=64,
+    byteorder="big",
+    register_notes=(
+        # Behind the access registers stands orig_gpr2, of a system call.
+        prstatus(
+            "s390x",
+            8,
+            (*words("u8", "psw_mask", "psw_addr"), *numbered("r", "u8", 0, 16), *numbered("a", "u4", 0, 16)),
+            fpvalid=False,
+            padding=8,
+        ),
+        RegisterNote(
+            b"CORE",
+            NT_FPREGSET,
+            Layout(
+                "s390x FPREGSET note",
+                (Field("fpc", "u4"), Field("pad_fpc", "V4"), *numbered("f", "u8", 0, 16)),
+            ),
+        ),
+        _linux(0x305, "PREFIX", Field("prefix", "u4")),
+        _linux(0x304, "CTRS", *numbered("cr", "u8", 0, 16)),
+        _linux(0x301, "TIMER", Field("timer", "u8")),
+        _linux(0x302, "TODCMP", Field("todcmp", "u8")),
+        _linux(0x303, "TODPREG", Field("todpreg", "u4")),
+        # The other half of v0 to v15 are the floating-point registers.
+        _linux(0x309, "VXRS_LOW", *numbered("v", "u8", 0, 16, "_low")),
+        _linux(0x30A, "VXRS_HIGH", *wide("v", 16, 32)),
+        _linux(0x30B, "GS_CB", *words("u8", "gs_reserved", "gsd", "gssm", "gs_epl_a")),
+    ),
+)
