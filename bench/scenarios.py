@@ -150,7 +150,7 @@ def demand_equal(source: str, path: Path, threads: int) -> None:
     with vmdump.open_source(source) as guest, vmdump.open(path) as dump:
         found = compare(guest, dump, threads=threads)
     if not found.equal:
-        raise Failed(f"{path.name} does not hold the guest: {len(found.different)} pages differ")
+        raise Failed(f"{path.name} does not hold the guest: {found.different_pages} pages differ")
 
 
 def demand_equal_to_qemus(bench: Bench, guest: Guest) -> None:

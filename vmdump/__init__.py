@@ -10,6 +10,7 @@ from vmdump import errors
 if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, open, open_source, start_dump
     from vmdump.benchmark import Benchmark, Candidate, bench
+    from vmdump.compare import Verification, verify
     from vmdump.features import Capabilities, FormatState, capabilities
     from vmdump.job import DumpJob, Progress, Report
     from vmdump.readers.dump import Dump
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "Source",
     "StoredPages",
+    "Verification",
     "__version__",
     "bench",
     "capabilities",
@@ -44,6 +46,7 @@ __all__ = [
     "open",
     "open_source",
     "start_dump",
+    "verify",
 ]
 
 # Names that are loaded when they are first used: the command has to set up its process before numpy is there,
@@ -64,6 +67,7 @@ _HOMES = {
     "Progress": "vmdump.job",
     "Report": "vmdump.job",
     "Source": "vmdump.sources.base",
+    "Verification": "vmdump.compare",
     "StoredPages": "vmdump.readers.kinds",
     "bench": "vmdump.benchmark",
     "capabilities": "vmdump.features",
@@ -72,6 +76,7 @@ _HOMES = {
     "open": "vmdump.api",
     "open_source": "vmdump.api",
     "start_dump": "vmdump.api",
+    "verify": "vmdump.compare",
 }
 
 if not TYPE_CHECKING:  # mypy would take every misspelt name for one that this knows

@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +19,8 @@ from vmdump.pipeline.plan import whole_blocks
 from vmdump.pipeline.sample import Sample, reading_speed, take_sample
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.trial import Trial, estimate_ratios
-from vmdump.request import open_source
-from vmdump.sources.base import Pages, Source
-from vmdump.sources.buffers import BlockSource
+from vmdump.request import opened
+from vmdump.sources.base import Pages
 from vmdump.writers.disk import DISK_ROUNDS, DiskSpeed, measure_disk
 from vmdump.writers.elf import plan_elf
 from vmdump.writers.kdump import plan_kdump
@@ -369,8 +367,8 @@ class _Guest:
 def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
     """Take the sample; a guest that was opened here is closed again before anything is timed."""
     with (
-        _opened(source) as opened,
-        opened.held(pause=False, cancelled=control.cancelled) as guest,
+        opened(source) as it,
+        it.held(pause=False, cancelled=control.cancelled) as guest,
     ):
         # The codec is named in the header, and does not change its size.
         plan = plan_kdump(guest, engines()[0].codec)
@@ -399,14 +397,6 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
         kdump_bytes=plan.data_offset + page_size,
         elf_bytes=len(elf.head),
     )
-
-
-def _opened(source: AnySource) -> AbstractContextManager[Source]:
-    if isinstance(source, Source):
-        return nullcontext(source)
-    if isinstance(source, str | os.PathLike):
-        return open_source(source)
-    return BlockSource(source)
 
 
 def _processor() -> str:

@@ -1,21 +1,55 @@
-"""Whether a dump holds the memory of a guest, page by page."""
+"""Whether every page of a dump can be read, and whether it holds another guest's memory, page by page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+import os
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vmdump.errors import CodecError, FormatError, ReadError, SourceError
 from vmdump.kernels.bits import equal
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
-from vmdump.sources.base import Block, Source
-from vmdump.units import merge_runs
+from vmdump.readers.dump import Dump
+from vmdump.readers.kinds import PageKind
+from vmdump.request import opened
+from vmdump.sources.base import Block, Pages, Source
+from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
-__all__ = ["Comparison", "compare"]
+if TYPE_CHECKING:
+    from vmdump.request import AnySource
+
+__all__ = ["Comparison", "Damage", "Verification", "compare", "verify"]
 
 _CHUNK = 4 << 20
+_PAGES_COUNTED = 1 << 20
+_LISTED = 100
+"""Pages and ranges that a report names; it counts all."""
+_READ_ERRORS = (SourceError, FormatError, CodecError, ReadError)
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A page that cannot be read.
+
+    Attributes
+    ----------
+    pfn : int
+        Its frame number.
+    reason : str
+        The error's text.
+    """
+
+    pfn: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -27,19 +61,112 @@ class Comparison:
     bytes_compared : int
         Guest memory that both hold, in bytes.
     different : tuple of int
-        Guest-physical addresses of the pages that differ.
-    blocks_equal : bool
-        True if both have memory at the same addresses.
+        Guest-physical addresses of the pages that differ, the first 100.
+    different_pages : int
+        How many differ.
+    excluded_pages : int
+        Pages that one of them leaves out, and that were not compared.
+    only_in_guest, only_in_dump : tuple of (int, int)
+        Ranges ``[begin, end)`` of memory that the other does not have, the first 100.
     """
 
     bytes_compared: int
     different: tuple[int, ...]
-    blocks_equal: bool
+    different_pages: int
+    excluded_pages: int
+    only_in_guest: tuple[Range, ...]
+    only_in_dump: tuple[Range, ...]
+
+    @property
+    def blocks_equal(self) -> bool:
+        """True if both have memory at the same addresses."""
+        return not self.only_in_guest and not self.only_in_dump
 
     @property
     def equal(self) -> bool:
         """True if nothing differs."""
-        return self.blocks_equal and not self.different
+        return self.blocks_equal and not self.different_pages
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes
+    ----------
+    page_size : int
+        Bytes of a page of the dump.
+    pages : int
+        Pages of the guest, those that are excluded included.
+    kinds : dict of str to int
+        How many of them the dump holds in which way: the names of
+        :class:`vmdump.readers.kinds.PageKind`, in lower case, that come up.
+    damaged : tuple of Damage
+        Pages that cannot be read, the first 100.
+    damaged_pages : int
+        How many cannot be read.
+    comparison : Comparison or None
+        With the other guest, where there is one.
+    """
+
+    page_size: int
+    pages: int
+    kinds: dict[str, int]
+    damaged: tuple[Damage, ...]
+    damaged_pages: int
+    comparison: Comparison | None
+
+    @property
+    def whole(self) -> bool:
+        """True if every page can be read and nothing differs from the other guest."""
+        return not self.damaged_pages and (self.comparison is None or self.comparison.equal)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything as JSON has it."""
+        return asdict(self)
+
+
+def verify(
+    dump: AnySource,
+    *,
+    against: AnySource | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Read and decompress every page of a dump, and compare it with another guest.
+
+    Parameters
+    ----------
+    dump : str, path, Source, buffer, or list of blocks
+        What :func:`vmdump.dump` takes as a source.
+    against : str, path, Source, buffer, or list of blocks, optional
+        Another dump, or a guest; one that runs stands still meanwhile. Pages that either leaves out are
+        counted and not compared.
+    threads : int, optional
+        Threads that read and compare; the processors this process may use, if not given.
+    progress : callable, optional
+        Called with (done, total) in bytes of guest memory.
+
+    Returns
+    -------
+    Verification
+        Pages that cannot be read are in it, and no error; they are not compared.
+
+    Raises
+    ------
+    SourceError, FormatError, LayoutError, CapabilityError, RequestError
+        One of them cannot be opened.
+    SourceError, FormatError, CodecError
+        The other guest cannot be read.
+    GuestBusy, QmpError, AccessDenied
+        Nor can a live one now.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    with opened(dump) as source:
+        if against is None:
+            return _scan(source, None, threads, progress)
+        with opened(against) as other, other.held(pause=True, cancelled=lambda: False) as guest:
+            return _scan(source, guest, threads, progress)
 
 
 def compare(guest: Source, dump: Source, *, threads: int = 1) -> Comparison:
@@ -57,42 +184,233 @@ def compare(guest: Source, dump: Source, *, threads: int = 1) -> Comparison:
     SourceError, FormatError, CodecError
         One of them cannot be read.
     """
-    different: list[int] = []
-    compared = 0
-    slots = [dump.page_size] * (threads + SLOTS_BEYOND_THREADS)
-    pieces = in_order(
-        _common_pieces(guest, dump), _differences, slots, threads=threads, idle=lambda piece: False
+    found = _scan(dump, guest, threads, None)
+    if found.damaged:
+        first = found.damaged[0]
+        raise FormatError(
+            f"{found.damaged_pages} pages cannot be read, the first is {first.pfn:#x}: {first.reason}"
+        )
+    assert found.comparison is not None
+    return found.comparison
+
+
+@dataclass
+class _Findings:
+    """What one piece of work found, or all of them together."""
+
+    kinds: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(PageKind), np.int64))
+    damaged: list[Damage] = field(default_factory=list)
+    damaged_pages: int = 0
+    damaged_bytes: int = 0
+    different: list[int] = field(default_factory=list)
+    different_pages: int = 0
+
+    def add(self, other: _Findings) -> None:
+        self.kinds += other.kinds
+        self.damaged += other.damaged[: _LISTED - len(self.damaged)]
+        self.damaged_pages += other.damaged_pages
+        self.damaged_bytes += other.damaged_bytes
+        self.different += other.different[: _LISTED - len(self.different)]
+        self.different_pages += other.different_pages
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Memory inside one block of the dump, and inside one of the guest or in none."""
+
+    mine: Block
+    theirs: Block | None
+    begin: int
+    end: int
+
+
+class _Scan:
+    """One dump and what it is compared with."""
+
+    def __init__(self, dump: Source, guest: Source | None) -> None:
+        self.dump = dump
+        self.guest = guest
+        self.page_size = dump.page_size
+
+    def work(self, scratch: Pages, piece: _Piece) -> _Findings:
+        """Read a piece of the dump, and compare it with the guest."""
+        found = _Findings()
+        length = piece.end - piece.begin
+        first, last = piece.begin // self.page_size, -(-piece.end // self.page_size)
+        bad = np.zeros(last - first, np.bool_)
+        mine = self._read(piece, scratch[:_CHUNK], bad, found)
+        if self.guest is None or piece.theirs is None:
+            return found
+        theirs = piece.theirs.memory.view(piece.begin - piece.theirs.start, length, scratch[_CHUNK:])
+        if not equal(mine, theirs):
+            # The first page may have begun before the piece.
+            cuts = np.arange(last - first) * self.page_size - piece.begin % self.page_size
+            differ = np.logical_or.reduceat(mine != theirs, np.maximum(cuts, 0))
+            differ[bad] = False
+            for source in (self.dump, self.guest):
+                differ[left_out(source, first, last - first, self.page_size)] = False
+            found.different_pages = int(np.count_nonzero(differ))
+            pages = np.flatnonzero(differ)[:_LISTED].tolist()
+            found.different = [max((first + page) * self.page_size, piece.begin) for page in pages]
+        return found
+
+    def _read(self, piece: _Piece, out: Pages, bad: NDArray[np.bool_], found: _Findings) -> Pages:
+        """Read a piece; where that fails, its halves, down to the pages that cannot be read."""
+        block, begin, end = piece.mine, piece.begin, piece.end
+        pfn = begin // self.page_size
+        try:
+            kinds = self._kinds(pfn, len(bad))
+            data = block.memory.view(begin - block.start, end - begin, out)
+        except _READ_ERRORS as error:
+            if len(bad) == 1:
+                bad[:] = True
+                found.damaged_pages += 1
+                found.damaged_bytes += end - begin
+                if len(found.damaged) < _LISTED:
+                    found.damaged.append(Damage(pfn, str(error)))
+                return out[: end - begin]
+            half = len(bad) // 2
+            middle = (pfn + half) * self.page_size
+            for part, low, high in ((bad[:half], begin, middle), (bad[half:], middle, end)):
+                target = out[low - begin : high - begin]
+                data = self._read(_Piece(block, None, low, high), target, part, found)
+                if not np.may_share_memory(data, target):
+                    target[:] = data
+            return out[: end - begin]
+        found.kinds += np.bincount(kinds, minlength=len(PageKind))
+        return data
+
+    def _kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
+        if isinstance(self.dump, Dump):
+            return self.dump.page_kinds(pfn, count)
+        return np.full(count, PageKind.PLAIN, np.uint8)
+
+
+def left_out(source: Source, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
+    """Tell which pages of `page_size` a source, whose own pages may have another size, excludes in part."""
+    begin, end = pfn * page_size, (pfn + count) * page_size
+    first, last = begin // source.page_size, -(-end // source.page_size)
+    excluded = source.excluded_pages(first, last - first)
+    if excluded is None:
+        return np.zeros(count, np.bool_)
+    unit = min(source.page_size, page_size)
+    units = np.repeat(excluded, source.page_size // unit)
+    skip = (begin - first * source.page_size) // unit
+    pages = np.zeros(count, np.bool_)
+    np.any(units[skip : skip + (end - begin) // unit].reshape(count, -1), axis=1, out=pages)
+    return pages
+
+
+def _scan(
+    dump: Source, guest: Source | None, threads: int, progress: Callable[[int, int], None] | None
+) -> Verification:
+    scan = _Scan(dump, guest)
+    slots = [np.empty(2 * _CHUNK, np.uint8) for _ in range(threads + SLOTS_BEYOND_THREADS)]
+    done, found = 0, _Findings()
+    results = in_order(_pieces(dump, guest), scan.work, slots, threads=threads, idle=lambda piece: False)
+    with closing(results):
+        for piece, part in results:
+            assert part is not None
+            found.add(part)
+            done += piece.end - piece.begin
+            if progress is not None:
+                progress(done, dump.size)
+    if progress is not None:
+        progress(dump.size, dump.size)
+    mine = _merged(dump)
+    pages = sum(-(-end // dump.page_size) - begin // dump.page_size for begin, end in mine)
+    counts = {kind: int(found.kinds[kind]) for kind in PageKind}
+    counts[PageKind.EXCLUDED] = dump.excluded_size // dump.page_size
+    # What no extent has was not looked at: it is zero.
+    counts[PageKind.MISSING] = counts[PageKind.ZERO] = 0
+    counts[PageKind.ZERO] = max(pages - found.damaged_pages - sum(counts.values()), 0)
+    comparison = None
+    if guest is not None:
+        theirs = _merged(guest)
+        common = list(_common(mine, theirs))
+        excluded = _count_left_out(dump, guest, common)
+        comparison = Comparison(
+            sum(end - begin for begin, end in common) - excluded * dump.page_size - found.damaged_bytes,
+            tuple(found.different),
+            found.different_pages,
+            excluded,
+            tuple(_beyond(theirs, mine)),
+            tuple(_beyond(mine, theirs)),
+        )
+    return Verification(
+        dump.page_size,
+        pages,
+        {kind.name.lower(): count for kind, count in counts.items() if count},
+        tuple(found.damaged),
+        found.damaged_pages,
+        comparison,
     )
-    with closing(pieces):
-        for (_, _, _, length), found in pieces:
-            compared += length
-            different += found or ()
-    mine, theirs = _merged(guest), _merged(dump)
-    return Comparison(compared, tuple(different), mine == theirs)
 
 
-def _merged(source: Source) -> list[tuple[int, int]]:
+def _merged(source: Source) -> list[Range]:
     """Join blocks that touch: a dump does not tell where one block ends and the next begins."""
     return list(merge_runs((block.start, block.end) for block in source.blocks))
 
 
-def _common_pieces(guest: Source, dump: Source) -> Iterator[tuple[Block, Block, int, int]]:
-    left, right = list(guest.blocks[::-1]), list(dump.blocks[::-1])
+def _common(ours: list[Range], others: list[Range]) -> Iterator[Range]:
+    """Give what is in both; each is ascending, and its ranges do not touch."""
+    left, right = ours[::-1], others[::-1]
     while left and right:
-        mine, theirs = left[-1], right[-1]
-        begin, end = max(mine.start, theirs.start), min(mine.end, theirs.end)
-        for address in range(begin, end, _CHUNK):
-            yield mine, theirs, address, min(_CHUNK, end - address)
-        (left if mine.end <= theirs.end else right).pop()
+        begin, end = max(left[-1][0], right[-1][0]), min(left[-1][1], right[-1][1])
+        if begin < end:
+            yield begin, end
+        (left if left[-1][1] <= right[-1][1] else right).pop()
 
 
-def _differences(page_size: int, piece: tuple[Block, Block, int, int]) -> list[int]:
-    mine, theirs, address, length = piece
-    first = mine.memory.view(address - mine.start, length, np.empty(length, np.uint8))
-    second = theirs.memory.view(address - theirs.start, length, np.empty(length, np.uint8))
-    if equal(first, second):
-        return []
-    whole = range(0, length, page_size)
-    return [
-        address + at for at in whole if not equal(first[at : at + page_size], second[at : at + page_size])
-    ]
+def _beyond(ours: list[Range], others: list[Range]) -> Iterator[Range]:
+    """Give the first ranges of ours that the others do not have."""
+    # What the others lack, from 0 to the end of all addresses.
+    ends = [0, *(end for _, end in others)]
+    begins = [*(begin for begin, _ in others), ADDRESS_LIMIT]
+    gaps = [gap for gap in zip(ends, begins, strict=True) if gap[0] < gap[1]]
+    yield from islice(_common(ours, gaps), _LISTED)
+
+
+def _count_left_out(dump: Source, guest: Source, common: list[Range]) -> int:
+    """Count the pages of the dump that either leaves out, in the memory that both have."""
+    total = 0
+    if not dump.excluded_size and not guest.excluded_size:
+        return 0
+    for begin, end in common:
+        first, last = begin // dump.page_size, -(-end // dump.page_size)
+        for pfn in range(first, last, _PAGES_COUNTED):
+            count = min(_PAGES_COUNTED, last - pfn)
+            out = left_out(dump, pfn, count, dump.page_size) | left_out(guest, pfn, count, dump.page_size)
+            total += int(np.count_nonzero(out))
+    return total
+
+
+def _data_runs(source: Source, page_size: int) -> Iterator[Range]:
+    """Give what may not be zero, ascending and in whole pages."""
+    for block in source.blocks:
+        for begin, end in block.memory.extents():
+            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
+
+
+def _pieces(dump: Source, guest: Source | None) -> Iterator[_Piece]:
+    """Cut what may not be zero where blocks of the dump and the guest begin and end, and into chunks."""
+    sources = (dump,) if guest is None else (dump, guest)
+    runs = merge_runs(heapq.merge(*(_data_runs(source, dump.page_size) for source in sources)))
+    mine, theirs = iter(dump.blocks), iter(() if guest is None else guest.blocks)
+    block, other = next(mine, None), next(theirs, None)
+    for begin, end in runs:
+        position = begin
+        while position < end:
+            while block is not None and block.end <= position:
+                block = next(mine, None)
+            while other is not None and other.end <= position:
+                other = next(theirs, None)
+            if block is None:
+                return
+            position = max(position, block.start)
+            shared = other is not None and other.start <= position
+            cut = block.end if other is None else min(block.end, other.end if shared else other.start)
+            limit = min(end, cut, align_up(position + 1, _CHUNK))
+            if position < limit:
+                yield _Piece(block, other if shared else None, position, limit)
+            position = max(position, limit)

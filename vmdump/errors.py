@@ -16,6 +16,8 @@ __all__ = [
     "Cancelled",
     "CapabilityError",
     "CodecError",
+    "DamagedPages",
+    "DifferentMemory",
     "EngineUnavailable",
     "ExcludedPage",
     "FormatError",
@@ -310,6 +312,38 @@ class IncompleteDump(VmdumpError, RuntimeError):
     def __init__(self, message: str, *, unreadable: tuple[tuple[int, int], ...]) -> None:
         super().__init__(message)
         self.unreadable = unreadable
+
+
+class DamagedPages(VmdumpError, ValueError):
+    """Pages of a dump cannot be read.
+
+    Attributes
+    ----------
+    pages : int
+        How many.
+    """
+
+    exit_code = 18
+
+    def __init__(self, message: str, *, pages: int) -> None:
+        super().__init__(message)
+        self.pages = pages
+
+
+class DifferentMemory(VmdumpError, ValueError):
+    """A dump does not hold the memory of the guest that it was compared with.
+
+    Attributes
+    ----------
+    pages : int
+        How many pages differ; 0 where one of them only lacks memory.
+    """
+
+    exit_code = 19
+
+    def __init__(self, message: str, *, pages: int) -> None:
+        super().__init__(message)
+        self.pages = pages
 
 
 class Cancelled(VmdumpError):

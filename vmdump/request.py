@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
 
-__all__ = ["AnySource", "DumpOptions", "Request", "check_request", "open_source"]
+__all__ = ["AnySource", "DumpOptions", "Request", "check_request", "open_source", "opened"]
 
 _MAX_THREADS = 1024
 
@@ -368,6 +368,11 @@ def _read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes:
         text = np.empty(min(file.size, MAX_PAGE_SIZE + 1), np.uint8)
         file.read_into(0, text)
     return check_vmcoreinfo(text.tobytes())
+
+
+def opened(source: AnySource) -> AbstractContextManager[Source]:
+    """Open a source for as long as a context lasts; one that is open already stays so."""
+    return nullcontext(source) if isinstance(source, Source) else _as_source(source)
 
 
 def _as_source(source: AnySource) -> Source:

@@ -72,7 +72,7 @@ def _verify(source: str, path: str, threads: int) -> int:
     with open_source(source) as guest, open_dump(path) as written:
         found = compare(guest, written, threads=threads)
         if not found.equal:
-            where = f"{len(found.different)} pages differ" if found.different else "its blocks are others"
+            where = f"{found.different_pages} pages differ" if found.different else "its blocks are others"
             raise FormatError(f"the dump does not hold the guest: {where}", path=path)
         return found.bytes_compared // written.page_size
 

@@ -1,0 +1,85 @@
+"""``vmdump verify``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from vmdump import Verification, verify
+from vmdump.cli.progress import progress_bar
+from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
+from vmdump.units import format_size
+
+__all__ = ["verify_command"]
+
+_SHOWN = 8
+"""Pages and ranges that are printed; --json has up to 100."""
+
+
+@click.command("verify")
+@click.argument("dump")
+@click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
+@click.option("-j", "--threads", type=click.IntRange(1, 1024), help="Threads; all processors, if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def verify_command(dump: str, against: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Read and decompress every page of DUMP.
+
+    DUMP and SOURCE are dumps or whatever else 'vmdump dump' takes as a source; a live guest stands still
+    while it is compared. Pages that cannot be read make the exit code 18, and what differs makes it 19.
+    """
+    with progress_bar(dump, shown=sys.stderr.isatty() and not quiet) as progress:
+        found = verify(dump, against=against, threads=threads, progress=progress)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        _show(dump, against, found)
+    error = _error(dump, against, found)
+    if error is not None:
+        raise error
+
+
+def _show(dump: str, against: str | None, found: Verification) -> None:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+    click.echo(f"{dump}: {found.pages} pages: {kinds or 'none whole'}; {found.damaged_pages} damaged")
+    for damage in found.damaged[:_SHOWN]:
+        click.echo(f"  damaged: pfn {damage.pfn:#x}: {damage.reason}")
+    _tell_more(found.damaged_pages)
+    compared = found.comparison
+    if compared is None:
+        return
+    click.echo(
+        f"against {against}: {format_size(compared.bytes_compared)} compared, "
+        f"{compared.different_pages} pages differ, {compared.excluded_pages} excluded pages not compared"
+    )
+    for address in compared.different[:_SHOWN]:
+        click.echo(f"  different: pfn {address // found.page_size:#x}")
+    _tell_more(compared.different_pages)
+    for name, ranges in ((dump, compared.only_in_dump), (against, compared.only_in_guest)):
+        for begin, end in ranges[:_SHOWN]:
+            click.echo(f"  only in {name}: {begin:#x}-{end:#x}")
+        _tell_more(len(ranges))
+
+
+def _tell_more(count: int) -> None:
+    if count > _SHOWN:
+        click.echo(f"  and {count - _SHOWN} more")
+
+
+def _error(dump: str, against: str | None, found: Verification) -> VmdumpError | None:
+    if found.damaged_pages:
+        first = found.damaged[0].pfn
+        text = f"{dump}: {found.damaged_pages} pages cannot be read, the first is pfn {first:#x}"
+        return DamagedPages(text, pages=found.damaged_pages)
+    compared = found.comparison
+    if compared is None or compared.equal:
+        return None
+    if compared.different_pages:
+        first = compared.different[0] // found.page_size
+        text = f"{compared.different_pages} pages differ from {against}, the first is pfn {first:#x}"
+    else:
+        begin, end = (compared.only_in_guest or compared.only_in_dump)[0]
+        text = f"only one of it and {against} has the memory at {begin:#x}-{end:#x}"
+    return DifferentMemory(f"{dump}: {text}", pages=compared.different_pages)
