@@ -14,6 +14,7 @@ int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, 
 {
     packer->engine = engine;
     packer->page_size = page_size;
+    packer->exact = 0;
     vmd_claim_init(&packer->claim);
     packer->window = malloc(vmd_window_size(page_size));
     packer->encoder = engine->encoder_create(level, page_size);
@@ -56,7 +57,7 @@ static int pack_page(struct vmd_packer *packer, const uint8_t *page, uint8_t *ou
     const size_t page_size = packer->page_size;
     int status = VMD_NO_ROOM;
 
-    if (!packer->engine->slow_on_noise || !vmd_is_incompressible(page, page_size))
+    if (packer->exact || !packer->engine->slow_on_noise || !vmd_is_incompressible(page, page_size))
         status = packer->engine->compress(packer->encoder, page, page_size, out, cap, written);
     if (status == VMD_NO_ROOM || (status == VMD_OK && *written >= page_size)) {
         memcpy(out, page, page_size);

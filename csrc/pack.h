@@ -21,6 +21,7 @@ struct vmd_packer {
     size_t page_size;
     void *encoder;
     uint8_t *window; /* the pages that are being packed */
+    int exact;       /* the engine is asked about each page, also where it is clear that it makes none smaller */
     struct vmd_claim claim;
 };
 

@@ -42,6 +42,7 @@ cdef extern from "pack.h":
         pass
     ctypedef struct vmd_packer "struct vmd_packer":
         const vmd_engine *engine
+        int exact
         vmd_claim claim
     ctypedef struct vmd_unpacker "struct vmd_unpacker":
         vmd_claim claim
@@ -147,6 +148,9 @@ cdef class Packer:
         Bytes, 1..1 MiB.
     level : int or None
         Of the engine; None for its default.
+    exact : bool
+        Each page is the engine's own result, which is compressed wherever that is smaller. Otherwise pages
+        that look incompressible are stored plain without asking it.
 
     Raises
     ------
@@ -162,7 +166,7 @@ cdef class Packer:
     cdef readonly int level
     cdef readonly size_t page_size
 
-    def __cinit__(self, engine, page_size, level=None):
+    def __cinit__(self, engine, page_size, level=None, *, exact=False):
         cdef const vmd_engine *found = _engine(engine)
         if level is None:
             level = found.default_level
@@ -175,6 +179,7 @@ cdef class Packer:
         self.page_size = _page_size(page_size)
         if vmd_packer_open(&self._packer, found, self.level, self.page_size) != VMD_OK:
             raise MemoryError(f"engine {engine}: no memory for its context")
+        self._packer.exact = exact
         self._open = True
 
     def __dealloc__(self):
