@@ -30,6 +30,7 @@ __all__ = [
     "RequestError",
     "SinkError",
     "SourceError",
+    "TranslationError",
     "VmdumpError",
 ]
 
@@ -255,6 +256,18 @@ class ExcludedPage(ReadError):
             f"the page of guest-physical address {address:#x} was excluded when the dump was made",
             address=address,
         )
+
+
+class TranslationError(ReadError):
+    """A virtual address that the guest's page tables do not map, or page tables that cannot be walked.
+
+    Attributes
+    ----------
+    address : int
+        The virtual address; of page tables, the guest-physical one of the top table.
+    """
+
+    exit_code = 17
 
 
 class GuestBusy(VmdumpError, RuntimeError):

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vmdump.arch.paging.tables import AddressSpaces
 from vmdump.arch.registers import RegisterNote, build_cpus, parse_cpus
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.kdump import SubHeaderForm
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
-__all__ = ["Arch", "lowest_block"]
+__all__ = ["Arch", "FindSpaces", "lowest_block"]
+
+FindSpaces = Callable[[Sequence[Mapping[str, int]], Vmcoreinfo, int | None], AddressSpaces]
 
 
 def _zero(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
@@ -61,6 +64,9 @@ class Arch:
     kernel_image_to_phys : callable
         ``(vmcoreinfo, virtual address of a kernel symbol) -> int or None``, its guest-physical address
         where that needs no page table.
+    address_spaces : callable or None
+        ``(registers of each vCPU, vmcoreinfo, guest-physical address of swapper_pg_dir or None) ->
+        AddressSpaces``; None where there is no page-table walk.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Arch:
     max_end_32: int = 1 << 32
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
     kernel_image_to_phys: Callable[[Vmcoreinfo, int], int | None] = _unknown
+    address_spaces: FindSpaces | None = None
 
     def notes(self, cpus: Sequence[Mapping[str, int]], byteorder: ByteOrder | None = None) -> bytes:
         """Make the notes of vCPUs, as QEMU would write them.

@@ -7,6 +7,7 @@ names for the registers are the 64-bit ones.
 from __future__ import annotations
 
 from vmdump.arch.base import Arch
+from vmdump.arch.paging.x86 import i386_spaces
 from vmdump.arch.registers import prstatus, words
 from vmdump.arch.x86_64 import QEMU_NOTE
 from vmdump.formats.layout import Field
@@ -43,4 +44,5 @@ ARCH = Arch(
     short_names=tuple((name, f"r{name[1:]}") for name in (*_GPRS, "esp", "eip", "eflags")),
     sub_header_32="32 packed",
     max_end_32=0xFFFFFFFF,
+    address_spaces=i386_spaces,
 )

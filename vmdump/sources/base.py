@@ -36,6 +36,7 @@ from vmdump.sources.blocks import (
     file_runs,
     find_block,
 )
+from vmdump.sources.virtual import Translating
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
 __all__ = [
@@ -81,7 +82,7 @@ _UTS_FIELD = 65
 _UTS_SIZE = 6 * _UTS_FIELD
 
 
-class Source:
+class Source(Translating):
     """A guest: its blocks, its notes, and what follows from them. A context manager.
 
     Attributes
@@ -182,7 +183,8 @@ class Source:
             ``KEY=value`` lines.
         """
         other = copy.copy(self)
-        other.__dict__.pop("utsname", None)
+        for derived in ("utsname", "_virtual"):
+            other.__dict__.pop(derived, None)
         other._set_vmcoreinfo(text)
         return other
 

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from vmdump.errors import LayoutError
 from vmdump.units import ADDRESS_LIMIT
 
-__all__ = ["Block", "BlockList", "FileRuns", "Memory", "Pages", "check_blocks", "file_runs", "find_block"]
+__all__ = [
+    "Block",
+    "BlockList",
+    "FileRuns",
+    "Memory",
+    "Pages",
+    "block_bounds",
+    "check_blocks",
+    "file_runs",
+    "find_block",
+]
 
 Pages = NDArray[np.uint8]
 FileRuns = list[tuple[int, int, int, int]]
@@ -207,6 +217,14 @@ class BlockList(Sequence[Block]):
             raise IndexError(f"block {at} of {len(self)}")
         at %= len(self)
         return Block(int(self.starts[at]), self._make(at))
+
+
+def block_bounds(blocks: Sequence[Block]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Give the guest-physical starts and the sizes of blocks, in bytes, as two arrays (n,)."""
+    if isinstance(blocks, BlockList):
+        return blocks.starts, blocks.sizes
+    starts = np.array([block.start for block in blocks], np.uint64)
+    return starts, np.array([block.size for block in blocks], np.uint64)
 
 
 def find_block(blocks: Sequence[Block], address: int) -> int:

@@ -1,0 +1,17 @@
+"""Page tables: which virtual addresses the guest gives its memory. Pure functions over a reader of tables."""
+
+from __future__ import annotations
+
+from vmdump.arch.paging.mappings import identity, mapped_runs
+from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, ReadTables, Runs, TableFormat, walk
+
+__all__ = [
+    "AddressSpace",
+    "AddressSpaces",
+    "ReadTables",
+    "Runs",
+    "TableFormat",
+    "identity",
+    "mapped_runs",
+    "walk",
+]
