@@ -69,9 +69,11 @@ class _SveNote(RegisterNote):
             )
         return _sve_layout(vector)
 
-    def constants_for(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """Give the note's size, which is in its header."""
-        return (("size", layout.size), ("max_size", layout.size))
+    def constants_for(self, registers: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """Give the note's sizes for the vectors as long as they are, and as long as they can be."""
+        vector, longest = registers["sve_vl"], registers.get("sve_max_vl", 0)
+        size = _sve_layout(vector).size
+        return (("size", size), ("max_size", _sve_layout(longest).size if _is_vector(longest) else size))
 
     def wide_order(self, byteorder: ByteOrder) -> ByteOrder:
         """Tell that vectors are little-endian also in big-endian notes."""

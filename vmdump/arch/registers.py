@@ -88,8 +88,8 @@ class RegisterNote:
         """Give the layout for writing these registers; None if the note is not needed for them."""
         return self.layout if self.always or not self.names.isdisjoint(registers) else None
 
-    def constants_for(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """Give what is written into the fields that are no registers."""
+    def constants_for(self, registers: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """Give what is written into the fields that are no registers, beside these registers."""
         return self.constants
 
     def wide_order(self, byteorder: ByteOrder) -> ByteOrder:
@@ -124,7 +124,7 @@ class RegisterNote:
         RequestError
             A value does not fit its register.
         """
-        values: dict[str, int | bytes] = dict(self.constants_for(layout))
+        values: dict[str, int | bytes] = dict(self.constants_for(registers))
         for field in layout.fields:
             if field.name == _PID:
                 values[_PID] = cpu + 1

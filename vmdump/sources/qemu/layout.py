@@ -17,6 +17,7 @@ from vmdump.sources.files import FileMemory, GuestFile
 from vmdump.sources.qemu.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.process import Mapping, Process, covering
+from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump
 
 __all__ = ["GuestLayout", "ask_headers"]
 
@@ -152,7 +153,7 @@ class GuestLayout:
     Attributes
     ----------
     headers : ElfHeaders
-        QEMU's.
+        QEMU's, or what they would be if it could dump this architecture.
     blocks : list of Block
         The guest's memory.
     files : list of GuestFile
@@ -184,7 +185,12 @@ class GuestLayout:
         self._process = process
         self._private = private
         self._places: list[tuple[int, int, int]] = []
-        self.headers = ask_headers(monitor, cancelled)
+        try:
+            self.headers = ask_headers(monitor, cancelled)
+        except QmpError as refusal:
+            if not has_no_dump(refusal):
+                raise
+            self.headers = describe_guest(monitor, refusal)
         ranges = sorted((int(load["p_paddr"]), int(load["p_memsz"])) for load in self.headers.loads)
         bounds = [start for start, _ in ranges] + [start + size - 1 for start, size in ranges]
         self._mappings = process.mappings()
