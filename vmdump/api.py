@@ -81,6 +81,9 @@ def dump(
         is fuzzy: each page is valid, but not all are of one moment.
     vmcoreinfo : bytes, str or path, optional
         VMCOREINFO in the place of what the guest gives: its text, or a file of it.
+    compat : {"qemu"}, optional
+        Write, byte for byte, the file that QEMU 7.2 would have written of the guest: elf, or kdump-zlib,
+        which is flattened unless another layout is asked for.
 
     Returns
     -------

@@ -34,6 +34,7 @@ from vmdump.sources.spec import split_options
 from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, plan_kdump, write_early, write_kdump
 from vmdump.writers.output import Output
+from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -112,6 +113,7 @@ class Request:
     output: str | os.PathLike[str]
     force: bool
     pause: bool
+    compat: bool
 
     def run(self, control: Control) -> Report:
         """Dump the guest.
@@ -130,7 +132,9 @@ class Request:
         try:
             with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
                 flatten = self.layout == "flattened" or (
-                    self.layout == "auto" and not output.seekable and self.engine is not None
+                    self.layout == "auto"
+                    and self.engine is not None
+                    and (self.compat or not output.seekable)  # QEMU 7.2 knows no other
                 )
                 output.begin(self.source.files)
                 early = _Early(self, output, control)
@@ -139,14 +143,16 @@ class Request:
                     self.source.held(
                         pause=self.pause,
                         cancelled=control.cancelled,
-                        prepare=early.write if output.sparse and not flatten else None,
+                        prepare=early.write if output.sparse and not (flatten or self.compat) else None,
                     ) as guest,
                 ):
                     slices, plan = self.lay_out(guest)
                     guest_bytes = sum(piece.size for piece in slices)
                     control.start(guest_bytes)
                     output.begin(guest.files)
-                    if self.engine is None or plan is None:
+                    if self.compat:
+                        tally = self._write_compat(guest, slices, output, flatten=flatten, control=control)
+                    elif self.engine is None or plan is None:
                         tally = write_elf(
                             guest,
                             slices,
@@ -192,6 +198,26 @@ class Request:
         finally:
             if self.owned:
                 self.source.close()
+
+    def _write_compat(
+        self, guest: Source, slices: list[Slice], output: Output, *, flatten: bool, control: Control
+    ) -> Tally:
+        # Here, because few dumps are of this kind, and a start takes 1 ms longer with them.
+        from vmdump.writers.compat import make_compat_packer
+        from vmdump.writers.compat_elf import write_compat_elf
+        from vmdump.writers.compat_kdump import plan_compat_kdump, write_compat_kdump
+
+        if self.engine is None:
+            return write_compat_elf(guest, slices, output, threads=self.threads, control=control)
+        return write_compat_kdump(
+            guest,
+            plan_compat_kdump(guest),
+            output,
+            make_packer=make_compat_packer,
+            flatten=flatten,
+            threads=self.threads,
+            control=control,
+        )
 
     def _packers(self, guest: Source) -> Callable[[int], PagePacker]:
         """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""
@@ -280,6 +306,7 @@ class DumpOptions(TypedDict, total=False):
     force: bool
     pause: bool
     vmcoreinfo: bytes | str | os.PathLike[str] | None
+    compat: str | None
 
 
 def check_request(
@@ -297,6 +324,7 @@ def check_request(
     force: bool = False,
     pause: bool = True,
     vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    compat: str | None = None,
 ) -> Request:
     """Refuse what cannot be done before anything is opened or created; parameters as for :func:`vmdump.dump`.
 
@@ -324,12 +352,28 @@ def check_request(
         threads = len(os.sched_getaffinity(0))
     if not 1 <= threads <= _MAX_THREADS:
         raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
-    chosen = None if codec is None else find_engine(codec, engine)
-    chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
+    chosen: Engine | None
+    chosen_level: int | None
+    if compat is not None:
+        from vmdump.writers.compat import check_compat
+
+        demanded = check_compat(
+            compat, dump_format, engine=engine, level=level, pause=pause, vmcoreinfo=vmcoreinfo is not None
+        )
+        chosen, chosen_level = demanded or (None, None)
+    else:
+        chosen = None if codec is None else find_engine(codec, engine)
+        chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
     text = None if vmcoreinfo is None else _read_vmcoreinfo(vmcoreinfo)
 
     def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
-        plan = None if codec is None else plan_kdump(guest, codec)
+        plan = None
+        if compat is not None:
+            from vmdump.writers.compat import qemu_target
+
+            qemu_target(guest)
+        elif codec is not None:
+            plan = plan_kdump(guest, codec)
         if begin is None or length is None:
             return whole_blocks(guest.blocks), plan
         return filter_blocks(guest.blocks, begin, length), plan
@@ -358,6 +402,7 @@ def check_request(
         output=output,
         force=force,
         pause=pause,
+        compat=compat is not None,
     )
 
 

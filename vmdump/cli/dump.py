@@ -51,6 +51,7 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
 @click.option("--no-pause", is_flag=True, help="Let a running guest run on: the dump is fuzzy.")
 @click.option("--vmcoreinfo", metavar="FILE", help="VMCOREINFO to use instead of the guest's.")
+@click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -67,6 +68,7 @@ def dump_command(
     paging: bool,
     no_pause: bool,
     vmcoreinfo: str | None,
+    compat: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -96,6 +98,7 @@ def dump_command(
             force=force,
             pause=not no_pause,
             vmcoreinfo=vmcoreinfo,
+            compat=compat,
             progress=progress,
         )
     if as_json:

@@ -23,6 +23,7 @@ __all__ = [
     "PT_LOAD",
     "PT_NOTE",
     "SHDR",
+    "SHT_STRTAB",
     "XNUM_THRESHOLD",
     "ElfClass",
     "ident",
@@ -38,6 +39,7 @@ EV_CURRENT = 1
 ET_CORE = 4
 PT_LOAD = 1
 PT_NOTE = 4
+SHT_STRTAB = 3
 PN_XNUM = 0xFFFF
 XNUM_THRESHOLD = 0xFFFD
 """From this many PT_LOADs on, QEMU counts in a section header instead of e_phnum."""

@@ -43,6 +43,7 @@ __all__ = [
     "MAX_PAGE_SIZE",
     "MIN_PAGE_SIZE",
     "Block",
+    "Emulator",
     "FileRuns",
     "HasDescriptor",
     "Memory",
@@ -64,6 +65,22 @@ class HasDescriptor(Protocol):
     @property
     def fd(self) -> int:
         """The descriptor."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """The QEMU of a live guest.
+
+    Attributes
+    ----------
+    target : str
+        ``x86_64`` of qemu-system-x86_64, and so on.
+    machine : str
+        QOM type of the machine: ``pc-q35-7.2-machine``.
+    """
+
+    target: str
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,10 @@ class Source(Translating):
         gave zeros.
     excluded_size : int
         Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`.
+    emulator : Emulator or None
+        The QEMU of a live guest; None of any other.
+    given_notes : bytes
+        `notes`, without VMCOREINFO that was found or given later.
 
     Parameters
     ----------
@@ -136,6 +157,7 @@ class Source(Translating):
     paused_seconds: float | None = None
     unreadable: Sequence[tuple[int, int]] = ()
     excluded_size = 0
+    emulator: Emulator | None = None
 
     def __init__(
         self,
@@ -157,6 +179,7 @@ class Source(Translating):
         self.notes = notes if cpus is None else self._with_registers(notes, cpus)
         self._page_size_asked = page_size
         self._set_vmcoreinfo(vmcoreinfo)
+        self.given_notes = self.notes
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
 

@@ -37,7 +37,7 @@ from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
-__all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early"]
+__all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early", "write_memory"]
 
 UNIT = 4096
 """Memory begins on a file system block, and is written or left out in such units: holes of the file."""
@@ -159,7 +159,7 @@ def write_elf_early(
         return None
     plan = plan_elf(source, slices)
     with PlainFile(output, control.cancelled) as file:
-        _write_memory(file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control)
+        write_memory(file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control)
     return plan
 
 
@@ -199,12 +199,12 @@ def write_elf(
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)
         lane.write(plan.head)
-        _write_memory(lane, slices, tally, known, threads=threads, control=control, release=source.release)
+        write_memory(lane, slices, tally, known, threads=threads, control=control, release=source.release)
         file.finish()
     return tally
 
 
-def _write_memory(
+def write_memory(
     lane: Lane,
     slices: Sequence[Slice],
     tally: Tally,
@@ -214,7 +214,30 @@ def _write_memory(
     control: Control,
     release: Callable[[], None] | None = None,
 ) -> None:
-    """Write what is not zero; with `known` and `release` what has changed, with `known` alone note it."""
+    """Write the memory of slices, one behind the other.
+
+    Parameters
+    ----------
+    lane : Lane
+        Where it goes; what is zero is skipped.
+    slices : sequence of Slice
+        The memory.
+    tally : Tally
+        Its counts are raised.
+    known : KnownPages or None
+        With `release`, only what is not as it was is written; without, what is written is noted there.
+    threads : int
+        Threads that read memory.
+    control : Control
+        Told of every chunk.
+    release : callable, optional
+        Called when all memory has been read.
+
+    Raises
+    ------
+    SourceError, SinkError, Cancelled
+        And the lane is not finished.
+    """
     changed = known if release else None
     with closing(scanned(slices, unit=UNIT, threads=threads, known=known)) as runs:
         for run, result in runs:

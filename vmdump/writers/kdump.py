@@ -32,7 +32,7 @@ from vmdump.writers.output import Output
 from vmdump.writers.pagedata import PageData
 from vmdump.writers.tally import Tally
 
-__all__ = ["EarlyPages", "KdumpPlan", "plan_kdump", "write_early", "write_kdump"]
+__all__ = ["EarlyPages", "KdumpPlan", "bitmap_windows", "plan_kdump", "write_early", "write_kdump"]
 
 _BITMAP_WINDOW = 1 << 20
 """Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
@@ -142,8 +142,23 @@ def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> byt
     return body.ljust((kdump.HEADER_BLOCKS + sub_hdr_size) * block_size, b"\0")
 
 
-def _bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, Pages | None]]:
-    """Give the bitmap of ranges of pfns in windows: bytes, and their contents or None if no bit is set."""
+def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, Pages | None]]:
+    """Give a bitmap in windows of 1 MiB.
+
+    Parameters
+    ----------
+    ranges : sequence of (int, int)
+        Frame numbers ``[begin, end)`` whose bits are set, ascending.
+    size : int
+        Bytes of the bitmap.
+
+    Yields
+    ------
+    length : int
+        Bytes of the window.
+    window : (length,) uint8 or None
+        Valid until the next one is asked for; None if no bit is set.
+    """
     window = np.empty(min(size, _BITMAP_WINDOW), np.uint8)
     first = 0
     for begin in range(0, size, _BITMAP_WINDOW):
@@ -162,7 +177,7 @@ def _bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tu
 
 
 def _write_bitmap(lane: Lane, ranges: Sequence[tuple[int, int]], size: int) -> None:
-    for length, window in _bitmap_windows(ranges, size):
+    for length, window in bitmap_windows(ranges, size):
         if window is None:
             lane.skip(length)
         else:

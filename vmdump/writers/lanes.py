@@ -169,6 +169,11 @@ class FlattenedFile(_File):
         """Open a lane at an offset of the standard file; the lane before must be finished."""
         return _FlattenedLane(self, offset)
 
+    def record(self, offset: int, data: Buffer) -> None:
+        """Write one record, whatever its size; not while a lane has bytes that wait for more."""
+        self._put(flattened.record(offset, memoryview(data).nbytes))
+        self._put(data)
+
     def finish(self) -> None:
         """Write the end mark."""
         self._put(flattened.END_MARK)
@@ -204,7 +209,6 @@ class _FlattenedLane:
 
     def finish(self) -> None:
         if self._filled:
-            self._file._put(flattened.record(self._offset, self._filled))
-            self._file._put(self._file._buffer[: self._filled])
+            self._file.record(self._offset, self._file._buffer[: self._filled])
             self._offset += self._filled
             self._filled = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vmdump.errors import CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.sources.base import Emulator
 from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
@@ -17,6 +18,7 @@ from vmdump.sources.qemu.process import Process
 
 __all__ = ["Attachment"]
 
+_MACHINE = "/machine"
 _IDLE_MIGRATION = ("none", "completed", "failed", "cancelled")
 
 
@@ -83,8 +85,7 @@ class Attachment:
             return None
 
     def _refuse_encrypted(self) -> None:
-        where = "/machine"
-        support = self._ask_quietly("qom-get", {"path": where, "property": "confidential-guest-support"})
+        support = self._ask_quietly("qom-get", {"path": _MACHINE, "property": "confidential-guest-support"})
         kind = self._ask_quietly("qom-get", {"path": support, "property": "type"}) if support else None
         if not kind and (self._ask_quietly("query-sev") or {}).get("enabled"):
             kind = "sev-guest"
@@ -112,6 +113,18 @@ class Attachment:
         if (self._ask_quietly("query-dump") or {}).get("status") == "active":
             raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
         return bool(status["running"])
+
+    def emulator(self) -> Emulator:
+        """Ask for the target architecture and the machine.
+
+        Raises
+        ------
+        QmpError
+            QEMU does not answer.
+        """
+        target = self._monitor.execute("query-target")["arch"]
+        machine = self._monitor.execute("qom-get", {"path": _MACHINE, "property": "type"})
+        return Emulator(str(target), str(machine))
 
     def attached(self) -> None:
         """Note that the attach is over: what the guest stood still until now is vmdump's doing."""

@@ -10,7 +10,7 @@ from typing import Self
 from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
-from vmdump.sources.base import Source
+from vmdump.sources.base import Emulator, Source
 from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, search_vmcoreinfo
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.layout import GuestLayout
@@ -60,6 +60,11 @@ class _LaidOutGuest(Source):
     def paused_seconds(self) -> float:  # type: ignore[override]
         """For how long the guest stood still in the last dump, by QEMU's clock."""
         return self._attachment.paused_seconds
+
+    @property
+    def emulator(self) -> Emulator:  # type: ignore[override]
+        """The target architecture and the machine that QEMU tells."""
+        return self._attachment.emulator()
 
     def release(self) -> None:
         """Let the guest run again, if it was stopped for this; SourceError if memory was unplugged."""
