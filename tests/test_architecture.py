@@ -31,6 +31,8 @@ FLOORS = {
     "request": 7,
     "job": 7,
     "compare": 7,
+    "kernel_log": 7,
+    "summary": 7,
     "cli": 8,
 }
 # The files of floor 1 are one room; on floor 7 all that takes a source as a user names it is.
@@ -41,6 +43,8 @@ ROOMS = {
     "request": "api",
     "benchmark": "api",
     "compare": "api",
+    "kernel_log": "api",
+    "summary": "api",
 }
 
 

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from vmdump.compare import Verification, verify
     from vmdump.features import Capabilities, FormatState, capabilities
     from vmdump.job import DumpJob, Progress, Report
+    from vmdump.kernel_log import LogRecord, dmesg
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind, StoredPages
     from vmdump.sources.base import Block, Memory, Source
     from vmdump.sources.buffers import BlockSource, BufferMemory
+    from vmdump.summary import DumpInfo, info
 
 __version__ = "0.1.0"
 
@@ -28,8 +30,10 @@ __all__ = [
     "Candidate",
     "Capabilities",
     "Dump",
+    "DumpInfo",
     "DumpJob",
     "FormatState",
+    "LogRecord",
     "Memory",
     "PageKind",
     "Progress",
@@ -40,9 +44,11 @@ __all__ = [
     "__version__",
     "bench",
     "capabilities",
+    "dmesg",
     "dump",
     "dump_async",
     "errors",
+    "info",
     "open",
     "open_source",
     "start_dump",
@@ -60,19 +66,23 @@ _HOMES = {
     "Candidate": "vmdump.benchmark",
     "Capabilities": "vmdump.features",
     "Dump": "vmdump.readers.dump",
+    "DumpInfo": "vmdump.summary",
     "DumpJob": "vmdump.job",
     "FormatState": "vmdump.features",
+    "LogRecord": "vmdump.kernel_log",
     "Memory": "vmdump.sources.base",
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
     "Report": "vmdump.job",
     "Source": "vmdump.sources.base",
-    "Verification": "vmdump.compare",
     "StoredPages": "vmdump.readers.kinds",
+    "Verification": "vmdump.compare",
     "bench": "vmdump.benchmark",
     "capabilities": "vmdump.features",
+    "dmesg": "vmdump.kernel_log",
     "dump": "vmdump.api",
     "dump_async": "vmdump.api",
+    "info": "vmdump.summary",
     "open": "vmdump.api",
     "open_source": "vmdump.api",
     "start_dump": "vmdump.api",

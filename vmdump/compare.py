@@ -20,6 +20,7 @@ from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
 from vmdump.request import opened
 from vmdump.sources.base import Block, Pages, Source
+from vmdump.summary import data_runs, name_kinds
 from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
 if TYPE_CHECKING:
@@ -319,11 +320,6 @@ def _scan(
         progress(dump.size, dump.size)
     mine = _merged(dump)
     pages = sum(-(-end // dump.page_size) - begin // dump.page_size for begin, end in mine)
-    counts = {kind: int(found.kinds[kind]) for kind in PageKind}
-    counts[PageKind.EXCLUDED] = dump.excluded_size // dump.page_size
-    # What no extent has was not looked at: it is zero.
-    counts[PageKind.MISSING] = counts[PageKind.ZERO] = 0
-    counts[PageKind.ZERO] = max(pages - found.damaged_pages - sum(counts.values()), 0)
     comparison = None
     if guest is not None:
         theirs = _merged(guest)
@@ -340,7 +336,7 @@ def _scan(
     return Verification(
         dump.page_size,
         pages,
-        {kind.name.lower(): count for kind, count in counts.items() if count},
+        name_kinds(found.kinds, pages, dump, found.damaged_pages),
         tuple(found.damaged),
         found.damaged_pages,
         comparison,
@@ -385,17 +381,10 @@ def _count_left_out(dump: Source, guest: Source, common: list[Range]) -> int:
     return total
 
 
-def _data_runs(source: Source, page_size: int) -> Iterator[Range]:
-    """Give what may not be zero, ascending and in whole pages."""
-    for block in source.blocks:
-        for begin, end in block.memory.extents():
-            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
-
-
 def _pieces(dump: Source, guest: Source | None) -> Iterator[_Piece]:
     """Cut what may not be zero where blocks of the dump and the guest begin and end, and into chunks."""
     sources = (dump,) if guest is None else (dump, guest)
-    runs = merge_runs(heapq.merge(*(_data_runs(source, dump.page_size) for source in sources)))
+    runs = merge_runs(heapq.merge(*(data_runs(source, dump.page_size) for source in sources)))
     mine, theirs = iter(dump.blocks), iter(() if guest is None else guest.blocks)
     block, other = next(mine, None), next(theirs, None)
     for begin, end in runs:

@@ -12,20 +12,17 @@ import click
 
 from vmdump import dump
 from vmdump.cli.progress import progress_bar, summary
+from vmdump.cli.sizes import as_size
 from vmdump.errors import IncompleteDump, RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.job import Report
-from vmdump.units import format_size, parse_size
+from vmdump.units import format_size
 
 __all__ = ["dump_command"]
 
 
 _SHOWN = 3
 """Unreadable ranges that the message names."""
-
-
-def _as_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    return None if value is None else parse_size(value, parameter=parameter.name or "")
 
 
 @click.command("dump")
@@ -45,9 +42,9 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--level", type=int, help="Compression level, on the engine's own scale.")
 @click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
 @click.option(
-    "--begin", callback=_as_size, metavar="SIZE", help="Guest-physical address of the first byte (elf only)."
+    "--begin", callback=as_size, metavar="SIZE", help="Guest-physical address of the first byte (elf only)."
 )
-@click.option("--length", callback=_as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
+@click.option("--length", callback=as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
 @click.option("--no-pause", is_flag=True, help="Let a running guest run on: the dump is fuzzy.")
 @click.option("--vmcoreinfo", metavar="FILE", help="VMCOREINFO to use instead of the guest's.")

@@ -23,6 +23,7 @@ __all__ = [
     "count_cpus",
     "find_vmcoreinfo",
     "fuzzy_note",
+    "is_fuzzy",
     "iter_notes",
     "without_notes",
 ]
@@ -110,3 +111,11 @@ def fuzzy_note(byteorder: ByteOrder) -> bytes:
     Readers pass over notes whose name they do not know.
     """
     return build_note(_VMDUMP_NAME, _VMDUMP_TYPE, b"FUZZY=1\n", byteorder)
+
+
+def is_fuzzy(data: bytes, byteorder: ByteOrder) -> bool:
+    """Tell whether the notes have the mark of :func:`fuzzy_note`."""
+    return any(
+        note.name == _VMDUMP_NAME and note.type == _VMDUMP_TYPE and note.desc.startswith(b"FUZZY=1")
+        for note in iter_notes(data, byteorder)
+    )

@@ -53,6 +53,10 @@ class Vmcoreinfo(Mapping[str, str]):
         """Read ``OFFSET(struct.member)`` in bytes; None if absent."""
         return _integer(self.get(f"OFFSET({member})"), 0)
 
+    def struct_size(self, struct: str) -> int | None:
+        """Read ``SIZE(struct)`` in bytes; None if absent."""
+        return _integer(self.get(f"SIZE({struct})"), 0)
+
     @property
     def page_size(self) -> int | None:
         """``PAGESIZE`` in bytes; None if absent."""

@@ -119,6 +119,8 @@ class Source(Translating):
         The QEMU of a live guest; None of any other.
     given_notes : bytes
         `notes`, without VMCOREINFO that was found or given later.
+    incomplete : bool
+        True for a dump that is marked as lacking pages which it should have.
 
     Parameters
     ----------
@@ -158,6 +160,7 @@ class Source(Translating):
     unreadable: Sequence[tuple[int, int]] = ()
     excluded_size = 0
     emulator: Emulator | None = None
+    incomplete = False
 
     def __init__(
         self,

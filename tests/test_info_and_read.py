@@ -1,0 +1,147 @@
+"""vmdump info and vmdump read: what they say is what other people's tools say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import DATA, MACHINES, RunVmdump
+from oracles import judges
+from oracles.kdump import Kdump
+
+import vmdump
+from vmdump import errors
+
+GUEST = "synthetic:16M?seed=3&fill=0.5"
+PAGE = 4096
+Golden = Callable[[str, str], Path]
+
+
+def info(run_vmdump: RunVmdump, dump: object) -> dict[str, Any]:
+    done = run_vmdump("info", dump, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", ["elf", "kdump-zlib"])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_info_of_qemus_dumps(machine: str, name: str, golden: Golden) -> None:
+    path = golden(machine, name)
+    found = vmdump.info(path)
+    assert found.maker.startswith("QEMU")
+    assert found.file_bytes == path.stat().st_size
+    assert sum(found.kinds.values()) == found.pages
+    assert not found.incomplete
+    if name == "elf":
+        table = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=False).stdout
+        sizes = [
+            int(row, 16) for row in re.findall(r"^\s+LOAD(?:\s+0x\w+){4}\s+0x(\w+)", table, re.MULTILINE)
+        ]
+        assert found.guest_bytes == sum(sizes)
+        heads = subprocess.run(["readelf", "-hW", path], capture_output=True, text=True, check=False).stdout
+        assert f"ELF{found.bits}" in heads
+        assert f"{found.byteorder} endian" in heads
+
+
+@pytest.mark.parametrize("codec", ["zlib", "lzo", "snappy", "zstd"])
+def test_info_counts_as_the_descriptors_do(codec: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    vmdump.dump(GUEST, tmp_path / "dump", format=f"kdump-{codec}")
+    oracle = Kdump(tmp_path / "dump")
+    zero = oracle.descriptors["offset"] == oracle.data_offset
+    flags = Counter(oracle.descriptors["flags"][~zero].tolist())
+    expected = {"zero": int(zero.sum()), "plain": flags[0], codec: flags[oracle.codec_flag]}
+    found = info(run_vmdump, tmp_path / "dump")
+    assert found["kinds"] == {kind: count for kind, count in expected.items() if count}
+    assert found["compression"] == codec
+    assert found["pages"] == len(oracle.pfns)
+    assert found["utsname"] == oracle.uts
+    assert found["maker"] == "vmdump"
+    assert "".join(f"{k}={v}\n" for k, v in found["vmcoreinfo"].items()).encode() == oracle.vmcoreinfo
+    text = run_vmdump("info", tmp_path / "dump").stdout.decode()
+    assert f"format       kdump standard, {codec}\n" in text
+    assert f"OSRELEASE={oracle.uts['release']}\n" in text
+
+
+def test_info_escapes_what_the_file_says(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    text = b"OSRELEASE=6.1\x1b[2J\nPAGESIZE=4096\n"
+    vmdump.dump(np.zeros(PAGE, np.uint8), tmp_path / "dump", format="elf", vmcoreinfo=text)
+    shown = run_vmdump("info", tmp_path / "dump").stdout
+    assert b"\x1b" not in shown
+    assert b"OSRELEASE=6.1\\x1b[2J\n" in shown
+
+
+def test_info_of_a_huge_hole(tmp_path: Path) -> None:
+    with (tmp_path / "ram").open("wb") as file:
+        file.truncate(1 << 43)
+    found = vmdump.info(f"raw:{tmp_path / 'ram'}")
+    assert found.pages == 1 << 31
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    memory = np.random.RandomState(1).randint(0, 256, 3 << 20).astype(np.uint8)
+    vmdump.dump([(0x10000, memory[: 1 << 20]), (0x110000, memory[1 << 20 :])], tmp_path / "dump")
+    (tmp_path / "memory").write_bytes(memory.tobytes())
+    return tmp_path / "dump"
+
+
+@pytest.mark.parametrize(
+    ("begin", "length"), [(0, 1), (5, 4091), (4095, 2), ((1 << 20) - 3, 8), (77, 2 << 20), (9, 0)]
+)
+def test_read_gives_the_bytes(
+    begin: int, length: int, dump: Path, run_vmdump: RunVmdump, tmp_path: Path
+) -> None:
+    expected = (tmp_path / "memory").read_bytes()[begin : begin + length]
+    address = hex(0x10000 + begin)
+    assert run_vmdump("read", dump, address, length).stdout == expected
+    done = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bytes").read_bytes() == expected
+    again = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+    assert again.returncode == errors.OutputExists.exit_code
+
+
+def test_read_as_hexdump_prints_it(dump: Path, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes((tmp_path / "memory").read_bytes()[:100])
+    judges.require("hexdump")
+    expected = subprocess.run(
+        ["hexdump", "-Cv", tmp_path / "part"], capture_output=True, text=True, check=True
+    )
+    lines = [f"{int(line[:8], 16) + 0x10000:08x}{line[8:]}" for line in expected.stdout.splitlines()[:-1]]
+    assert run_vmdump("read", dump, "64K", 100, "--hex").stdout.decode().splitlines() == lines
+
+
+def test_read_of_what_is_not_there(dump: Path, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    for address, length, code in [
+        (0, 16, errors.ReadError.exit_code),
+        ("0x10000", "4M", errors.ReadError.exit_code),
+        ("0xffffffffffffffff", 2, errors.RequestError.exit_code),
+        ("0xfffffffffffffff0", 16, errors.ReadError.exit_code),
+        ("here", 16, errors.RequestError.exit_code),
+        (0, -1, errors.RequestError.exit_code),
+    ]:
+        done = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+        assert done.returncode == code, (address, length, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "bytes").exists()
+
+
+def test_read_without_page_tables(dump: Path, run_vmdump: RunVmdump) -> None:
+    done = run_vmdump("read", dump, "0xffffffff81000000", 16, "--virtual")
+    assert done.returncode == errors.CapabilityError.exit_code
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_head_files_are_no_dumps(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    for name in ("elf.head64k", "kdump-zlib.head64k"):
+        done = run_vmdump("info", DATA / "x86_64-linux-128M" / name)
+        assert done.returncode == errors.FormatError.exit_code
+        assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,71 @@
+"""``vmdump info``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from vmdump import DumpInfo, info
+from vmdump.units import format_size
+
+__all__ = ["info_command"]
+
+_BLOCKS_SHOWN = 16
+"""Runs of memory that are printed; --json has all."""
+
+
+@click.command("info")
+@click.argument("dump")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
+def info_command(dump: str, as_json: bool) -> None:
+    """Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.
+
+    DUMP is a dump or whatever else 'vmdump dump' takes as a source. Page descriptors are read, pages are not.
+    """
+    found = info(dump)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    for name, text in _rows(found):
+        click.echo(f"{name:<12} {_harmless(text)}")
+
+
+def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
+    yield "format", found.format + (f", {found.compression}" if found.compression else "")
+    yield "made by", found.maker or "unknown"
+    marks = [name for name, on in (("incomplete", found.incomplete), ("fuzzy", found.fuzzy)) if on]
+    if marks:
+        yield "marked", ", ".join(marks)
+    if found.file_bytes:
+        yield (
+            "file",
+            f"{format_size(found.file_bytes)} ({found.file_bytes / found.guest_bytes:.0%} of the guest)",
+        )
+    yield (
+        "guest",
+        f"{found.arch}, {found.bits}-bit, {found.byteorder}-endian, {found.cpus} vCPUs, "
+        f"pages of {found.page_size} bytes",
+    )
+    names = " ".join(text for text in found.utsname.values() if text)
+    if names:
+        yield "system", names
+    yield "phys_base", f"{found.phys_base:#x}"
+    yield "memory", f"{format_size(found.guest_bytes)} in {len(found.blocks)} blocks"
+    for begin, end in found.blocks[:_BLOCKS_SHOWN]:
+        yield "", f"{begin:#x}-{end:#x}"
+    if len(found.blocks) > _BLOCKS_SHOWN:
+        yield "", f"and {len(found.blocks) - _BLOCKS_SHOWN} more"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+    yield "pages", f"{found.pages}{': ' if kinds else ''}{kinds}"
+    yield "notes", ", ".join(f"{count} {name}" for name, count in found.notes.items()) or "none"
+    if not found.vmcoreinfo:
+        yield "VMCOREINFO", "none"
+    for index, (key, value) in enumerate(found.vmcoreinfo.items()):
+        yield "" if index else "VMCOREINFO", f"{key}={value}"
+
+
+def _harmless(text: str) -> str:
+    """Escape what would steer the terminal: all of it comes from the file."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

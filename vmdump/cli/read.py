@@ -1,0 +1,81 @@
+"""``vmdump read``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import click
+
+from vmdump import Source, open_source
+from vmdump.cli.sizes import as_size
+from vmdump.errors import RequestError
+from vmdump.units import ADDRESS_LIMIT
+from vmdump.writers.output import Output
+
+__all__ = ["read_command"]
+
+_CHUNK = 1 << 20
+_LINE = 16
+_HALF = 8
+
+
+@click.command("read")
+@click.argument("dump")
+@click.argument("address", callback=as_size)
+@click.argument("length", callback=as_size)
+@click.option("--virtual", is_flag=True, help="ADDRESS is virtual: go through the guest's page tables.")
+@click.option(
+    "--hex", "as_hex", is_flag=True, help="Print it as 'hexdump -Cv' does; so a terminal gets it anyway."
+)
+@click.option("-o", "--output", default="-", show_default=True, metavar="PATH", help="Where the bytes go.")
+@click.option("--force", is_flag=True, help="Replace an output file that is there.")
+def read_command(
+    dump: str, address: int, length: int, virtual: bool, as_hex: bool, output: str, force: bool
+) -> None:
+    """Read LENGTH bytes of the guest's memory at ADDRESS.
+
+    DUMP is a dump or whatever else 'vmdump dump' takes as a source. ADDRESS is guest-physical, unless
+    --virtual. Sizes and addresses take 0x, K, M, G and T.
+    """
+    if address + length > ADDRESS_LIMIT:
+        raise RequestError(
+            f"length: {length:#x} bytes at {address:#x} end beyond 64 bits", parameter="length"
+        )
+    to_terminal = output == "-" and sys.stdout.isatty()
+    with open_source(dump) as source:
+        if as_hex and output != "-":
+            raise RequestError("hex: goes to standard output, not to a file", parameter="hex")
+        if as_hex or to_terminal:
+            for at, piece in _pieces(source, address, length, virtual=virtual):
+                click.echo("\n".join(_lines(at, piece)))
+            return
+        with Output(output, force=force) as target:
+            target.begin(source.files)
+            for _, piece in _pieces(source, address, length, virtual=virtual):
+                with target.errors("cannot write"):
+                    _write(target.fd, piece)
+
+
+def _pieces(source: Source, address: int, length: int, *, virtual: bool) -> Iterator[tuple[int, bytes]]:
+    read = source.read_virtual if virtual else source.read
+    end = address + length
+    while address < end:
+        size = min(_CHUNK, end - address)
+        yield address, read(address, size)
+        address += size
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _lines(address: int, data: bytes) -> Iterator[str]:
+    for at in range(0, len(data), _LINE):
+        line = data[at : at + _LINE]
+        left, right = line[:_HALF].hex(" "), line[_HALF:].hex(" ")
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in line)
+        yield f"{address + at:08x}  {left:<23}  {right:<23}  |{text}|"

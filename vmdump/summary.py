@@ -1,0 +1,216 @@
+"""What a dump is: its format, who made it, the guest, and how it holds the pages."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmdump.formats import kdump
+from vmdump.formats.elf import EHDR
+from vmdump.formats.notes import VMCOREINFO_NAME, is_fuzzy, iter_notes
+from vmdump.readers.dump import Dump
+from vmdump.readers.elf import ElfDump
+from vmdump.readers.kdump import KdumpDump
+from vmdump.readers.kinds import PageKind
+from vmdump.request import opened
+from vmdump.sources.base import Source, Utsname
+from vmdump.units import align_up, merge_runs
+
+if TYPE_CHECKING:
+    from vmdump.request import AnySource
+
+__all__ = ["DumpInfo", "data_runs", "info", "name_kinds"]
+
+_WINDOW = 1 << 20
+"""Pages whose kinds are asked for together."""
+_QEMU_EHSIZE = 8
+"""QEMU 7.2 and later write this for e_ehsize."""
+
+
+@dataclass(frozen=True)
+class DumpInfo:
+    """What :func:`info` found.
+
+    Attributes
+    ----------
+    format : str
+        As of :class:`vmdump.readers.dump.Dump`; the source's class, where it is no dump.
+    maker : str
+        The program that wrote it, as far as the file gives it away; empty where it does not.
+    incomplete : bool
+        Its maker, or ``vmdump repair``, marked it as lacking pages that it should have.
+    fuzzy : bool
+        The guest ran while it was dumped.
+    file_bytes : int
+        Size of the files.
+    compression : str
+        Codec of a kdump file; empty for others.
+    arch : str
+        The guest's architecture.
+    bits : int
+        Class of the file, 32 or 64.
+    byteorder : str
+        ``little`` or ``big``.
+    page_size : int
+        Bytes.
+    cpus : int
+        vCPUs.
+    phys_base : int
+        As of :class:`vmdump.sources.base.Source`.
+    utsname : dict of str to str
+        The guest's names.
+    guest_bytes, excluded_bytes : int
+        Guest memory, and the part of it that was left out of the dump.
+    blocks : tuple of (int, int)
+        Guest-physical ranges ``[begin, end)`` of memory; those that touch are one.
+    pages : int
+        Pages of the guest.
+    kinds : dict of str to int
+        How the dump holds them: names of :class:`vmdump.readers.kinds.PageKind` in lower case that come up.
+        Empty where the source is no dump.
+    notes : dict of str to int
+        Number of notes by name.
+    vmcoreinfo : dict of str to str
+        VMCOREINFO's lines.
+    """
+
+    format: str
+    maker: str
+    incomplete: bool
+    fuzzy: bool
+    file_bytes: int
+    compression: str
+    arch: str
+    bits: int
+    byteorder: str
+    page_size: int
+    cpus: int
+    phys_base: int
+    utsname: dict[str, str]
+    guest_bytes: int
+    excluded_bytes: int
+    blocks: tuple[tuple[int, int], ...]
+    pages: int
+    kinds: dict[str, int]
+    notes: dict[str, int]
+    vmcoreinfo: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give all attributes by name, for JSON."""
+        return asdict(self)
+
+
+def info(source: AnySource) -> DumpInfo:
+    """Tell what a dump is. Descriptors are read, pages are not.
+
+    Parameters
+    ----------
+    source : str, path, Source, buffer, or list of blocks
+        A dump, or whatever else :func:`vmdump.dump` takes.
+
+    Raises
+    ------
+    VmdumpError
+        It cannot be opened, or is damaged.
+    """
+    with opened(source) as guest:
+        blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
+        pages = sum(-(-end // guest.page_size) - begin // guest.page_size for begin, end in blocks)
+        return DumpInfo(
+            format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
+            maker=_maker(guest),
+            incomplete=isinstance(guest, Dump) and guest.incomplete,
+            fuzzy=is_fuzzy(guest.notes, guest.byteorder),
+            file_bytes=sum(os.fstat(file.fd).st_size for file in guest.files),
+            compression=_compression(guest),
+            arch=guest.arch.name,
+            bits=guest.elf_class,
+            byteorder=guest.byteorder,
+            page_size=guest.page_size,
+            cpus=guest.nr_cpus,
+            phys_base=guest.phys_base,
+            utsname={field.name: _text(getattr(guest.utsname, field.name)) for field in fields(Utsname)},
+            guest_bytes=guest.size,
+            excluded_bytes=guest.excluded_size,
+            blocks=blocks,
+            pages=pages,
+            kinds=_count_kinds(guest, pages) if isinstance(guest, Dump) else {},
+            notes=dict(Counter(_text(note.name) for note in iter_notes(guest.notes, guest.byteorder))),
+            vmcoreinfo=dict(guest.vmcoreinfo),
+        )
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _count_kinds(dump: Dump, pages: int) -> dict[str, int]:
+    counts = np.zeros(len(PageKind), np.int64)
+    for begin, end in merge_runs(data_runs(dump, dump.page_size)):
+        first, last = begin // dump.page_size, end // dump.page_size
+        for pfn in range(first, last, _WINDOW):
+            kinds = dump.page_kinds(pfn, min(_WINDOW, last - pfn))
+            counts += np.bincount(kinds, minlength=len(PageKind))
+    return name_kinds(counts, pages, dump)
+
+
+def data_runs(source: Source, page_size: int) -> Iterator[tuple[int, int]]:
+    """Give the memory that may not be zero, ascending and in whole pages of `page_size`."""
+    for block in source.blocks:
+        for begin, end in block.memory.extents():
+            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
+
+
+def name_kinds(counts: np.ndarray, pages: int, source: Source, damaged: int = 0) -> dict[str, int]:
+    """Name the kinds of pages, of which those of all `data_runs` were counted.
+
+    Parameters
+    ----------
+    counts : (len(PageKind),) int
+        Pages by kind. What no run has is excluded or zero, and was not counted.
+    pages : int
+        All pages of the guest.
+    source : Source
+        The guest.
+    damaged : int
+        Pages that have no kind.
+    """
+    named = {kind: int(counts[kind]) for kind in PageKind}
+    named[PageKind.EXCLUDED] = source.excluded_size // source.page_size
+    named[PageKind.MISSING] = named[PageKind.ZERO] = 0
+    named[PageKind.ZERO] = max(pages - damaged - sum(named.values()), 0)
+    return {kind.name.lower(): count for kind, count in named.items() if count}
+
+
+def _compression(source: Source) -> str:
+    if not isinstance(source, KdumpDump):
+        return ""
+    status = source.headers.header["status"]
+    return ", ".join(codec for codec, flag in kdump.CODEC_FLAGS.items() if status & flag)
+
+
+def _maker(source: Source) -> str:
+    """Name the program that wrote a dump, by what only it does."""
+    if isinstance(source, KdumpDump):
+        header = source.headers.header
+        # Only makedumpfile notes the time. QEMU tells nothing of the guest's names but the machine.
+        if header["tv_sec"] or source.headers.version < kdump.HEADER_VERSION:
+            return "makedumpfile"
+        return "vmdump" if header["sysname"] else "QEMU, or vmdump of a guest without VMCOREINFO"
+    if isinstance(source, ElfDump) and source.files:
+        names = {note.name for note in iter_notes(source.notes, source.byteorder)}
+        layout = EHDR[source.elf_class]
+        header = layout.unpack(os.pread(source.files[0].fd, layout.size, 0), 0, source.byteorder)
+        if b"VMDUMP" in names:
+            return "vmdump"
+        if header["e_ehsize"] == _QEMU_EHSIZE:
+            return "QEMU"
+        if b"QEMU" in names:
+            return "vmdump, or QEMU before 7.2"
+        return "Linux (kexec), makedumpfile or vmdump" if VMCOREINFO_NAME in names else ""
+    return ""
