@@ -93,6 +93,7 @@ setup(
             extension("scan", "scan.c", "hash.c"),
             extension("share", "share.c"),
             extension("gather", "gather.c"),
+            extension("records", "records.c"),
             pack,
             extension("cache", "cache.c"),
         ],

@@ -12,18 +12,22 @@ from vmdump.request import DumpOptions, check_request, open_source
 
 if TYPE_CHECKING:
     from vmdump.readers.dump import Dump
+    from vmdump.readers.sniff import AnyDump
     from vmdump.request import AnySource
 
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
 
 
-def open(path: str | os.PathLike[str]) -> Dump:
-    """Open a dump: an ELF core, or a kdump-compressed file in either layout.
+def open(source: AnyDump, *, arch: str | None = None) -> Dump:
+    """Open a dump.
 
     Parameters
     ----------
-    path : str or path
-        The file.
+    source : str, path, buffer, or sequence of str or path
+        An ELF core, a kdump-compressed file in either layout, a LiME or AVML file; any of these in a buffer;
+        all parts of a split set; or raw memory as ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``.
+    arch : str, optional
+        The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
 
     Returns
     -------
@@ -32,12 +36,12 @@ def open(path: str | os.PathLike[str]) -> Dump:
 
     Raises
     ------
-    SourceError, FormatError, CapabilityError
+    SourceError, FormatError, LayoutError, CapabilityError, RequestError
         See :func:`vmdump.readers.sniff.open_dump`.
     """
     from vmdump.readers.sniff import open_dump  # 2 ms to load, 7 without bytecode: see open_source()
 
-    return open_dump(path)
+    return open_dump(source, arch=arch)
 
 
 def dump(

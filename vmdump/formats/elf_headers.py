@@ -32,6 +32,8 @@ _EI_CLASS = 4
 _IDENT_SIZE = 16
 _MAX_NOTES = 64 << 20
 """Bytes: 16 KiB for each of 4096 vCPUs."""
+_MAX_HEADERS = 1 << 20
+"""56 MiB of them. A dump with virtual mappings has one for each run of addresses, a guest of 128 MiB 162."""
 _CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
 _ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
@@ -94,6 +96,8 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
         raise FormatError(
             f"program headers of {header['e_phentsize']} bytes, not {layout.size}", path=path, offset=0
         )
+    if count > _MAX_HEADERS:
+        raise FormatError(f"{count} program headers cannot be", path=path, offset=header["e_phoff"])
     table = np.frombuffer(read(header["e_phoff"], count * layout.size), layout.dtype(byteorder))
     segments = [(int(row["p_offset"]), int(row["p_filesz"])) for row in table[table["p_type"] == PT_NOTE]]
     total = sum(size for _, size in segments)

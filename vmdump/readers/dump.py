@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
+from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Block, Pages, Source, file_runs, find_block
-from vmdump.units import ADDRESS_LIMIT
+from vmdump.units import ADDRESS_LIMIT, format_size, merge_runs
 
 __all__ = ["Dump"]
+
+_BATCH = 4 << 20
+"""Bytes of pages that one thread reads at once."""
 
 
 class Dump(Source):
@@ -25,12 +29,16 @@ class Dump(Source):
     Attributes
     ----------
     format : str
-        ``elf``, or ``kdump`` with its layout: ``kdump standard``, ``kdump flattened``.
+        ``elf``, ``lime``, ``avml``, ``raw``, or ``kdump`` with its layout: ``kdump standard``, ``kdump
+        flattened``, ``kdump split standard``.
+    path : str
+        Of the file, or of the first that was named; ``buffer`` for a buffer.
     """
 
     format: str
+    path: str
 
-    def pages(self, pfn: int, count: int, out: Pages | None = None) -> Pages:
+    def pages(self, pfn: int, count: int, out: Pages | None = None, *, threads: int = 1) -> Pages:
         """Read whole pages.
 
         Parameters
@@ -41,6 +49,8 @@ class Dump(Source):
             Pages; all must be in the dump.
         out : (count, page_size) uint8, C-contiguous, optional
             Filled instead of a new array.
+        threads : int
+            Side by side; without the GIL but for some 2 % of the time.
 
         Returns
         -------
@@ -56,23 +66,106 @@ class Dump(Source):
         FormatError, CodecError, SourceError
             The dump is damaged or cannot be read.
         """
-        begin, end = pfn * self.page_size, (pfn + count) * self.page_size
-        pieces = list(self.pieces(begin, end))
-        excluded = self.excluded_pages(pfn, count)
-        if excluded is not None and excluded.any():
-            raise ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
+        if count < 0 or threads < 1:
+            raise ValueError(f"{count} pages in {threads} threads cannot be")
+        self._demand(pfn, count)
         if out is None:
             out = np.empty((count, self.page_size), np.uint8)
         elif out.shape != (count, self.page_size) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out must be a C-contiguous array of uint8 of shape {(count, self.page_size)}")
-        flat = out.reshape(-1)
-        for block, low, high in pieces:
+        batch = max(_BATCH // self.page_size, 1)
+        if threads == 1 or count <= batch:
+            self._fill(pfn, out)
+            return out
+        tasks = [(pfn + begin, out[begin : begin + batch]) for begin in range(0, count, batch)]
+        for _ in in_order(
+            tasks,
+            lambda _, task: self._fill(*task),
+            range(threads + SLOTS_BEYOND_THREADS),
+            threads=threads,
+            idle=lambda _: False,
+        ):
+            pass
+        return out
+
+    def _demand(self, pfn: int, count: int) -> None:
+        """Raise ReadError or ExcludedPage unless all these pages are in the dump."""
+        for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
+            pass
+        excluded = self.excluded_pages(pfn, count)
+        if excluded is not None and excluded.any():
+            raise ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
+
+    def _fill(self, pfn: int, out: Pages) -> None:
+        """Read pages that are in blocks; excluded ones become zeros."""
+        begin, flat = pfn * self.page_size, out.reshape(-1)
+        for block, low, high in self.pieces(begin, begin + flat.size):
             at = block.start + low - begin
             target = flat[at : at + high - low]
             data = block.memory.view(low, high - low, target)
             if not np.may_share_memory(data, target):
                 target[:] = data
-        return out
+
+    def __contains__(self, address: object) -> bool:
+        """Tell whether the dump holds the byte at a guest-physical address."""
+        if not isinstance(address, int) or not 0 <= address < ADDRESS_LIMIT:
+            return False
+        index = find_block(self.blocks, address)
+        if index < 0 or address >= self.blocks[index].end:
+            return False
+        excluded = self.excluded_pages(address // self.page_size, 1)
+        return excluded is None or not excluded[0]
+
+    def __iter__(self) -> Iterator[tuple[int, Pages]]:
+        """Give all pages that are in the dump; see :meth:`batches`."""
+        return self.batches()
+
+    def batches(self, *, threads: int = 1) -> Iterator[tuple[int, Pages]]:
+        """Give all pages that are in the dump, excluded ones left out, by ascending frame number.
+
+        A page of which only a part is in a block is left out; :meth:`read` gives that part.
+
+        Parameters
+        ----------
+        threads : int
+            Side by side; they read ahead by some batches.
+
+        Yields
+        ------
+        pfn : int
+            Frame number of the first page.
+        pages : (n, page_size) uint8
+            Consecutive pages, 4 MiB of them at most. Each batch is an array of its own.
+
+        Raises
+        ------
+        FormatError, CodecError, SourceError
+            The dump is damaged or cannot be read.
+        """
+        batch = max(_BATCH // self.page_size, 1)
+
+        def read(_: object, task: tuple[int, int]) -> Pages:
+            out = np.empty((task[1], self.page_size), np.uint8)
+            self._fill(task[0], out)
+            return out
+
+        tasks = (
+            (pfn, min(batch, end - pfn)) for begin, end in self._runs() for pfn in range(begin, end, batch)
+        )
+        if threads == 1:
+            yield from ((task[0], read(None, task)) for task in tasks)
+            return
+        slots = range(threads + SLOTS_BEYOND_THREADS)
+        for (pfn, _), pages in in_order(tasks, read, slots, threads=threads, idle=lambda _: False):
+            if pages is not None:
+                yield pfn, pages
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """Give the runs ``[begin, end)`` of pages in the dump."""
+        for start, end in merge_runs((block.start, block.end) for block in self.blocks):
+            begin = -(-start // self.page_size)
+            if begin < end // self.page_size:
+                yield begin, end // self.page_size
 
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how the dump holds pages, without reading them.
@@ -132,6 +225,14 @@ class Dump(Source):
             A page's descriptor is wrong, or the file cannot be read.
         """
         return None
+
+    def __repr__(self) -> str:
+        left_out = f", {format_size(self.excluded_size)} excluded" if self.excluded_size else ""
+        return (
+            f"<{type(self).__name__} {self.path!r}: {self.format}, {self.arch.name} {self.byteorder}-endian, "
+            f"{len(self.blocks)} blocks, {format_size(self.size)}{left_out}, pages of {self.page_size}, "
+            f"{self.nr_cpus} vCPUs>"
+        )
 
 
 def _covering(begin: int, end: int, size: int) -> slice:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,10 +9,8 @@ from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats.elf_headers import read_headers
 from vmdump.readers.dump import Dump
-from vmdump.readers.file import PlainBytes
-from vmdump.sources.base import Block
-from vmdump.sources.files import FileMemory
-from vmdump.units import ADDRESS_LIMIT
+from vmdump.readers.file import ByteFile
+from vmdump.sources.blocks import BlockList
 
 __all__ = ["ElfDump"]
 
@@ -27,7 +23,7 @@ class ElfDump(Dump):
 
     Parameters
     ----------
-    file : PlainBytes
+    file : ByteFile
         Owned from now on.
 
     Raises
@@ -42,12 +38,13 @@ class ElfDump(Dump):
 
     format = "elf"
 
-    def __init__(self, file: PlainBytes) -> None:
+    def __init__(self, file: ByteFile) -> None:
         self._file = file
-        self.files = (file,)
+        self.files = file.files
+        self.path = file.path
         headers = read_headers(file.read, path=file.path, max_notes=file.size)
         super().__init__(
-            list(_blocks(file, headers.loads)),
+            _blocks(file, headers.loads),
             arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),
             byteorder=headers.byteorder,
             elf_class=headers.elf_class,
@@ -59,33 +56,73 @@ class ElfDump(Dump):
         self._file.close()
 
 
-def _blocks(file: PlainBytes, loads: NDArray[np.void]) -> Iterator[Block]:
-    fields = ("p_paddr", "p_offset", "p_filesz", "p_memsz")
-    segments = sorted(tuple(int(load[name]) for name in fields) for load in loads if load["p_memsz"])
-    start = offset = filled = size = 0
-    for paddr, p_offset, filesz, memsz in segments:
-        if p_offset + filesz > file.size:
-            raise FormatError(
-                f"the memory at {paddr:#x} ends at {p_offset + filesz:#x}, the file at {file.size:#x}: "
-                "it is cut short",
-                path=file.path,
-                offset=p_offset,
-            )
-        if filesz > memsz or paddr + memsz > ADDRESS_LIMIT:
-            raise FormatError(f"the PT_LOAD of {paddr:#x} contradicts itself", path=file.path)
-        if size and paddr < start + size:
-            same_bytes = p_offset - offset == paddr - start
-            whole = filled == size or paddr + filesz <= start + filled
-            if not same_bytes or not whole:
-                raise LayoutError(
-                    f"{file.path}: two PT_LOADs hold the address {paddr:#x}, with different bytes",
-                    address=paddr,
-                )
-            filled = max(filled, paddr + filesz - start)
-            size = max(size, paddr + memsz - start)
-            continue
-        if size:
-            yield Block(start, FileMemory(file, offset, size, filled))
-        start, offset, filled, size = paddr, p_offset, filesz, memsz
-    if size:
-        yield Block(start, FileMemory(file, offset, size, filled))
+def _blocks(file: ByteFile, loads: NDArray[np.void]) -> BlockList:
+    """Make blocks of PT_LOADs, without an object for each: a file of 64 MiB can have a million of them."""
+    names = ("p_paddr", "p_offset", "p_filesz", "p_memsz")
+    table = np.stack([loads[name].astype(np.uint64) for name in names])[:, loads["p_memsz"] != 0]
+    paddr, offset, filesz, memsz = table = table[:, np.lexsort(table[::-1])]
+    _check(file, paddr, offset, filesz, memsz)
+    reach = np.maximum.accumulate(paddr + (memsz - np.uint64(1)))  # inclusive: nothing wraps at 2^64
+    overlapping = paddr[1:] <= reach[:-1]
+    firsts = np.arange(len(paddr))
+    if overlapping.any():
+        firsts = _join(file, table, overlapping)
+        lasts = np.append(firsts[1:], len(paddr)) - 1
+        filled = np.maximum.accumulate(paddr + filesz)[lasts] - paddr[firsts]
+        sizes = np.maximum.accumulate(paddr + memsz)[lasts] - paddr[firsts]
+    else:
+        filled, sizes = filesz, memsz
+    return BlockList(
+        paddr[firsts],
+        sizes,
+        lambda index: file.memory(int(offset[firsts[index]]), int(sizes[index]), int(filled[index])),
+    )
+
+
+def _check(
+    file: ByteFile,
+    paddr: NDArray[np.uint64],
+    offset: NDArray[np.uint64],
+    filesz: NDArray[np.uint64],
+    memsz: NDArray[np.uint64],
+) -> None:
+    size = np.uint64(file.size)
+    outside = (filesz > size) | (offset > size - np.minimum(filesz, size))
+    if outside.any():
+        at = int(outside.argmax())
+        raise FormatError(
+            f"the memory at {int(paddr[at]):#x} ends at {int(offset[at]) + int(filesz[at]):#x}, the file at "
+            f"{file.size:#x}: it is cut short",
+            path=file.path,
+            offset=int(offset[at]),
+        )
+    wrong = (filesz > memsz) | (memsz - np.uint64(1) > ~paddr)
+    if wrong.any():
+        raise FormatError(
+            f"the PT_LOAD of {int(paddr[wrong.argmax()]):#x} contradicts itself", path=file.path
+        )
+
+
+def _join(file: ByteFile, table: NDArray[np.uint64], overlapping: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Join PT_LOADs that show the same bytes at the same address; give the index of the first of each block.
+
+    In a dump with virtual mappings a block is also cut where virtual addresses jump: those pieces are joined.
+    """
+    paddr, offset, filesz, memsz = table
+    ends = np.maximum.accumulate(paddr + memsz)
+    filled = np.maximum.accumulate(paddr + filesz)
+    if ends[-1] < memsz[-1]:
+        raise FormatError("PT_LOADs overlap, and one ends at 2^64", path=file.path)
+    whole = filled[:-1] == ends[:-1]
+    touching = whole & (paddr[1:] == ends[:-1]) & (offset[1:] - offset[:-1] == paddr[1:] - paddr[:-1])
+    firsts = np.flatnonzero(np.append(True, ~(overlapping | touching)))
+    first = np.repeat(firsts, np.diff(np.append(firsts, len(paddr))))
+    same = offset - offset[first] == paddr - paddr[first]
+    wrong = ~same
+    wrong[1:] |= overlapping & ~whole & ((paddr + filesz)[1:] > filled[:-1])
+    if wrong.any():
+        address = int(paddr[wrong.argmax()])
+        raise LayoutError(
+            f"{file.path}: two PT_LOADs hold the address {address:#x}, with different bytes", address=address
+        )
+    return firsts

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import arch_by_uts_machine
-from vmdump.errors import CapabilityError, CodecError, FormatError
+from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
 from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
-from vmdump.readers.kdump_header import KdumpHeaders, read_headers
+from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Pages, Utsname
-from vmdump.sources.blocks import BlockList
+from vmdump.sources.blocks import MAX_BLOCKS, BlockList
 
 __all__ = ["KdumpDump"]
 
@@ -29,9 +31,41 @@ _SPAN_GAP = 4 << 10
 lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
 _BATCH = 4 << 20
 """Bytes of pages decompressed in one call."""
-_MAX_BLOCKS = 1 << 18
-"""Runs of guest memory: no machine has that many, and whoever lists its blocks holds all of them."""
+_AHEAD = 16
+"""Pages unpacked at once where one is read after the other, piece by piece."""
+_CACHED = 8 << 20
+"""Bytes of unpacked pages that are kept for small reads."""
+_NO_OFFSET, _PACKED = np.zeros(1, np.uint64), np.ones(1, np.uint8)
 _KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The file that holds the pages ``[begin, end)``: the only one, or one of a split set.
+
+    Attributes
+    ----------
+    file : ByteFile
+        Its standard layout.
+    begin, end : int
+        Frame numbers.
+    rank : int
+        Pages in the dump in front of `begin`.
+    table : int
+        Offset of the descriptor of the first page.
+    zero : int
+        Offset of the page that zero pages share, -1 where there is none.
+    base : int
+        Bytes of the files before this one.
+    """
+
+    file: ByteFile
+    begin: int
+    end: int
+    rank: int
+    table: int
+    zero: int
+    base: int
 
 
 @dataclass(frozen=True)
@@ -56,48 +90,46 @@ class _Table:
 
 
 class KdumpDump(Dump):
-    """A kdump-compressed file of header version 1 to 6.
+    """A kdump-compressed file of header version 1 to 6, or a split set of them.
 
     Its first bitmap is the guest's memory, hence `blocks`; the second one says which of its pages are in
     the dump.
 
     Parameters
     ----------
-    file : ByteFile
-        Its standard layout; owned from now on.
+    parts : sequence of ByteFile
+        Their standard layouts, in any order; owned from now on.
     layout : {"standard", "flattened"}
-        How it lies in the file.
+        How they lie in the files.
 
     Raises
     ------
     FormatError
-        An offset, size or count of the headers is wrong.
+        An offset, size or count of the headers is wrong, or the files are no split set.
     CapabilityError
-        The file is one part of a split dump.
+        Parts of a split set are missing.
     """
 
-    def __init__(self, file: ByteFile, layout: str) -> None:
-        self._file = file
-        self.files = (file.plain,)
-        self.format = f"kdump {layout}"
-        self.headers = headers = read_headers(file)
-        if headers.split:
-            raise CapabilityError(f"{file.path}: this is one part of a split dump, which cannot be read yet")
-        memory = self._read_bitmaps(headers)
+    def __init__(self, parts: Sequence[ByteFile], layout: str) -> None:
+        self._opened = tuple(parts)
+        self.files = tuple(opened for part in parts for opened in part.files)
+        self.path = parts[0].path
+        found = sort_parts([(part, read_headers(part)) for part in parts])
+        self.headers = headers = found[0][1]
+        self.format = f"kdump {'split ' if headers.split else ''}{layout}"
+        memory = self._read_bitmaps(found[0][0], headers)
         self._descriptor = kdump.PAGE_DESCRIPTOR.dtype(headers.byteorder)
-        end = headers.descriptors_offset + self._stored.total * self._descriptor.itemsize
-        if end > file.size:
-            raise FormatError(
-                f"{self._stored.total} page descriptors do not fit into the file",
-                path=file.path,
-                offset=headers.descriptors_offset,
-            )
-        self._zero_offset = self._find_zero_page(end, headers.block_size)
+        self._parts = list(self._lay_out(found))
+        self._begins = [part.begin for part in self._parts]
+        self._row = kdump.PAGE_DESCRIPTOR.struct(headers.byteorder)
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = Lock()
+        self._next = -1
         self._spare: dict[str, list[PageUnpacker]] = {codec: [] for codec in kdump.CODEC_FLAGS}
         block_size = headers.block_size
         firsts, ends = memory[:, 0].astype(np.uint64), memory[:, 1].astype(np.uint64)
         if len(ends) and int(ends[-1]) * block_size > 1 << 64:
-            raise FormatError(f"page {int(ends[-1]) - 1:#x} is beyond 64 bits", path=file.path)
+            raise FormatError(f"page {int(ends[-1]) - 1:#x} is beyond 64 bits", path=self.path)
         blocks = BlockList(
             firsts * np.uint64(block_size),
             (ends - firsts) * np.uint64(block_size),
@@ -118,38 +150,37 @@ class KdumpDump(Dump):
         )
         self.utsname = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
 
-    def _read_bitmaps(self, headers: KdumpHeaders) -> NDArray[np.uint64]:
+    def _lay_out(self, found: list[tuple[ByteFile, KdumpHeaders]]) -> Iterator[_Part]:
+        itemsize, base = self._descriptor.itemsize, 0
+        for file, headers in found:
+            begin = min(headers.begin_pfn, self._stored.size)
+            rank = self._stored.rank(begin)
+            length = self._stored.rank(min(headers.end_pfn, self._stored.size)) - rank
+            table = headers.descriptors_offset
+            if table + length * itemsize > file.size:
+                raise FormatError(
+                    f"{length} page descriptors do not fit into the file", path=file.path, offset=table
+                )
+            # makedumpfile and QEMU put the page that zero pages share in front of all other page data, and
+            # that behind the descriptors of all parts.
+            zero = _zero_page(file, table + self._stored.total * itemsize, headers.block_size)
+            yield _Part(file, headers.begin_pfn, headers.end_pfn, rank, table, zero, base)
+            base += file.size
+
+    def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
         """Keep the bitmaps; give the runs of pages that the guest had."""
-        memory, stored = (self._read_bitmap(offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
+        memory, stored = (_read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
         self._stored = PageBitmap(stored)
         self._known = PageBitmap(memory | stored)
         self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
-        runs = self._known.runs(_MAX_BLOCKS)
+        runs = self._known.runs(MAX_BLOCKS)
         if runs is None:
             raise FormatError(
-                f"the memory is in more than {_MAX_BLOCKS} pieces",
-                path=self._file.path,
+                f"the memory is in more than {MAX_BLOCKS} pieces",
+                path=self.path,
                 offset=headers.bitmap_offsets[0],
             )
         return runs
-
-    def _read_bitmap(self, offset: int, page_count: int) -> Pages:
-        bitmap = np.empty(-(-page_count // 8), np.uint8)
-        self._file.read_into(offset, bitmap)
-        if page_count % 8:
-            bitmap[-1] &= (1 << page_count % 8) - 1
-        return bitmap
-
-    def _find_zero_page(self, offset: int, size: int) -> int:
-        """Give the offset of the page that zero pages share, -1 where it is not zero.
-
-        makedumpfile and QEMU put it in front of all other page data.
-        """
-        page = np.empty(size, np.uint8)
-        if size > self._file.size - offset:
-            return -1
-        self._file.read_into(offset, page)
-        return -1 if page.any() else offset
 
     def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
         """Tell which pages of the first bitmap the second one lacks; None if it lacks none."""
@@ -167,70 +198,156 @@ class KdumpDump(Dump):
         excluded = self.excluded_pages(pfn, count)
         if excluded is not None:
             kinds[excluded] = PageKind.EXCLUDED
-        table = self._table(pfn, count)
-        found = np.full(len(table.flags), PageKind.PLAIN, np.uint8)
-        for flag, kind in _KINDS.items():
-            found[table.flags == flag] = kind
-        found[table.zero] = PageKind.ZERO
-        kinds[table.present] = found
+        for part, begin, end in self._cut(pfn, count):
+            table = self._table(part, begin, end - begin)
+            found = np.full(len(table.flags), PageKind.PLAIN, np.uint8)
+            for flag, kind in _KINDS.items():
+                found[table.flags == flag] = kind
+            found[table.zero] = PageKind.ZERO
+            kinds[begin - pfn : end - pfn][table.present] = found
         return kinds
 
     def stored_pages(self, pfn: int, count: int) -> StoredPages:
         """Give pages as they lie in the file; see :meth:`Dump.stored_pages`."""
         for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
             pass
-        table = self._table(pfn, count)
-        present = table.present
-        data, places = self._read_spans(table.offsets, table.sizes)
-        return StoredPages(
-            data,
-            _spread(places, present),
-            _spread(table.sizes, present),
-            _spread(table.flags, present),
-            _spread(table.offsets, present),
-            ~present,
-            _spread(table.zero, present),
+        pieces: list[Pages] = []
+        stored = StoredPages(
+            np.empty(0, np.uint8),
+            np.zeros(count, np.uint64),
+            np.zeros(count, np.uint32),
+            np.zeros(count, np.uint32),
+            np.zeros(count, np.uint64),
+            np.ones(count, np.bool_),
+            np.zeros(count, np.bool_),
         )
+        length = 0
+        for part, begin, end in self._cut(pfn, count):
+            table = self._table(part, begin, end - begin)
+            rows = np.flatnonzero(table.present) + (begin - pfn)
+            data, places = _read_spans(part.file, table.offsets, table.sizes)
+            stored.offsets[rows] = places + np.uint64(length)
+            stored.sizes[rows] = table.sizes
+            stored.flags[rows] = table.flags
+            stored.identities[rows] = table.offsets + np.uint64(part.base)
+            stored.excluded[rows] = False
+            stored.zero[rows] = table.zero
+            pieces.append(data)
+            length += data.size
+        return replace(stored, data=pieces[0] if len(pieces) == 1 else np.concatenate([stored.data, *pieces]))
 
-    def _table(self, pfn: int, count: int) -> _Table:
-        """Read and check the descriptors of the pages that are in the dump."""
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        begin, end = 0, self._stored.size
+        while len(found := self._stored.next_runs(begin, end)):
+            yield from map(tuple, found.tolist())
+            begin = int(found[-1, 1])
+
+    def __contains__(self, address: object) -> bool:
+        """Tell whether the dump holds the byte at a guest-physical address."""
+        return isinstance(address, int) and self._stored.has(address // self.page_size)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read guest-physical memory; what is inside one page goes through a cache of unpacked pages."""
+        pfn, offset = divmod(address, self.page_size)
+        if not 0 < length <= self.page_size - offset or not self._stored.has(pfn):
+            return super().read(address, length)
+        with self._lock:
+            page = self._cache.get(pfn)
+            if page is not None:
+                self._cache.move_to_end(pfn)
+        if page is None:
+            page = self._load(pfn)
+        return page[offset : offset + length]
+
+    def _load(self, pfn: int) -> bytes:
+        """Unpack a page into the cache; those after it too, if the last one was the one before."""
+        count = 1
+        if pfn == self._next:
+            ahead = self._stored.select(pfn, _AHEAD)
+            count = int(ahead.argmin()) or _AHEAD
+        self._next = pfn + count
+        if count == 1:
+            pages = [self._single(pfn)]
+        else:
+            batch = np.empty((count, self.page_size), np.uint8)
+            self.read_pages(pfn, batch)
+            pages = [page.tobytes() for page in batch]
+        with self._lock:
+            for index, page in enumerate(pages):
+                self._cache[pfn + index] = page
+            while len(self._cache) * self.page_size > _CACHED:
+                self._cache.popitem(last=False)
+        return pages[0]
+
+    def _single(self, pfn: int) -> bytes:
+        """Unpack one page, without arrays: they take longer than the page."""
+        part = self._parts[bisect_right(self._begins, pfn) - 1]
+        at = part.table + (self._stored.rank(pfn) - part.rank) * self._row.size
+        offset, size, flags, _ = self._row.unpack(part.file.read(at, self._row.size))
+        codec = kdump.FLAG_CODECS.get(flags)
+        if codec is None or offset == part.zero or not 0 < size < self.page_size:
+            page = np.empty((1, self.page_size), np.uint8)
+            self.read_pages(pfn, page)
+            return page.tobytes()
+        if offset > part.file.size - size:
+            self._table(part, pfn, 1)
+        data = np.frombuffer(part.file.read(offset, size), np.uint8)
+        page = np.empty((1, self.page_size), np.uint8)
+        self._unpack(codec, pfn, None, data, _NO_OFFSET, np.array([size], np.uint32), _PACKED, page)
+        return page.tobytes()
+
+    def _cut(self, pfn: int, count: int) -> Iterator[tuple[_Part, int, int]]:
+        """Give the parts that hold pages ``[pfn, pfn + count)``, and which of these, ``[begin, end)``."""
+        for part in self._parts[max(bisect_right(self._begins, pfn) - 1, 0) :]:
+            begin, end = max(pfn, part.begin), min(pfn + count, part.end)
+            if begin >= end:
+                return
+            yield part, begin, end
+
+    def _table(self, part: _Part, pfn: int, count: int) -> _Table:
+        """Read and check the descriptors of the pages that are in the dump, all of one part."""
+        file = part.file
         present = self._stored.select(pfn, count)
         length = int(np.count_nonzero(present))
         itemsize = self._descriptor.itemsize
-        rank = self._stored.rank(min(pfn, self._stored.size))
-        raw = self._file.read(self.headers.descriptors_offset + rank * itemsize, length * itemsize)
-        rows = np.frombuffer(raw, self._descriptor)
+        rank = self._stored.rank(pfn) - part.rank
+        rows = np.frombuffer(file.read(part.table + rank * itemsize, length * itemsize), self._descriptor)
         offsets = rows["offset"].astype(np.uint64)
         sizes = rows["size"].astype(np.uint32)
         flags = rows["flags"].astype(np.uint32)
-        bad = (sizes == 0) | (sizes > self.page_size) | (offsets > self._file.size)
-        bad |= offsets + sizes > self._file.size
+        bad = (sizes == 0) | (sizes > self.page_size) | (offsets > file.size)
+        bad |= offsets + sizes > file.size
         bad |= (flags == 0) & (sizes != self.page_size)
         if bad.any():
             index = int(bad.argmax())
             raise FormatError(
                 f"page {pfn + int(np.flatnonzero(present)[index]):#x} is said to be {sizes[index]} bytes at "
                 f"{offsets[index]:#x}",
-                path=self._file.path,
+                path=file.path,
             )
         unknown = ~np.isin(flags, list(_KINDS))
         if unknown.any():
             flag = flags[int(unknown.argmax())]
-            raise FormatError(f"page flags {flag:#x} name no codec", path=self._file.path)
-        zero = (flags == 0) & (offsets == np.uint64(max(self._zero_offset, 0)))
-        return _Table(present, offsets, sizes, flags, zero & (self._zero_offset >= 0))
+            raise FormatError(f"page flags {flag:#x} name no codec", path=file.path)
+        zero = (flags == 0) & (offsets == np.uint64(max(part.zero, 0))) & (part.zero >= 0)
+        return _Table(present, offsets, sizes, flags, zero)
 
     def read_pages(self, pfn: int, out: Pages) -> None:
         """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero."""
         batch = max(_BATCH // self.page_size, 1)
-        for begin in range(0, len(out), batch):
-            self._read_batch(pfn + begin, out[begin : begin + batch])
+        for first in range(0, len(out), batch):
+            pages = out[first : first + batch]
+            done = 0
+            for part, begin, end in self._cut(pfn + first, len(pages)):
+                done = end - pfn - first
+                self._read_batch(part, begin, pages[begin - pfn - first : done])
+            pages[done:] = 0
 
-    def _read_batch(self, pfn: int, out: Pages) -> None:
-        table = self._table(pfn, len(out))
+    def _read_batch(self, part: _Part, pfn: int, out: Pages) -> None:
+        table = self._table(part, pfn, len(out))
         stored = ~table.zero
         rows = np.flatnonzero(table.present)[stored]
-        data, found = self._read_spans(table.offsets[stored], table.sizes[stored])
+        data, found = _read_spans(part.file, table.offsets[stored], table.sizes[stored])
         flags = table.flags[stored]
         codecs = [int(flag) for flag in np.unique(flags) if flag]
         # Whatever is not unpacked now has the size 0, which is a zero page to an unpacker.
@@ -272,37 +389,17 @@ class KdumpDump(Dump):
         except CodecError as error:
             page = pfn + int(error.page if chosen is None else chosen[error.page])
             raise CodecError(
-                f"{self._file.path}: page {page:#x} does not unpack: {error}", engine=error.engine, page=page
+                f"{self.path}: page {page:#x} does not unpack: {error}", engine=error.engine, page=page
             ) from error
         finally:
             spare.append(unpacker)
         if chosen is not None:
             out[chosen] = target
 
-    def _read_spans(
-        self, offsets: NDArray[np.uint64], sizes: NDArray[np.uint32]
-    ) -> tuple[Pages, NDArray[np.uint64]]:
-        """Read the data of pages in few reads; give it and the place of each page in it."""
-        if not len(offsets):
-            return np.empty(0, np.uint8), np.empty(0, np.uint64)
-        order = np.argsort(offsets, kind="stable")
-        begins = offsets[order].astype(np.int64)
-        ends = np.maximum.accumulate(begins + sizes[order])
-        cuts = np.flatnonzero(begins[1:] > ends[:-1] + _SPAN_GAP) + 1
-        firsts = np.concatenate(([0], cuts))
-        span_begins = begins[firsts]
-        span_ends = ends[np.concatenate((cuts, [len(begins)])) - 1]
-        span_places = np.concatenate(([0], np.cumsum(span_ends - span_begins)))
-        data = np.empty(int(span_places[-1]), np.uint8)
-        for begin, low, high in zip(span_begins, span_places[:-1], span_places[1:], strict=True):
-            self._file.read_into(int(begin), data[low:high])
-        span_of = np.searchsorted(span_begins, offsets.astype(np.int64), side="right") - 1
-        places = span_places[span_of] + (offsets.astype(np.int64) - span_begins[span_of])
-        return data, places.astype(np.uint64)
-
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self._opened:
+            file.close()
 
 
 class _KdumpMemory:
@@ -343,8 +440,40 @@ class _KdumpMemory:
         return whole[begin : begin + length]
 
 
-def _spread(values: NDArray[np.generic], present: NDArray[np.bool_]) -> NDArray[Any]:
-    """Put values of the pages that are present at their places; the others get 0."""
-    spread = np.zeros(len(present), values.dtype)
-    spread[present] = values
-    return spread
+def _read_bitmap(file: ByteFile, offset: int, page_count: int) -> Pages:
+    bitmap = np.empty(-(-page_count // 8), np.uint8)
+    file.read_into(offset, bitmap)
+    if page_count % 8:
+        bitmap[-1] &= (1 << page_count % 8) - 1
+    return bitmap
+
+
+def _zero_page(file: ByteFile, offset: int, size: int) -> int:
+    """Give the offset of the page there if it is zero, else -1."""
+    if size > file.size - offset:
+        return -1
+    page = np.empty(size, np.uint8)
+    file.read_into(offset, page)
+    return -1 if page.any() else offset
+
+
+def _read_spans(
+    file: ByteFile, offsets: NDArray[np.uint64], sizes: NDArray[np.uint32]
+) -> tuple[Pages, NDArray[np.uint64]]:
+    """Read the data of pages in few reads; give it and the place of each page in it."""
+    if not len(offsets):
+        return np.empty(0, np.uint8), np.empty(0, np.uint64)
+    order = np.argsort(offsets, kind="stable")
+    begins = offsets[order].astype(np.int64)
+    ends = np.maximum.accumulate(begins + sizes[order])
+    cuts = np.flatnonzero(begins[1:] > ends[:-1] + _SPAN_GAP) + 1
+    firsts = np.concatenate(([0], cuts))
+    span_begins = begins[firsts]
+    span_ends = ends[np.concatenate((cuts, [len(begins)])) - 1]
+    span_places = np.concatenate(([0], np.cumsum(span_ends - span_begins)))
+    data = np.empty(int(span_places[-1]), np.uint8)
+    for begin, low, high in zip(span_begins, span_places[:-1], span_places[1:], strict=True):
+        file.read_into(int(begin), data[low:high])
+    span_of = np.searchsorted(span_begins, offsets.astype(np.int64), side="right") - 1
+    places = span_places[span_of] + (offsets.astype(np.int64) - span_begins[span_of])
+    return data, places.astype(np.uint64)

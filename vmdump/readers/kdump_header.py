@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vmdump.errors import FormatError
+from vmdump.errors import CapabilityError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder, Layout
@@ -13,7 +13,7 @@ from vmdump.readers.file import ByteFile
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from vmdump.units import is_power_of_two
 
-__all__ = ["KdumpHeaders", "read_headers"]
+__all__ = ["KdumpHeaders", "read_headers", "sort_parts"]
 
 _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
@@ -158,34 +158,40 @@ def _read_sub_header(
     """Read the fields that the header's version has, in the form in which they make sense."""
     forms: tuple[kdump.SubHeaderForm, ...] = ("64",) if elf_class == 64 else ("32 packed", "32 padded")
     version, begin = header["header_version"], kdump.HEADER_BLOCKS * header["block_size"]
+    best, found = -1, None
     for form in forms:
         declared = kdump.SUB_HEADER[form]
         layout = Layout(declared.name, tuple(field for field in declared.fields if field.since <= version))
         second = layout.unpack(file.read(begin, layout.size), 0, byteorder, path=file.path)
-        if elf_class == 64 or _makes_sense(second, header, file.size):
-            return second
-    raise FormatError(
-        "no form of the sub-header has offsets inside the file and the header's max_mapnr",
-        path=file.path,
-        offset=begin,
-    )
+        sense = 0 if elf_class == 64 else _sense(second, header, file.size)
+        if sense > best:
+            best, found = sense, second
+    if found is None:
+        raise FormatError(
+            "no form of the sub-header has offsets inside the file and the header's max_mapnr",
+            path=file.path,
+            offset=begin,
+        )
+    return found
 
 
-def _makes_sense(second: dict[str, Any], header: dict[str, Any], file_size: int) -> bool:
-    """Tell the packed form from the padded one.
+def _sense(second: dict[str, Any], header: dict[str, Any], file_size: int) -> int:
+    """Count what makes sense in one form of a sub-header, packed or padded; -1 where something makes none.
 
     Version 6 repeats the header's 32-bit max_mapnr; before, only where offsets point tells.
     """
     if "max_mapnr_64" in second and min(second["max_mapnr_64"], 0xFFFFFFFF) != header["max_mapnr"]:
-        return False
+        return -1
     area = kdump.HEADER_BLOCKS * header["block_size"]
+    sense = 0
     for name in ("vmcoreinfo", "note", "eraseinfo"):
         begin, size = second.get(f"offset_{name}", 0), second.get(f"size_{name}", 0)
         if size and not (area < begin <= begin + size <= file_size):
-            return False
+            return -1
         if begin and not size and name == "vmcoreinfo":
-            return False  # the padding read as an offset
-    return True
+            return -1  # padding, or half a number, read as an offset
+        sense += size > 0
+    return sense
 
 
 def _area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
@@ -200,3 +206,41 @@ def _area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
             offset=kdump.HEADER_BLOCKS,
         )
     return file.read(begin, size)
+
+
+def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFile, KdumpHeaders]]:
+    """Demand one whole file, or all parts of one split set, and give them in the order of their pages.
+
+    Raises
+    ------
+    FormatError
+        The files are not of one set, or two hold the same pages.
+    CapabilityError
+        Pages of the set are in none of the files.
+    """
+    first_file, first = parts[0]
+    for file, headers in parts[1:]:
+        if not (first.split and headers.split) or _shared(headers) != _shared(first):
+            raise FormatError(f"this is no part of the split set of {first_file.path}", path=file.path)
+    if sum(file.size for file, _ in parts) > 1 << 63:
+        raise FormatError("the parts are larger than any file", path=first_file.path)
+    parts = sorted(parts, key=lambda part: part[1].begin_pfn)
+    reached = 0
+    ranges = [(file, headers.begin_pfn, headers.end_pfn) for file, headers in parts]
+    for file, begin, end in [*ranges, (first_file, first.max_mapnr, first.max_mapnr)]:
+        if begin < reached:
+            raise FormatError(f"the pages from {begin:#x} on are in another part, too", path=file.path)
+        if begin > reached:
+            raise CapabilityError(
+                f"{first_file.path}: of this split set the pages {reached:#x} to {begin:#x} are missing; "
+                "open all of its parts together"
+            )
+        reached = end
+    return parts
+
+
+def _shared(headers: KdumpHeaders) -> object:
+    """Give what all parts of a set have in common: all but their ranges."""
+    ranges = ("start_pfn", "end_pfn", "start_pfn_64", "end_pfn_64")
+    second = {name: value for name, value in headers.sub_header.items() if name not in ranges}
+    return headers.elf_class, headers.byteorder, headers.header, second

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
 
-from vmdump.errors import FormatError
-from vmdump.formats import flattened, kdump
+from vmdump.arch import ARCHES, Arch, arch_by_name
+from vmdump.errors import CapabilityError, FormatError, RequestError
+from vmdump.formats import flattened, kdump, lime
 from vmdump.formats.elf import ELFMAG
+from vmdump.readers.avml import AvmlDump
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf import ElfDump
-from vmdump.readers.file import ByteFile, FlattenedBytes, PlainBytes
+from vmdump.readers.file import BufferBytes, ByteFile, PlainBytes, RawBytes
+from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
+from vmdump.readers.lime import LimeDump
+from vmdump.readers.raw import RawDump
+from vmdump.sources.spec import split_options
 
-__all__ = ["open_dump"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    AnyDump = str | os.PathLike[str] | Buffer | Sequence[str | os.PathLike[str]]
+
+__all__ = ["AnyDump", "open_dump"]
+
+_MAGIC = 16
+_RAW = "raw:"
+_DISKDUMP = b"DISKDUMP"
+_PACKED = {
+    b"\xfd7zXZ\0": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\x04\x22\x4d\x18": "unlz4",
+}
+"""Magic numbers of compressed files, and the commands that unpack them and keep the file."""
 
 
-def open_dump(path: str | os.PathLike[str]) -> Dump:
+def open_dump(source: AnyDump, *, arch: str | None = None) -> Dump:
     """Open a dump of any kind that vmdump reads.
 
     Parameters
     ----------
-    path : str or path
-        An ELF core or a kdump-compressed file in either layout.
+    source : str, path, buffer, or sequence of str or path
+        A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0``.
+    arch : str, optional
+        The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
 
     Returns
     -------
@@ -32,25 +60,82 @@ def open_dump(path: str | os.PathLike[str]) -> Dump:
     ------
     SourceError
         The file is missing or unreadable.
-    FormatError
+    FormatError, LayoutError
         It is no such file, or damaged.
     CapabilityError
-        It is of a kind that cannot be read yet.
+        It is of a kind that cannot be read: compressed as a whole, a split set that lacks a part.
+    RequestError
+        An option is wrong.
     """
-    plain = PlainBytes(path)
-    try:
-        magic = plain.read(0, min(16, plain.size))
-        if magic.startswith(ELFMAG):
-            return ElfDump(plain)
-        if magic.startswith(kdump.SIGNATURE):
-            return KdumpDump(plain, "standard")
-        if magic.startswith(flattened.SIGNATURE):
-            file: ByteFile = FlattenedBytes(plain)
-            if file.read(0, min(16, file.size)).startswith(kdump.SIGNATURE):
-                return KdumpDump(file, "flattened")
-        raise FormatError(
-            f"no ELF core and no kdump file; raw memory is written raw:{plain.path}", path=plain.path
-        )
-    except BaseException:
-        plain.close()
-        raise
+    given = None if arch is None else arch_by_name(arch)
+    if isinstance(source, str) and source.startswith(_RAW):
+        _refuse(given, "raw memory names it in its options")
+        return RawDump(*split_options(source.removeprefix(_RAW)))
+    with ExitStack() as opened:
+        if isinstance(source, list | tuple) and len(source) != 1:
+            _refuse(given, "a kdump file names its own")
+            dump = _open_set(source, opened)
+        else:
+            one = source[0] if isinstance(source, list | tuple) else source
+            raw: RawBytes
+            if isinstance(one, str | os.PathLike):
+                raw = PlainBytes(one)
+            else:
+                raw = BufferBytes(cast("Buffer", one))
+            opened.callback(raw.close)
+            dump = _open_one(raw, given)
+        opened.pop_all()
+        return dump
+
+
+def _refuse(arch: Arch | None, why: str) -> None:
+    if arch is not None:
+        raise RequestError(f"arch: {why}", parameter="arch")
+
+
+def _open_one(raw: RawBytes, arch: Arch | None) -> Dump:
+    magic = _magic(raw)
+    for signature, reader in ((lime.LIME_SIGNATURE, LimeDump), (lime.AVML_SIGNATURE, AvmlDump)):
+        if magic.startswith(signature):
+            return reader(raw, arch or ARCHES[0])
+    _refuse(arch, f"{raw.path} is no LiME or AVML file; others name their own")
+    file, layout = _put_in_place(raw, magic)
+    magic = _magic(file)
+    if magic.startswith(ELFMAG):
+        return ElfDump(file)
+    if magic.startswith(kdump.SIGNATURE):
+        return KdumpDump([file], layout)
+    if magic.startswith(_DISKDUMP):
+        raise CapabilityError(f"{raw.path}: dumps of diskdump, kdump's predecessor, cannot be read")
+    for packed, command in _PACKED.items():
+        if magic.startswith(packed):
+            raise CapabilityError(f"{raw.path}: the file is compressed as a whole; {command} {raw.path}")
+    raise FormatError(
+        f"no ELF core, kdump, LiME or AVML file; raw memory is written {_RAW}{raw.path}", path=raw.path
+    )
+
+
+def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dump:
+    parts: list[ByteFile] = []
+    layouts = set()
+    for path in paths:
+        raw = PlainBytes(path)
+        opened.callback(raw.close)
+        file, layout = _put_in_place(raw, _magic(raw))
+        if not _magic(file).startswith(kdump.SIGNATURE):
+            raise FormatError("this is no kdump file, and nothing else is split", path=raw.path)
+        parts.append(file)
+        layouts.add(layout)
+    if not parts:
+        raise RequestError("source: no file is named", parameter="source")
+    return KdumpDump(parts, "standard" if layouts == {"standard"} else "flattened")
+
+
+def _put_in_place(raw: RawBytes, magic: bytes) -> tuple[ByteFile, str]:
+    if magic.startswith(flattened.SIGNATURE):
+        return FlattenedBytes(raw), "flattened"
+    return raw, "standard"
+
+
+def _magic(file: ByteFile) -> bytes:
+    return file.read(0, min(_MAGIC, file.size))

@@ -15,6 +15,7 @@ from vmdump.errors import LayoutError
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = [
+    "MAX_BLOCKS",
     "Block",
     "BlockList",
     "FileRuns",
@@ -25,6 +26,9 @@ __all__ = [
     "file_runs",
     "find_block",
 ]
+
+MAX_BLOCKS = 1 << 18
+"""That a file may claim: whoever lists them holds an object for each, some 500 bytes."""
 
 Pages = NDArray[np.uint8]
 FileRuns = list[tuple[int, int, int, int]]
@@ -174,7 +178,7 @@ class BlockList(Sequence[Block]):
     Raises
     ------
     LayoutError
-        As of :func:`check_blocks`.
+        As of :func:`check_blocks`, or they are more than `MAX_BLOCKS`.
     """
 
     def __init__(
@@ -185,6 +189,8 @@ class BlockList(Sequence[Block]):
         self._make = make
         if not len(starts):
             raise LayoutError("the guest has no memory block")
+        if len(starts) > MAX_BLOCKS:
+            raise LayoutError(f"the memory is in {len(starts)} pieces; no machine's is in over {MAX_BLOCKS}")
         # In inclusive ends nothing overflows: the last byte of the address space has a number in 64 bits.
         lasts = starts + (sizes - np.uint64(1))
         bad = (sizes == 0) | (lasts < starts)

@@ -1,0 +1,223 @@
+"""AVML files of version 2: ranges of memory in snappy frames of 64 KiB, found once and unpacked when read."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch import Arch
+from vmdump.errors import CodecError, FormatError
+from vmdump.formats import lime
+from vmdump.kernels.engines import PageUnpacker, make_unpacker
+from vmdump.readers.dump import Dump
+from vmdump.readers.file import ByteFile
+from vmdump.readers.lime import read_range
+from vmdump.sources.base import MIN_PAGE_SIZE, Memory, Pages
+from vmdump.sources.blocks import BlockList
+
+__all__ = ["AvmlDump"]
+
+_FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
+_CACHED = 32
+"""Frames that are kept: 2 MiB."""
+_MIN_FRAMES = 1 << 16
+"""Frames that any file may have; more only with 4 KiB of memory each. Writers put 64 KiB into one."""
+
+
+class AvmlDump(Dump):
+    """An AVML file of version 2. The checksums of its frames are not looked at.
+
+    Parameters
+    ----------
+    file : ByteFile
+        Owned from now on.
+    arch : Arch
+        The guest's; the file does not tell.
+
+    Raises
+    ------
+    FormatError
+        A header or frame is wrong, or not inside the file.
+    LayoutError
+        Ranges overlap, or there are more than any machine has.
+    """
+
+    format = "avml"
+
+    def __init__(self, file: ByteFile, arch: Arch) -> None:
+        self._file = file
+        self.files = file.files
+        self.path = file.path
+        ranges: list[tuple[int, int]] = []
+        found = np.array(_frames(file, ranges), np.uint64).reshape(-1, 4)
+        found = found[np.argsort(found[:, 0], kind="stable")]
+        self._addresses, self._lengths, self._places, self._sizes = (column.copy() for column in found.T)
+        self._cache: OrderedDict[int, Pages] = OrderedDict()
+        self._lock = Lock()
+        self._spare: list[PageUnpacker] = []
+        starts, sizes = np.array(sorted(ranges), np.uint64).reshape(-1, 2).T
+        checked = BlockList(starts, sizes, self._memory_of(starts, sizes))
+        # AVML cuts memory into pieces of 16 MiB, which is nothing that the guest has.
+        firsts = np.flatnonzero(np.append(True, starts[1:] != (starts + sizes)[:-1]))
+        lasts = np.append(firsts[1:], len(starts)) - 1
+        starts, sizes = checked.starts[firsts], (starts + sizes)[lasts] - starts[firsts]
+        super().__init__(
+            BlockList(starts, sizes, self._memory_of(starts, sizes)), arch, byteorder=lime.BYTEORDER
+        )
+
+    def _memory_of(self, starts: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> Callable[[int], Memory]:
+        return lambda index: _AvmlMemory(self, int(starts[index]), int(sizes[index]))
+
+    def read_into(self, address: int, out: Pages) -> None:
+        """Fill `out` with memory from a guest-physical address on, all of one block."""
+        index = int(self._addresses.searchsorted(np.uint64(address), side="right")) - 1
+        done = 0
+        while done < out.size:
+            begin = address + done - int(self._addresses[index])
+            length = int(self._lengths[index])
+            target = out[done : done + length - begin]
+            if target.size == length:
+                self._unpack(index, target)
+            else:
+                target[:] = self._frame(index)[begin : begin + target.size]
+            done += target.size
+            index += 1
+
+    def _frame(self, index: int) -> Pages:
+        with self._lock:
+            frame = self._cache.get(index)
+            if frame is not None:
+                self._cache.move_to_end(index)
+                return frame
+        frame = np.empty(int(self._lengths[index]), np.uint8)
+        self._unpack(index, frame)
+        with self._lock:
+            self._cache[index] = frame
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return frame
+
+    def _unpack(self, index: int, out: Pages) -> None:
+        size = int(self._sizes[index])
+        packed = size & 1
+        data = np.empty(size >> 1, np.uint8)
+        self._file.read_into(int(self._places[index]), data)
+        if not packed:
+            out[:] = data
+            return
+        usual = out.size == lime.SNAPPY_MAX
+        try:
+            unpacker = self._spare.pop() if usual else make_unpacker("snappy", out.size)
+        except IndexError:
+            unpacker = make_unpacker("snappy", out.size)
+        sizes = np.array([data.size], np.uint32)
+        try:
+            unpacker.unpack(data, np.zeros(1, np.uint64), sizes, np.ones(1, np.uint8), out)
+        except CodecError as error:
+            address = int(self._addresses[index])
+            raise CodecError(
+                f"{self.path}: the memory at {address:#x} does not unpack: {error}",
+                engine=error.engine,
+                page=address // self.page_size,
+            ) from error
+        finally:
+            if usual:
+                self._spare.append(unpacker)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _AvmlMemory:
+    """A run of memory in frames."""
+
+    copies = True
+
+    def __init__(self, dump: AvmlDump, start: int, size: int) -> None:
+        self._dump = dump
+        self._start = start
+        self.size = size
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        yield 0, self.size
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        out = scratch[:length]
+        self._dump.read_into(self._start + offset, out)
+        return out
+
+
+def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> array[int]:
+    """Walk the file; add its ranges, and give of each frame its address, length, place, and size.
+
+    The size is that in the file, doubled, and 1 more if the frame is packed.
+    """
+    frames = array("Q")
+    offset = memory = walked = 0
+    while offset < file.size:
+        start, size = read_range(file, offset, lime.AVML_SIGNATURE, lime.AVML_VERSION)
+        offset += lime.HEADER.size
+        ranges.append((start, size))
+        memory += size
+        done = 0
+        while done < size:
+            walked += 1
+            if walked > max(_MIN_FRAMES, memory // MIN_PAGE_SIZE):
+                raise FormatError("frames of a few bytes each cannot be", path=file.path, offset=offset)
+            length, place, packed, end = _frame(file, offset)
+            if length > size - done:
+                raise FormatError(
+                    f"the memory at {start:#x} is longer than its header says", path=file.path, offset=offset
+                )
+            if length:
+                frames.extend((start + done, length, place, 2 * (end - place) + packed))
+            done += length
+            offset = end
+        offset += lime.AVML_TRAILER
+        if offset > file.size:
+            raise FormatError("the file is cut short", path=file.path, offset=file.size)
+    return frames
+
+
+def _frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
+    """Look at the frame at an offset: bytes of memory in it (0: none), place of these, packed, and end."""
+    head = file.read(offset, min(_FRAME_HEADER + _CHECKSUM + _VARINT, max(file.size - offset, 0)))
+    if len(head) < _FRAME_HEADER + _CHECKSUM:
+        raise FormatError("the file is cut short", path=file.path, offset=offset)
+    kind, end = head[0], offset + _FRAME_HEADER + int.from_bytes(head[1:_FRAME_HEADER], lime.BYTEORDER)
+    place = offset + _FRAME_HEADER + _CHECKSUM
+    known = kind in (lime.SNAPPY_FRAME["packed"], lime.SNAPPY_FRAME["plain"])
+    if end > file.size or (known and end <= place):
+        raise FormatError("a snappy frame is not inside the file", path=file.path, offset=offset)
+    if kind == lime.SNAPPY_FRAME["packed"]:
+        length = _varint(head[_FRAME_HEADER + _CHECKSUM :])
+    elif kind == lime.SNAPPY_FRAME["plain"]:
+        length = end - place
+    elif kind >= lime.SNAPPY_FRAME["first skippable"]:
+        stream = file.read(offset + _FRAME_HEADER, min(end - offset - _FRAME_HEADER, 6))
+        if kind == lime.SNAPPY_FRAME["stream"] and stream != lime.SNAPPY_STREAM:
+            raise FormatError("no snappy stream begins here", path=file.path, offset=offset)
+        return 0, place, 0, end
+    else:
+        raise FormatError(f"snappy frames of kind {kind:#x} do not exist", path=file.path, offset=offset)
+    if not 0 < length <= lime.SNAPPY_MAX:
+        raise FormatError(
+            f"a snappy frame of {length} bytes of memory cannot be", path=file.path, offset=offset
+        )
+    return length, place, int(kind == lime.SNAPPY_FRAME["packed"]), end
+
+
+def _varint(data: bytes) -> int:
+    """Read the length in front of a snappy block; 0 where it does not end."""
+    value = 0
+    for index, byte in enumerate(data):
+        value |= (byte & 0x7F) << (7 * index)
+        if not byte & 0x80:
+            return value
+    return 0

@@ -1,0 +1,91 @@
+"""LiME files, and AVML files of version 1, which are the same: ranges of memory as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vmdump.arch import Arch
+from vmdump.errors import FormatError, LayoutError
+from vmdump.formats import lime
+from vmdump.readers.dump import Dump
+from vmdump.readers.file import ByteFile
+from vmdump.sources.blocks import MAX_BLOCKS, BlockList
+
+__all__ = ["LimeDump", "read_range"]
+
+
+class LimeDump(Dump):
+    """A LiME file.
+
+    Parameters
+    ----------
+    file : ByteFile
+        Owned from now on.
+    arch : Arch
+        The guest's; the file does not tell.
+
+    Raises
+    ------
+    FormatError
+        A header is wrong, or a range is not inside the file.
+    LayoutError
+        Ranges overlap, or there are more than any machine has.
+    """
+
+    format = "lime"
+
+    def __init__(self, file: ByteFile, arch: Arch) -> None:
+        self._file = file
+        self.files = file.files
+        self.path = file.path
+        ranges = np.array(sorted(_ranges(file)), np.uint64).reshape(-1, 3)
+        starts, sizes, offsets = ranges.T
+        blocks = BlockList(
+            starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at]))
+        )
+        super().__init__(blocks, arch, byteorder=lime.BYTEORDER)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_range(file: ByteFile, offset: int, signature: bytes, version: int) -> tuple[int, int]:
+    """Read the header at an offset: the first address of its range, and its size in bytes.
+
+    Raises
+    ------
+    FormatError
+        It is no such header, or no such range.
+    """
+    header = lime.HEADER.unpack(file.read(offset, lime.HEADER.size), 0, lime.BYTEORDER, path=file.path)
+    start, last = header["s_addr"], header["e_addr"]
+    if header["signature"] != signature or header["version"] != version:
+        raise FormatError(
+            f"no header of {signature.decode()} version {version} where one must be",
+            path=file.path,
+            offset=offset,
+        )
+    if last < start or last - start + 1 >= 1 << 64:
+        raise FormatError(f"a range from {start:#x} to {last:#x} cannot be", path=file.path, offset=offset)
+    return start, last - start + 1
+
+
+def _ranges(file: ByteFile) -> Iterator[tuple[int, int, int]]:
+    offset = count = 0
+    while offset < file.size:
+        start, size = read_range(file, offset, lime.LIME_SIGNATURE, lime.LIME_VERSION)
+        offset += lime.HEADER.size
+        if size > file.size - offset:
+            raise FormatError(
+                f"the memory at {start:#x} ends behind the end of the file: it is cut short",
+                path=file.path,
+                offset=offset,
+            )
+        yield start, size, offset
+        offset += size
+        count += 1
+        if count > MAX_BLOCKS:
+            raise LayoutError(f"{file.path}: more than {MAX_BLOCKS} ranges of memory")
