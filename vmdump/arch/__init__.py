@@ -22,8 +22,17 @@ from vmdump.arch.base import Arch
 from vmdump.errors import RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
+from vmdump.formats.notes import NT_PRSTATUS, iter_notes
 
-__all__ = ["ARCHES", "Arch", "arch_by_name", "arch_by_uts_machine", "arch_of_elf", "unknown_arch"]
+__all__ = [
+    "ARCHES",
+    "Arch",
+    "arch_by_name",
+    "arch_by_uts_machine",
+    "arch_of_elf",
+    "arch_of_kdump",
+    "unknown_arch",
+]
 
 _EM_NONE = 0
 ARCHES = (
@@ -78,6 +87,30 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
         if arch.uts_machine == family and arch.byteorder == byteorder:
             return arch
     return unknown_arch(_EM_NONE, elf_class, byteorder)
+
+
+def arch_of_kdump(machine: str, elf_class: ElfClass, byteorder: ByteOrder, notes: bytes) -> Arch:
+    """Find the architecture of a kdump file.
+
+    Parameters
+    ----------
+    machine : str
+        utsname.machine of its header.
+    elf_class, byteorder
+        Of the header.
+    notes : bytes
+        Its notes: where the machine is not known, the size of NT_PRSTATUS tells, which differs between all
+        architectures of one class and byte order that QEMU dumps.
+    """
+    arch = arch_by_uts_machine(machine, elf_class, byteorder)
+    if arch.machine != _EM_NONE:
+        return arch
+    size = next((len(note.desc) for note in iter_notes(notes, byteorder) if note.type == NT_PRSTATUS), 0)
+    for known in ARCHES:
+        sizes = [kind.layout.size for kind in known.register_notes if kind.type == NT_PRSTATUS]
+        if (known.elf_class, known.byteorder, sizes) == (elf_class, byteorder, [size]):
+            return known
+    return arch
 
 
 def arch_of_elf(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch:

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch import arch_by_uts_machine
+from vmdump.arch import arch_of_kdump
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
@@ -141,14 +141,17 @@ class KdumpDump(Dump):
         told = find_vmcoreinfo(headers.notes, headers.byteorder) is None and headers.vmcoreinfo
         super().__init__(
             blocks,
-            arch_by_uts_machine(machine, headers.elf_class, headers.byteorder),
+            arch_of_kdump(machine, headers.elf_class, headers.byteorder, headers.notes),
             byteorder=headers.byteorder,
             elf_class=headers.elf_class,
             page_size=block_size,
             notes=headers.notes,
             vmcoreinfo=headers.vmcoreinfo if told else None,
         )
-        self.utsname = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
+        uts = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
+        if uts.sysname:
+            # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.
+            self.utsname = uts
 
     def _lay_out(self, found: list[tuple[ByteFile, KdumpHeaders]]) -> Iterator[_Part]:
         itemsize, base = self._descriptor.itemsize, 0
