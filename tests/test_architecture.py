@@ -33,6 +33,7 @@ FLOORS = {
     "compare": 7,
     "kernel_log": 7,
     "summary": 7,
+    "conversion": 7,
     "cli": 8,
 }
 # The files of floor 1 are one room; on floor 7 all that takes a source as a user names it is.
@@ -45,6 +46,7 @@ ROOMS = {
     "compare": "api",
     "kernel_log": "api",
     "summary": "api",
+    "conversion": "api",
 }
 
 

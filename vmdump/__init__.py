@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, open, open_source, start_dump
     from vmdump.benchmark import Benchmark, Candidate, bench
     from vmdump.compare import Verification, verify
+    from vmdump.conversion import convert
     from vmdump.features import Capabilities, FormatState, capabilities
     from vmdump.job import DumpJob, Progress, Report
     from vmdump.kernel_log import LogRecord, dmesg
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "bench",
     "capabilities",
+    "convert",
     "dmesg",
     "dump",
     "dump_async",
@@ -79,6 +81,7 @@ _HOMES = {
     "Verification": "vmdump.compare",
     "bench": "vmdump.benchmark",
     "capabilities": "vmdump.features",
+    "convert": "vmdump.conversion",
     "dmesg": "vmdump.kernel_log",
     "dump": "vmdump.api",
     "dump_async": "vmdump.api",

@@ -39,8 +39,13 @@ class Report:
         Part of it that was known to be zero and not read.
     output_bytes : int
         Size of the dump.
-    zero_pages, plain_pages, compressed_pages, excluded_pages : int
-        Pages of a kdump file by kind; excluded ones are those that could not be read.
+    zero_pages, plain_pages, compressed_pages : int
+        Pages of a kdump file by kind.
+    copied_pages : int
+        Those of them that were taken from another kdump file as they lay there, not packed again.
+    excluded_pages : int
+        Pages of the guest that are not in the dump: left out of the dump that was its source, or, in a kdump
+        file, not to be read.
     changed_pages : int
         Pages packed when the guest stood still, because they had changed since all were packed while it ran;
         0 where nothing was packed before.
@@ -53,6 +58,8 @@ class Report:
         For how long the guest stood still; None if it was not a live one.
     seconds : float
         From the first to the last byte, syncing included.
+    parts : tuple of str
+        The files of a split set; empty for a dump in one file.
     """
 
     output: str
@@ -68,12 +75,14 @@ class Report:
     zero_pages: int
     plain_pages: int
     compressed_pages: int
+    copied_pages: int
     excluded_pages: int
     changed_pages: int
     unreadable: tuple[tuple[int, int], ...]
     fuzzy: bool
     paused_seconds: float | None
     seconds: float
+    parts: tuple[str, ...] = ()
 
     @property
     def bytes_per_second(self) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from vmdump.errors import CapabilityError, RequestError
+from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import (
     DEFAULT_FORMAT,
     DumpFormat,
@@ -22,6 +23,7 @@ from vmdump.formats.names import (
 from vmdump.job import Report
 from vmdump.kernels.engines import Engine, PagePacker, find_engine, make_packer
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
@@ -114,6 +116,7 @@ class Request:
     force: bool
     pause: bool
     compat: bool
+    repack: bool
 
     def run(self, control: Control) -> Report:
         """Dump the guest.
@@ -168,31 +171,19 @@ class Request:
                             plan,
                             output,
                             codec=self.engine.codec,
-                            make_packer=early.make_packer or self._packers(guest),
+                            make_packer=early.make_packer or self.packers(guest),
                             flatten=flatten,
                             threads=self.threads,
                             control=control,
                             early=pages,
+                            copies=self.copies(guest),
                         )
-            return Report(
-                output=output.name,
-                format=self.format.name,
+            return self.report(
+                guest,
+                tally,
+                name=output.name,
                 layout="flattened" if flatten else "standard",
-                codec=self.engine.codec if self.engine else "",
-                engine=self.engine.name if self.engine else "",
-                level=self.level,
-                threads=self.threads,
                 guest_bytes=guest_bytes,
-                hole_bytes=tally.hole_bytes,
-                output_bytes=tally.size,
-                zero_pages=tally.zero_pages,
-                plain_pages=tally.plain_pages,
-                compressed_pages=tally.compressed_pages,
-                excluded_pages=tally.excluded_pages,
-                changed_pages=tally.changed_pages,
-                unreadable=tuple(guest.unreadable),
-                fuzzy=guest.fuzzy,
-                paused_seconds=guest.paused_seconds,
                 seconds=time.perf_counter() - began,
             )
         finally:
@@ -219,7 +210,51 @@ class Request:
             control=control,
         )
 
-    def _packers(self, guest: Source) -> Callable[[int], PagePacker]:
+    def report(
+        self,
+        guest: Source,
+        tally: Tally,
+        *,
+        name: str,
+        layout: str,
+        guest_bytes: int,
+        seconds: float,
+        parts: Sequence[str] = (),
+    ) -> Report:
+        """Say what was dumped."""
+        return Report(
+            output=name,
+            format=self.format.name,
+            layout=layout,
+            codec=self.engine.codec if self.engine else "",
+            engine=self.engine.name if self.engine else "",
+            level=self.level,
+            threads=self.threads,
+            guest_bytes=guest_bytes,
+            hole_bytes=tally.hole_bytes,
+            output_bytes=tally.size,
+            zero_pages=tally.zero_pages,
+            plain_pages=tally.plain_pages,
+            compressed_pages=tally.compressed_pages,
+            copied_pages=tally.copied_pages,
+            excluded_pages=tally.excluded_pages,
+            changed_pages=tally.changed_pages,
+            unreadable=tuple(guest.unreadable),
+            fuzzy=guest.fuzzy,
+            paused_seconds=guest.paused_seconds,
+            seconds=seconds,
+            parts=tuple(parts),
+        )
+
+    def copies(self, guest: Source) -> Copies | None:
+        """Give the pages that need not be packed again; none where engine or level were named."""
+        stored = getattr(guest, "stored_pages", None)
+        codec = getattr(guest, "codec", "")
+        if self.repack or self.engine is None or stored is None or not codec:
+            return None
+        return Copies(stored, CODEC_FLAGS[self.engine.codec], plain=codec == self.engine.codec)
+
+    def packers(self, guest: Source) -> Callable[[int], PagePacker]:
         """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""
         engine, level = self.engine, self.level
         assert engine is not None
@@ -264,7 +299,7 @@ class _Early:
         if plan is None:
             self._plan = write_elf_early(guest, slices, self._output, known, threads=threads, control=control)
         else:
-            self.make_packer = make_packer = request._packers(guest)
+            self.make_packer = make_packer = request.packers(guest)
             self._pages = write_early(
                 guest, plan, self._output, known, make_packer=make_packer, threads=threads, control=control
             )
@@ -325,8 +360,11 @@ def check_request(
     pause: bool = True,
     vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
     compat: str | None = None,
+    owned: bool = False,
 ) -> Request:
     """Refuse what cannot be done before anything is opened or created; parameters as for :func:`vmdump.dump`.
+
+    With `owned` an open source is closed when the request has run, as one that was opened here.
 
     Raises
     ------
@@ -378,7 +416,7 @@ def check_request(
             return whole_blocks(guest.blocks), plan
         return filter_blocks(guest.blocks, begin, length), plan
 
-    owned = isinstance(source, str | os.PathLike)
+    owned = owned or isinstance(source, str | os.PathLike)
     guest = _as_source(source)
     try:
         if paging:
@@ -403,6 +441,7 @@ def check_request(
         force=force,
         pause=pause,
         compat=compat is not None,
+        repack=engine is not None or level is not None,
     )
 
 

@@ -122,6 +122,23 @@ def makedumpfile_filter(dump: Path, output: Path, *options: str) -> str:
     return done.stdout
 
 
+def _makedumpfile(*arguments: object) -> None:
+    require("makedumpfile")
+    command = ["makedumpfile", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def makedumpfile_split(dump: Path, parts: Sequence[Path], *options: str) -> None:
+    """``makedumpfile --split OPTIONS dump part...``."""
+    _makedumpfile("--split", *options, dump, *parts)
+
+
+def makedumpfile_reassemble(parts: Sequence[Path], output: Path) -> None:
+    """``makedumpfile --reassemble part... output``."""
+    _makedumpfile("--reassemble", *parts, output)
+
+
 def readelf(path: Path, *options: str) -> str:
     """``readelf OPTIONS path`` in the C locale; a warning or an error of readelf's fails the test."""
     require("readelf")

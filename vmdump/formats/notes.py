@@ -7,33 +7,42 @@ QEMU use 4 in 64-bit files too, whatever the gABI says of 8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.formats.layout import ByteOrder, Field, Layout
 from vmdump.units import align_up
 
 __all__ = [
+    "ERASEINFO_NAME",
     "NHDR",
     "NT_PRSTATUS",
     "VMCOREINFO_NAME",
     "Note",
+    "blocks_note",
     "build_note",
     "count_cpus",
     "find_vmcoreinfo",
     "fuzzy_note",
     "is_fuzzy",
     "iter_notes",
+    "read_blocks",
+    "split_notes",
     "without_notes",
 ]
 
 NHDR = Layout("ELF note header", (Field("n_namesz", "u4"), Field("n_descsz", "u4"), Field("n_type", "u4")))
 NT_PRSTATUS = 1
 VMCOREINFO_NAME = b"VMCOREINFO"
+ERASEINFO_NAME = b"ERASEINFO"
 _ALIGN = 4
 _VMDUMP_NAME = b"VMDUMP"
-_VMDUMP_TYPE = 1
+_FUZZY_TYPE = 1
+_BLOCKS_TYPE = 2
 
 
 @dataclass(frozen=True)
@@ -110,12 +119,68 @@ def fuzzy_note(byteorder: ByteOrder) -> bytes:
 
     Readers pass over notes whose name they do not know.
     """
-    return build_note(_VMDUMP_NAME, _VMDUMP_TYPE, b"FUZZY=1\n", byteorder)
+    return build_note(_VMDUMP_NAME, _FUZZY_TYPE, b"FUZZY=1\n", byteorder)
 
 
 def is_fuzzy(data: bytes, byteorder: ByteOrder) -> bool:
     """Tell whether the notes have the mark of :func:`fuzzy_note`."""
     return any(
-        note.name == _VMDUMP_NAME and note.type == _VMDUMP_TYPE and note.desc.startswith(b"FUZZY=1")
+        note.name == _VMDUMP_NAME and note.type == _FUZZY_TYPE and note.desc.startswith(b"FUZZY=1")
         for note in iter_notes(data, byteorder)
     )
+
+
+def blocks_note(blocks: Sequence[tuple[int, int]], byteorder: ByteOrder) -> bytes:
+    """Build the note that tells excluded memory from missing memory: name VMDUMP, type 2, the guest's blocks.
+
+    Only a core from which pages were left out has it. The descriptor is a pair of 64-bit numbers for each
+    block, ``[begin, end)`` in guest-physical bytes, ascending: what is in a block and in no PT_LOAD is
+    excluded.
+    """
+    table = np.array(blocks, np.uint64).astype("<u8" if byteorder == "little" else ">u8")
+    return build_note(_VMDUMP_NAME, _BLOCKS_TYPE, table.tobytes(), byteorder)
+
+
+def read_blocks(note: Note, byteorder: ByteOrder) -> NDArray[np.uint64]:
+    """Decode the note of :func:`blocks_note`.
+
+    Returns
+    -------
+    (n, 2) uint64
+        Whatever it says; nothing is checked.
+
+    Raises
+    ------
+    FormatError
+        It holds no whole number of pairs, or none.
+    """
+    if not note.desc or len(note.desc) % 16:
+        raise FormatError(f"the note of the guest's blocks has {len(note.desc)} bytes, no pairs of numbers")
+    table = np.frombuffer(note.desc, "<u8" if byteorder == "little" else ">u8").astype(np.uint64)
+    return table.reshape(-1, 2)
+
+
+def split_notes(data: bytes, byteorder: ByteOrder) -> tuple[bytes, Note | None, Note | None]:
+    """Take out of a core's notes what describes the core and not the guest.
+
+    Returns
+    -------
+    notes : bytes
+        The others, as they were.
+    blocks : Note or None
+        That of :func:`blocks_note`.
+    erased : Note or None
+        makedumpfile's ERASEINFO.
+    """
+    kept, blocks, erased = [], None, None
+    begin = 0
+    for note in iter_notes(data, byteorder):
+        end = align_up(note.offset + len(note.desc), _ALIGN)
+        if note.name == _VMDUMP_NAME and note.type == _BLOCKS_TYPE:
+            blocks = note
+        elif note.name == ERASEINFO_NAME:
+            erased = note
+        else:
+            kept.append(data[begin:end])
+        begin = end
+    return b"".join(kept), blocks, erased

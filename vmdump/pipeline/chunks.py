@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.kernels.engines import PagePacker
+from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
+from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
@@ -49,12 +51,15 @@ class Packed:
         Of what the pages hold, 0 for zeros, where a key was given.
     placed : (pages,) PLACED or None
         Where the pages that are known went.
+    copied : int
+        Pages that were packed already.
     """
 
     data: Pages
     sizes: NDArray[np.uint32]
     hashes: NDArray[np.uint64] | None = None
     placed: NDArray[np.void] | None = None
+    copied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +115,28 @@ class _Worker(threading.local):
         known: KnownPages | None,
         key: NDArray[np.uint64] | None,
         make_packer: Callable[[], PagePacker] | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self._page_size = page_size
         self._known = known
         self._key = key
         self._make_packer = make_packer
-        self._packer: PagePacker | None = None
+        self._copies = copies
+        self._made: PagePacker | None = None
         self._scratch: Pages = np.empty(0, np.uint8)
 
-    def pack(self, slot: _Slot, run: Run) -> Packed:
-        if self._packer is None:
+    @property
+    def _packer(self) -> PagePacker:
+        if self._made is None:
             assert self._make_packer is not None
-            self._packer = self._make_packer()
+            self._made = self._make_packer()
+        return self._made
+
+    def pack(self, slot: _Slot, run: Run) -> Packed:
+        if self._copies is not None:
+            copied = self._copy(self._copies, slot, run)
+            if copied is not None:
+                return copied
         packer = self._packer
         pages = run.length // self._page_size
         sizes = np.empty(pages, np.uint32)
@@ -138,6 +153,35 @@ class _Worker(threading.local):
         data = run.block.memory.view(run.offset, run.length, self._scratch)
         used = packer.pack(PageScan(data, self._page_size, **options), out, sizes)
         return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, placed)
+
+    def _copy(self, copies: Copies, slot: _Slot, run: Run) -> Packed | None:
+        """Take pages of a run that are packed as they are wanted, and pack the others; None if none is."""
+        page_size = self._page_size
+        stored = copies.stored((run.block.start + run.offset) // page_size, run.length // page_size)
+        wanted = copies.wanted(stored, page_size)
+        others = np.flatnonzero(~(wanted | copies.without_data(stored)))
+        if others.size and not wanted.any():
+            return None
+        hashes = copies.hashes(stored)
+        sizes, offsets, data = np.where(wanted, stored.sizes, np.uint32(0)), stored.offsets, stored.data
+        if others.size:
+            pages = run.block.memory.view(run.offset, run.length, np.empty(run.length, np.uint8))
+            rest = pages.reshape(-1, page_size)[others].reshape(-1)
+            out, rest_sizes = (
+                np.empty(self._packer.bound(others.size), np.uint8),
+                np.empty(others.size, np.uint32),
+            )
+            rest_hashes = np.empty(others.size, np.uint64)
+            scan = PageScan(rest, page_size, key=copies.key, hashes=rest_hashes)
+            used = self._packer.pack(scan, out, rest_sizes)
+            sizes[others], hashes[others], offsets = rest_sizes, rest_hashes, offsets.copy()
+            offsets[others] = np.cumsum(rest_sizes, dtype=np.uint64) - rest_sizes + np.uint64(data.size)
+            data = np.concatenate((data, out[:used]))
+        target = slot.buffer(int(sizes.sum(dtype=np.uint64)))
+        used = gather(data, offsets, sizes, target)
+        return Packed(
+            target[: align_up(used, ALIGNMENT)], sizes, hashes, copied=int(np.count_nonzero(wanted))
+        )
 
     def scan(self, slot: _Slot, run: Run) -> Scanned:
         pages, rest = divmod(run.length, self._page_size)
@@ -186,6 +230,7 @@ def packed(
     threads: int,
     key: NDArray[np.uint64] | None = None,
     known: KnownPages | None = None,
+    copies: Copies | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     """Give every run of the slices in order, data packed, holes as None.
 
@@ -203,10 +248,12 @@ def packed(
         Of the pages' hashes; without it there are none.
     known : KnownPages, optional
         Pages that need not be packed again where they hold what they held; with its `key`.
+    copies : Copies, optional
+        Pages that are packed already.
     """
     slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=page_size, chunk=CHUNK_SIZE, join=_PACK_JOIN)
-    worker = _Worker(page_size, known, key, make_packer)
+    worker = _Worker(page_size, known, key, make_packer, copies)
     return in_order(runs, worker.pack, slots, threads=threads, idle=_is_hole)
 
 

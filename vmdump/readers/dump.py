@@ -31,11 +31,14 @@ class Dump(Source):
     format : str
         ``elf``, ``lime``, ``avml``, ``raw``, or ``kdump`` with its layout: ``kdump standard``, ``kdump
         flattened``, ``kdump split standard``.
+    codec : str
+        What a kdump file's pages were compressed with, where they shrank; empty where it was not tried.
     path : str
         Of the file, or of the first that was named; ``buffer`` for a buffer.
     """
 
     format: str
+    codec = ""
     path: str
 
     def pages(self, pfn: int, count: int, out: Pages | None = None, *, threads: int = 1) -> Pages:

@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats.elf_headers import read_headers
+from vmdump.formats.notes import read_blocks, split_notes
 from vmdump.readers.dump import Dump
+from vmdump.readers.elf_excluded import PieceList
 from vmdump.readers.file import ByteFile
+from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import BlockList
 
 __all__ = ["ElfDump"]
@@ -19,7 +22,8 @@ class ElfDump(Dump):
     """An ELF core file.
 
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
-    address, as a dump with virtual mappings has them, become one.
+    address, as a dump with virtual mappings has them, become one. Where a note of vmdump tells the guest's
+    blocks, pages were left out: what no PT_LOAD has of these blocks is excluded.
 
     Parameters
     ----------
@@ -43,13 +47,35 @@ class ElfDump(Dump):
         self.files = file.files
         self.path = file.path
         headers = read_headers(file.read, path=file.path, max_notes=file.size)
+        notes, told, erased = split_notes(headers.notes, headers.byteorder)
+        self._eraseinfo = erased.desc if erased else b""
+        self._pieces: PieceList | None = None
+        blocks = _blocks(file, headers.loads)
+        if told is not None:
+            self._pieces = PieceList(blocks, read_blocks(told, headers.byteorder), file.path)
+            blocks = self._pieces.blocks
         super().__init__(
-            _blocks(file, headers.loads),
+            blocks,
             arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),
             byteorder=headers.byteorder,
             elf_class=headers.elf_class,
-            notes=headers.notes,
+            notes=notes,
         )
+        if self._pieces is not None:
+            self.excluded_size = self._pieces.leave_out(self.page_size)
+
+    def _natural_page_size(self) -> int:
+        size = super()._natural_page_size()
+        return size if self._pieces is None else self._pieces.page_size(size, MIN_PAGE_SIZE)
+
+    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
+        """Tell which pages of the guest's blocks are in no PT_LOAD; None if all are."""
+        return None if self._pieces is None else self._pieces.excluded(pfn, count)
+
+    @property
+    def eraseinfo(self) -> bytes:
+        """The text of makedumpfile's note ERASEINFO."""
+        return self._eraseinfo
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
@@ -14,21 +15,19 @@ from numpy.typing import NDArray
 from vmdump.arch import arch_of_kdump
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
-from vmdump.formats.notes import find_vmcoreinfo
+from vmdump.formats.notes import count_cpus, find_vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
 from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
-from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
+from vmdump.readers.kdump_areas import read_bitmap, read_spans, zero_page
+from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Pages, Utsname
 from vmdump.sources.blocks import MAX_BLOCKS, BlockList
 
 __all__ = ["KdumpDump"]
 
-_SPAN_GAP = 4 << 10
-"""Page data further apart than this, in bytes, is read with two reads. With larger gaps a batch of pages that
-lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
 _BATCH = 4 << 20
 """Bytes of pages decompressed in one call."""
 _AHEAD = 16
@@ -114,7 +113,7 @@ class KdumpDump(Dump):
         self._opened = tuple(parts)
         self.files = tuple(opened for part in parts for opened in part.files)
         self.path = parts[0].path
-        found = sort_parts([(part, read_headers(part)) for part in parts])
+        self._found = found = sort_parts([(part, read_headers(part)) for part in parts])
         self.headers = headers = found[0][1]
         self.format = f"kdump {'split ' if headers.split else ''}{layout}"
         memory = self._read_bitmaps(found[0][0], headers)
@@ -152,10 +151,32 @@ class KdumpDump(Dump):
         if uts.sysname:
             # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.
             self.utsname = uts
+        self.codec = next(
+            (codec for codec, flag in kdump.CODEC_FLAGS.items() if headers.header["status"] & flag), ""
+        )
+        self.dump_level = headers.sub_header["dump_level"]
+
+    @property
+    def phys_base(self) -> int:
+        """By VMCOREINFO, else by the sub-header."""
+        told: int = self.headers.sub_header["phys_base"]
+        return super().phys_base if self.vmcoreinfo else told
+
+    @cached_property
+    def nr_cpus(self) -> int:
+        """By the register notes, else by the header."""
+        return count_cpus(self.notes, self.byteorder) or max(self.headers.header["nr_cpus"], 1)
+
+    @cached_property
+    def eraseinfo(self) -> bytes:
+        """What the sub-headers of all parts point at; FormatError where that is not inside the file."""
+        return b"".join(read_area(file, headers.sub_header, "eraseinfo") for file, headers in self._found)
 
     def _lay_out(self, found: list[tuple[ByteFile, KdumpHeaders]]) -> Iterator[_Part]:
         itemsize, base = self._descriptor.itemsize, 0
         for file, headers in found:
+            if headers.split and headers.begin_pfn == headers.end_pfn:
+                continue  # makedumpfile cuts at multiples of 2^20 pages, and makes parts without any
             begin = min(headers.begin_pfn, self._stored.size)
             rank = self._stored.rank(begin)
             length = self._stored.rank(min(headers.end_pfn, self._stored.size)) - rank
@@ -166,13 +187,13 @@ class KdumpDump(Dump):
                 )
             # makedumpfile and QEMU put the page that zero pages share in front of all other page data, and
             # that behind the descriptors of all parts.
-            zero = _zero_page(file, table + self._stored.total * itemsize, headers.block_size)
+            zero = zero_page(file, table + self._stored.total * itemsize, headers.block_size)
             yield _Part(file, headers.begin_pfn, headers.end_pfn, rank, table, zero, base)
             base += file.size
 
     def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
         """Keep the bitmaps; give the runs of pages that the guest had."""
-        memory, stored = (_read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
+        memory, stored = (read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
         self._stored = PageBitmap(stored)
         self._known = PageBitmap(memory | stored)
         self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
@@ -228,7 +249,7 @@ class KdumpDump(Dump):
         for part, begin, end in self._cut(pfn, count):
             table = self._table(part, begin, end - begin)
             rows = np.flatnonzero(table.present) + (begin - pfn)
-            data, places = _read_spans(part.file, table.offsets, table.sizes)
+            data, places = read_spans(part.file, table.offsets, table.sizes)
             stored.offsets[rows] = places + np.uint64(length)
             stored.sizes[rows] = table.sizes
             stored.flags[rows] = table.flags
@@ -350,7 +371,7 @@ class KdumpDump(Dump):
         table = self._table(part, pfn, len(out))
         stored = ~table.zero
         rows = np.flatnonzero(table.present)[stored]
-        data, found = _read_spans(part.file, table.offsets[stored], table.sizes[stored])
+        data, found = read_spans(part.file, table.offsets[stored], table.sizes[stored])
         flags = table.flags[stored]
         codecs = [int(flag) for flag in np.unique(flags) if flag]
         # Whatever is not unpacked now has the size 0, which is a zero page to an unpacker.
@@ -441,42 +462,3 @@ class _KdumpMemory:
         self._dump.read_pages(self._first_pfn + first, whole.reshape(-1, page_size))
         begin = offset - first * page_size
         return whole[begin : begin + length]
-
-
-def _read_bitmap(file: ByteFile, offset: int, page_count: int) -> Pages:
-    bitmap = np.empty(-(-page_count // 8), np.uint8)
-    file.read_into(offset, bitmap)
-    if page_count % 8:
-        bitmap[-1] &= (1 << page_count % 8) - 1
-    return bitmap
-
-
-def _zero_page(file: ByteFile, offset: int, size: int) -> int:
-    """Give the offset of the page there if it is zero, else -1."""
-    if size > file.size - offset:
-        return -1
-    page = np.empty(size, np.uint8)
-    file.read_into(offset, page)
-    return -1 if page.any() else offset
-
-
-def _read_spans(
-    file: ByteFile, offsets: NDArray[np.uint64], sizes: NDArray[np.uint32]
-) -> tuple[Pages, NDArray[np.uint64]]:
-    """Read the data of pages in few reads; give it and the place of each page in it."""
-    if not len(offsets):
-        return np.empty(0, np.uint8), np.empty(0, np.uint64)
-    order = np.argsort(offsets, kind="stable")
-    begins = offsets[order].astype(np.int64)
-    ends = np.maximum.accumulate(begins + sizes[order])
-    cuts = np.flatnonzero(begins[1:] > ends[:-1] + _SPAN_GAP) + 1
-    firsts = np.concatenate(([0], cuts))
-    span_begins = begins[firsts]
-    span_ends = ends[np.concatenate((cuts, [len(begins)])) - 1]
-    span_places = np.concatenate(([0], np.cumsum(span_ends - span_begins)))
-    data = np.empty(int(span_places[-1]), np.uint8)
-    for begin, low, high in zip(span_begins, span_places[:-1], span_places[1:], strict=True):
-        file.read_into(int(begin), data[low:high])
-    span_of = np.searchsorted(span_begins, offsets.astype(np.int64), side="right") - 1
-    places = span_places[span_of] + (offsets.astype(np.int64) - span_begins[span_of])
-    return data, places.astype(np.uint64)

@@ -13,7 +13,7 @@ from vmdump.readers.file import ByteFile
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from vmdump.units import is_power_of_two
 
-__all__ = ["KdumpHeaders", "read_headers", "sort_parts"]
+__all__ = ["KdumpHeaders", "read_area", "read_headers", "sort_parts"]
 
 _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
@@ -110,7 +110,7 @@ def read_headers(file: ByteFile) -> KdumpHeaders:
     if second.get("split"):
         wide = "_64" if "start_pfn_64" in second else ""
         begin, end = second[f"start_pfn{wide}"], second[f"end_pfn{wide}"]
-        if not begin < end <= max_mapnr:
+        if not begin <= end <= max_mapnr:
             raise FormatError(
                 f"a split part from page {begin:#x} to {end:#x} of {max_mapnr:#x} cannot be",
                 path=file.path,
@@ -126,8 +126,8 @@ def read_headers(file: ByteFile) -> KdumpHeaders:
         end,
         (bitmaps, bitmaps + room // 2 if two else bitmaps),
         bitmaps + room,
-        _area(file, second, "note"),
-        _area(file, second, "vmcoreinfo"),
+        read_area(file, second, "note"),
+        read_area(file, second, "vmcoreinfo"),
     )
 
 
@@ -194,8 +194,14 @@ def _sense(second: dict[str, Any], header: dict[str, Any], file_size: int) -> in
     return sense
 
 
-def _area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
-    """Read what the sub-header points at; nothing, where it points at nothing."""
+def read_area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
+    """Read what the sub-header points at: ``note``, ``vmcoreinfo`` or ``eraseinfo``; empty for nothing.
+
+    Raises
+    ------
+    FormatError
+        It is not inside the file.
+    """
     begin, size = second.get(f"offset_{name}", 0), second.get(f"size_{name}", 0)
     if not begin or not size:
         return b""
@@ -224,7 +230,7 @@ def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFil
             raise FormatError(f"this is no part of the split set of {first_file.path}", path=file.path)
     if sum(file.size for file, _ in parts) > 1 << 63:
         raise FormatError("the parts are larger than any file", path=first_file.path)
-    parts = sorted(parts, key=lambda part: part[1].begin_pfn)
+    parts = sorted(parts, key=lambda part: (part[1].begin_pfn, part[1].end_pfn))
     reached = 0
     ranges = [(file, headers.begin_pfn, headers.end_pfn) for file, headers in parts]
     for file, begin, end in [*ranges, (first_file, first.max_mapnr, first.max_mapnr)]:
@@ -240,7 +246,7 @@ def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFil
 
 
 def _shared(headers: KdumpHeaders) -> object:
-    """Give what all parts of a set have in common: all but their ranges."""
-    ranges = ("start_pfn", "end_pfn", "start_pfn_64", "end_pfn_64")
-    second = {name: value for name, value in headers.sub_header.items() if name not in ranges}
+    """Give what all parts of a set have in common: all but their ranges and what was erased in these."""
+    own = ("start_pfn", "end_pfn", "start_pfn_64", "end_pfn_64", "offset_eraseinfo", "size_eraseinfo")
+    second = {name: value for name, value in headers.sub_header.items() if name not in own}
     return headers.elf_class, headers.byteorder, headers.header, second

@@ -121,6 +121,8 @@ class Source(Translating):
         `notes`, without VMCOREINFO that was found or given later.
     incomplete : bool
         True for a dump that is marked as lacking pages which it should have.
+    dump_level : int
+        Which kinds of pages a dump leaves out, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
 
     Parameters
     ----------
@@ -161,6 +163,7 @@ class Source(Translating):
     excluded_size = 0
     emulator: Emulator | None = None
     incomplete = False
+    dump_level = 1
 
     def __init__(
         self,
@@ -286,6 +289,11 @@ class Source(Translating):
             There are more vCPUs than any guest has.
         """
         return self.arch.cpus(self.notes, self.byteorder)
+
+    @property
+    def eraseinfo(self) -> bytes:
+        """What makedumpfile says that it erased from the memory, as text; empty where it did not."""
+        return b""
 
     @property
     def phys_base(self) -> int:

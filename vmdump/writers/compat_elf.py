@@ -113,7 +113,9 @@ def write_compat_elf(
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)
         lane.write(head)
-        write_memory(lane, slices, tally, None, threads=threads, control=control, release=source.release)
+        write_memory(
+            source, lane, slices, tally, None, threads=threads, control=control, release=source.release
+        )
         lane.write(_SECTION_NAMES)
         lane.finish()
         file.finish()

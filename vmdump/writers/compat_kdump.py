@@ -25,8 +25,8 @@ from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks
 from vmdump.sources.base import Block, Memory, Pages, Source
 from vmdump.units import align_up
+from vmdump.writers.bitmaps import bitmap_windows
 from vmdump.writers.compat import qemu_target
-from vmdump.writers.kdump import bitmap_windows
 from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally

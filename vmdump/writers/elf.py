@@ -26,13 +26,15 @@ from vmdump.formats.elf import (
     ElfClass,
     ident,
 )
+from vmdump.formats.notes import ERASEINFO_NAME, blocks_note, build_note
 from vmdump.kernels.scan import CLEARED, NEW
-from vmdump.pipeline.chunks import scanned
+from vmdump.pipeline.chunks import Scanned, scanned
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
 from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
+from vmdump.writers.excluded import left_out, segments
 from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
@@ -59,18 +61,20 @@ class ElfPlan:
         Headers, notes and padding up to the first byte of memory.
     size : int
         Bytes of the whole file.
-    memory : tuple of (int, int)
+    starts, sizes : (n,) uint64
         Guest-physical address and bytes of each PT_LOAD's memory; one follows the other behind the head.
     """
 
     elf_class: ElfClass
     head: bytes
     size: int
-    memory: tuple[tuple[int, int], ...]
+    starts: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
 
     def same_places(self, other: ElfPlan) -> bool:
         """Tell whether memory goes to the same places in both files."""
-        return self.memory == other.memory and len(self.head) == len(other.head)
+        same = np.array_equal(self.starts, other.starts) and np.array_equal(self.sizes, other.sizes)
+        return same and len(self.head) == len(other.head)
 
 
 def plan_elf(source: Source, slices: Sequence[Slice]) -> ElfPlan:
@@ -81,22 +85,40 @@ def plan_elf(source: Source, slices: Sequence[Slice]) -> ElfPlan:
     source : Source
         Gives machine, byte order, class and notes.
     slices : sequence of Slice
-        The memory to dump, one PT_LOAD each.
+        The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded.
     """
-    plan = _plan(source, slices, 64)
+    starts, sizes = segments(source, slices)
+    notes = _notes(source, slices)
+    plan = _plan(source, starts, sizes, notes, 64)
     if source.elf_class == 32 and plan.size <= _LAST_32BIT:
-        return _plan(source, slices, 32)
+        return _plan(source, starts, sizes, notes, 32)
     return plan
 
 
-def _plan(source: Source, slices: Sequence[Slice], elf_class: ElfClass) -> ElfPlan:
-    extended = len(slices) >= XNUM_THRESHOLD
-    phnum = 1 + len(slices)
+def _notes(source: Source, slices: Sequence[Slice]) -> bytes:
+    """Give the guest's notes, and those that only a core needs."""
+    notes = source.notes
+    if source.eraseinfo:
+        notes += build_note(ERASEINFO_NAME, 0, source.eraseinfo, source.byteorder)
+    if source.excluded_size:
+        blocks = [(piece.start, piece.start + piece.size) for piece in slices]
+        notes += blocks_note(blocks, source.byteorder)
+    return notes
+
+
+def _plan(
+    source: Source,
+    starts: NDArray[np.uint64],
+    sizes: NDArray[np.uint64],
+    notes: bytes,
+    elf_class: ElfClass,
+) -> ElfPlan:
+    extended = len(starts) >= XNUM_THRESHOLD
+    phnum = 1 + len(starts)
     phoff = EHDR[elf_class].size
     shoff = phoff + phnum * PHDR[elf_class].size
     notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
-    memory_offset = align_up(notes_offset + len(source.notes), UNIT)
-    sizes = np.array([piece.size for piece in slices], np.uint64)
+    memory_offset = align_up(notes_offset + len(notes), UNIT)
     ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
     header = EHDR[elf_class].pack(
         source.byteorder,
@@ -115,16 +137,16 @@ def _plan(source: Source, slices: Sequence[Slice], elf_class: ElfClass) -> ElfPl
     table: NDArray[np.void] = np.zeros(phnum, PHDR[elf_class].dtype(source.byteorder))
     table[0]["p_type"] = PT_NOTE
     table[0]["p_offset"] = notes_offset
-    table[0]["p_filesz"] = table[0]["p_memsz"] = len(source.notes)
+    table[0]["p_filesz"] = table[0]["p_memsz"] = len(notes)
     loads = table[1:]
     loads["p_type"] = PT_LOAD
     loads["p_offset"] = ends - sizes
-    loads["p_paddr"] = loads["p_vaddr"] = np.array([piece.start for piece in slices], np.uint64)
+    loads["p_paddr"] = loads["p_vaddr"] = starts
     loads["p_filesz"] = loads["p_memsz"] = sizes
     section = SHDR[elf_class].pack(source.byteorder, sh_info=phnum) if extended else b""
-    head = header + table.tobytes() + section + source.notes
-    memory = tuple((piece.start, piece.size) for piece in slices)
-    return ElfPlan(elf_class, head.ljust(memory_offset, b"\0"), int(ends[-1]), memory)
+    head = header + table.tobytes() + section + notes
+    size = int(ends[-1]) if len(ends) else memory_offset
+    return ElfPlan(elf_class, head.ljust(memory_offset, b"\0"), size, starts, sizes)
 
 
 def write_elf_early(
@@ -159,7 +181,9 @@ def write_elf_early(
         return None
     plan = plan_elf(source, slices)
     with PlainFile(output, control.cancelled) as file:
-        write_memory(file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control)
+        write_memory(
+            source, file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control
+        )
     return plan
 
 
@@ -199,12 +223,15 @@ def write_elf(
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)
         lane.write(plan.head)
-        write_memory(lane, slices, tally, known, threads=threads, control=control, release=source.release)
+        write_memory(
+            source, lane, slices, tally, known, threads=threads, control=control, release=source.release
+        )
         file.finish()
     return tally
 
 
 def write_memory(
+    source: Source,
     lane: Lane,
     slices: Sequence[Slice],
     tally: Tally,
@@ -218,6 +245,8 @@ def write_memory(
 
     Parameters
     ----------
+    source : Source
+        The guest; what it excludes is left out.
     lane : Lane
         Where it goes; what is zero is skipped.
     slices : sequence of Slice
@@ -242,9 +271,15 @@ def write_memory(
     with closing(scanned(slices, unit=UNIT, threads=threads, known=known)) as runs:
         for run, result in runs:
             pfn = (run.block.start + run.offset) // UNIT
+            begin = run.block.start + run.offset
+            gone = left_out(source, begin, begin + run.length)
+            gone_size = int((gone[:, 1] - gone[:, 0]).sum())
+            tally.excluded_pages += -(-gone_size // source.page_size)
             if result is None:
-                tally.hole_bytes += run.length
-                _skip_hole(lane, pfn, run.length, changed)
+                tally.hole_bytes += run.length - gone_size
+                _skip_hole(lane, pfn, run.length - gone_size, changed)
+            elif gone_size:
+                _write_kept(lane, result, gone)
             else:
                 written = (result.kinds == NEW) | (result.kinds == CLEARED)
                 tally.changed_pages += int(np.count_nonzero(written)) if changed else 0
@@ -255,6 +290,21 @@ def write_memory(
     if release:
         release()
     lane.finish()
+
+
+def _write_kept(lane: Lane, result: Scanned, gone: NDArray[np.int64]) -> None:
+    """Write what is left of a run without the ranges that are gone."""
+    begins = np.concatenate(([0], gone[:, 1])).tolist()
+    ends = np.concatenate((gone[:, 0], [result.data.size])).tolist()
+    pieces = [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
+    if not pieces:
+        return
+    data = np.concatenate([result.data[begin:end] for begin, end in pieces])
+    if all(begin % UNIT == 0 for begin, _ in pieces):
+        kinds = np.concatenate([result.kinds[begin // UNIT : -(-end // UNIT)] for begin, end in pieces])
+        _write_units(lane, data, kinds == NEW)
+    else:
+        lane.write(data)
 
 
 def _write_units(lane: Lane, data: Pages, written: NDArray[np.bool_]) -> None:

@@ -6,205 +6,39 @@ means an incomplete dump to crash, so there is no cheaper way to say zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import CapabilityError, LayoutError, SinkError
+from vmdump.errors import SinkError
 from vmdump.formats import kdump
-from vmdump.formats.notes import find_vmcoreinfo
-from vmdump.kernels.bits import set_range
 from vmdump.kernels.engines import PagePacker
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.chunks import Packed, packed
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages, new_key
-from vmdump.pipeline.plan import Run, whole_blocks
-from vmdump.sources.base import Pages, Source
-from vmdump.units import align_up
+from vmdump.pipeline.plan import Run, Slice
+from vmdump.sources.base import Source
+from vmdump.units import merge_runs
+from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.descriptors import DescriptorTable
-from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
+from vmdump.writers.excluded import count_excluded
+from vmdump.writers.kdump_plan import KdumpPlan, plan_kdump, plan_split
+from vmdump.writers.lanes import FlattenedFile, PlainFile
 from vmdump.writers.output import Output
 from vmdump.writers.pagedata import PageData
 from vmdump.writers.tally import Tally
 
-__all__ = ["EarlyPages", "KdumpPlan", "bitmap_windows", "plan_kdump", "write_early", "write_kdump"]
+__all__ = ["EarlyPages", "KdumpPlan", "plan_kdump", "plan_split", "write_early", "write_kdump"]
 
-_BITMAP_WINDOW = 1 << 20
-"""Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
-_LAST_32BIT = 0xFFFFFFFF
-_UTS_LENGTH = 64
-"""Bytes of a name in utsname; one more ends it."""
-_LAST_SIGNED_32BIT = 0x7FFFFFFF
 _SHARED_CODECS = ("zlib", "zstd")
 """Of which identical pages are looked for although nothing else needs their hashes: that takes 0.5 us a page,
 where these codecs take 13 to 19 us and the others 6."""
-
-
-@dataclass(frozen=True)
-class KdumpPlan:
-    """Every offset of a kdump file that is known before the first page is packed.
-
-    Attributes
-    ----------
-    head : bytes
-        Header, sub-header and notes, padded to whole blocks; the first bitmap follows.
-    bitmap_size : int
-        Bytes of one of the two bitmaps.
-    page_count : int
-        Pages in the dump, a descriptor each.
-    descriptors_offset, data_offset : int
-        File offsets of the first descriptor and of the first byte of page data.
-    """
-
-    head: bytes
-    bitmap_size: int
-    page_count: int
-    descriptors_offset: int
-    data_offset: int
-
-
-def plan_kdump(source: Source, codec: str) -> KdumpPlan:
-    """Lay out a kdump file.
-
-    Raises
-    ------
-    LayoutError
-        A block is not made of whole pages, or the guest ends at an address the format has no room for.
-    """
-    block_size = source.page_size
-    if not source.arch.uts_machine:
-        raise CapabilityError(f"{source.arch.name}: no kdump file of a machine without a name; dump to elf")
-    for block in source.blocks:
-        if (block.start | block.size) % block_size:
-            raise LayoutError(
-                f"block {block.start:#x}-{block.end:#x} is not made of whole pages of {block_size} bytes",
-                address=block.start,
-            )
-    max_mapnr = source.blocks[-1].end // block_size
-    bitmap_size = align_up(-(-max_mapnr // 8), block_size)
-    bitmap_blocks = 2 * bitmap_size // block_size
-    if bitmap_blocks > _LAST_SIGNED_32BIT:
-        raise LayoutError(
-            f"memory ends at {source.blocks[-1].end:#x}: the bitmaps would need {bitmap_blocks} blocks, "
-            "more than the format can count; dump to elf",
-            address=source.blocks[-1].start,
-        )
-    head = _head(source, codec, max_mapnr, bitmap_blocks)
-    descriptors_offset = len(head) + 2 * bitmap_size
-    page_count = source.size // block_size
-    data_offset = descriptors_offset + page_count * kdump.PAGE_DESCRIPTOR.size
-    return KdumpPlan(head, bitmap_size, page_count, descriptors_offset, data_offset)
-
-
-def _sub_header_form(source: Source) -> kdump.SubHeaderForm:
-    if source.elf_class == 64:
-        return "64"
-    # libkdumpfile tells the 32-bit forms apart by offset_vmcoreinfo, and takes 0 for packed.
-    return source.arch.sub_header_32 if source.vmcoreinfo else "32 packed"
-
-
-def _head(source: Source, codec: str, max_mapnr: int, bitmap_blocks: int) -> bytes:
-    block_size = source.page_size
-    word_mask = (1 << source.elf_class) - 1
-    sub_header = kdump.SUB_HEADER[_sub_header_form(source)]
-    notes_offset = kdump.HEADER_BLOCKS * block_size + sub_header.size
-    sub_hdr_size = -(-(sub_header.size + len(source.notes)) // block_size)
-    uts = source.utsname
-    header = kdump.HEADER[source.elf_class].pack(
-        source.byteorder,
-        signature=kdump.SIGNATURE,
-        header_version=kdump.HEADER_VERSION,
-        **{field.name: getattr(uts, field.name)[:_UTS_LENGTH] for field in fields(uts)},
-        status=kdump.CODEC_FLAGS[codec],
-        block_size=block_size,
-        sub_hdr_size=sub_hdr_size,
-        bitmap_blocks=bitmap_blocks,
-        max_mapnr=min(max_mapnr, _LAST_32BIT),
-        nr_cpus=source.nr_cpus,
-    )
-    vmcoreinfo = find_vmcoreinfo(source.notes, source.byteorder)
-    second = sub_header.pack(
-        source.byteorder,
-        phys_base=source.phys_base & word_mask,
-        dump_level=kdump.DUMP_LEVEL,
-        offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
-        size_vmcoreinfo=len(vmcoreinfo.desc) if vmcoreinfo else 0,
-        offset_note=notes_offset,
-        size_note=len(source.notes),
-        max_mapnr_64=max_mapnr,
-    )
-    body = header.ljust(kdump.HEADER_BLOCKS * block_size, b"\0") + second + source.notes
-    return body.ljust((kdump.HEADER_BLOCKS + sub_hdr_size) * block_size, b"\0")
-
-
-def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, Pages | None]]:
-    """Give a bitmap in windows of 1 MiB.
-
-    Parameters
-    ----------
-    ranges : sequence of (int, int)
-        Frame numbers ``[begin, end)`` whose bits are set, ascending.
-    size : int
-        Bytes of the bitmap.
-
-    Yields
-    ------
-    length : int
-        Bytes of the window.
-    window : (length,) uint8 or None
-        Valid until the next one is asked for; None if no bit is set.
-    """
-    window = np.empty(min(size, _BITMAP_WINDOW), np.uint8)
-    first = 0
-    for begin in range(0, size, _BITMAP_WINDOW):
-        length = min(size - begin, _BITMAP_WINDOW)
-        first_pfn, end_pfn = 8 * begin, 8 * (begin + length)
-        while first < len(ranges) and ranges[first][1] <= first_pfn:
-            first += 1
-        index = first
-        if index < len(ranges) and ranges[index][0] < end_pfn:
-            window[:length] = 0
-        while index < len(ranges) and ranges[index][0] < end_pfn:
-            low, high = ranges[index]
-            set_range(window[:length], max(low, first_pfn) - first_pfn, min(high, end_pfn) - first_pfn)
-            index += 1
-        yield length, window[:length] if index > first else None
-
-
-def _write_bitmap(lane: Lane, ranges: Sequence[tuple[int, int]], size: int) -> None:
-    for length, window in bitmap_windows(ranges, size):
-        if window is None:
-            lane.skip(length)
-        else:
-            lane.write(window)
-
-
-def _without(ranges: Sequence[tuple[int, int]], excluded: Sequence[int]) -> list[tuple[int, int]]:
-    """Take single pfns, ascending, out of ranges of pfns."""
-    left = []
-    at = 0
-    for begin, end in ranges:
-        while at < len(excluded) and excluded[at] < end:
-            left.append((begin, excluded[at]))
-            begin = excluded[at] + 1
-            at += 1
-        left.append((begin, end))
-    return [(begin, end) for begin, end in left if begin < end]
-
-
-def _lost_pages(source: Source, run: Run) -> list[int]:
-    """Give the pages of a run, by number in it, of which the host could not read a byte."""
-    begin, page_size = run.block.start + run.offset, source.page_size
-    pages = run.length // page_size
-    lost: set[int] = set()
-    for low, high in source.unreadable:
-        lost.update(range(max((low - begin) // page_size, 0), min(-((begin - high) // page_size), pages)))
-    return sorted(lost)
 
 
 @dataclass(frozen=True)
@@ -267,7 +101,7 @@ def write_early(
     shared = SharedPages()
     with PlainFile(output, control.cancelled) as file:
         data = PageData(file.lane(plan.data_offset), plan.data_offset, page_size, shared=shared)
-        with closing(_packed(source, make_packer, threads, known.key, known)) as runs:
+        with closing(_packed(source, plan, make_packer, threads, known.key, known)) as runs:
             for run, result in runs:
                 if result is not None and result.hashes is not None and result.data.size:
                     known.record(_pfn(source, run), result.hashes, data.append(result))
@@ -278,20 +112,44 @@ def write_early(
 
 def _packed(
     source: Source,
+    plan: KdumpPlan,
     make_packer: Callable[[int], PagePacker],
     threads: int,
     key: NDArray[np.uint64] | None,
     known: KnownPages | None,
+    copies: Copies | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     page_size = source.page_size
+    begin, end = plan.begin_pfn * page_size, plan.end_pfn * page_size
     return packed(
-        whole_blocks(source.blocks),
+        [
+            Slice(block, max(begin - block.start, 0), min(end, block.end) - block.start)
+            for block in source.blocks
+            if block.start < end and block.end > begin
+        ],
         lambda: make_packer(page_size),
         page_size=page_size,
         threads=threads,
         key=key,
         known=known,
+        copies=copies,
     )
+
+
+def _absent(source: Source, pfn: int, pages: int, lost: list[tuple[int, int]]) -> NDArray[np.bool_] | None:
+    """Tell which pages from `pfn` on are not in the dump: excluded, or the host could read no byte of them.
+
+    What the host could not read is added to `lost`, in ranges of pfns; None if all pages are there.
+    """
+    absent = source.excluded_pages(pfn, pages)
+    page_size = source.page_size
+    for low, high in source.unreadable:
+        begin, end = max(low // page_size, pfn), min(-(-high // page_size), pfn + pages)
+        if begin < end:
+            absent = np.zeros(pages, np.bool_) if absent is None else absent.copy()
+            absent[begin - pfn : end - pfn] = True
+            lost.append((begin, end))
+    return absent if absent is not None and absent.any() else None
 
 
 def _changed(sizes: NDArray[np.uint32]) -> int:
@@ -313,8 +171,9 @@ def write_kdump(
     threads: int,
     control: Control,
     early: EarlyPages | None = None,
+    copies: Copies | None = None,
 ) -> Tally:
-    """Write a kdump-compressed file of the whole guest.
+    """Write a kdump-compressed file of the whole guest, or one part of a split set, as it is planned.
 
     Parameters
     ----------
@@ -336,6 +195,8 @@ def write_kdump(
         Told of every chunk.
     early : EarlyPages, optional
         Pages that are in the output already, and fit the plan.
+    copies : Copies, optional
+        Pages that are taken as the source has them, without packing.
 
     Raises
     ------
@@ -349,13 +210,13 @@ def write_kdump(
     output.demand(plan.page_count * kdump.PAGE_DESCRIPTOR.size)
     page_size = source.page_size
     pfns = [(block.start // page_size, block.end // page_size) for block in source.blocks]
-    excluded: list[int] = []
+    lost: list[tuple[int, int]] = []
     tally = Tally()
     zero_offset = early.zero_offset if early else plan.data_offset
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
         head = file.lane(0)
         head.write(plan.head)
-        _write_bitmap(head, pfns, plan.bitmap_size)
+        write_bitmap(head, pfns, plan.bitmap_size)
         head.finish()
         # A stream has no way back: there the table follows the data.
         table = None if flatten else file.lane(plan.descriptors_offset)
@@ -370,32 +231,36 @@ def write_kdump(
             closing(
                 DescriptorTable(source.byteorder, codec_flag, page_size, zero_offset, table, tally)
             ) as descriptors,
-            closing(_packed(source, make_packer, threads, key, known)) as runs,
+            closing(_packed(source, plan, make_packer, threads, key, known, copies)) as runs,
         ):
             for run, result in runs:
+                pfn, pages = _pfn(source, run), run.length // page_size
                 if result is None:
-                    descriptors.add_zero_pages(run.length // page_size)
-                    tally.hole_bytes += run.length
+                    # A hole may be of any length, and all of it excluded.
+                    left = pages - count_excluded(source, pfn, pfn + pages)
+                    descriptors.add_zero_pages(left)
+                    tally.excluded_pages += pages - left
+                    tally.hole_bytes += left * page_size
                 else:
-                    lost = _lost_pages(source, run)
-                    excluded += [_pfn(source, run) + page for page in lost]
-                    if lost or result.sizes.any():
+                    absent = _absent(source, pfn, pages, lost)
+                    tally.copied_pages += result.copied
+                    if absent is not None or result.sizes.any():
                         tally.changed_pages += _changed(result.sizes) if early else 0
                         placed = data.append(result)
-                        descriptors.add(np.delete(placed, lost) if lost else placed)
+                        descriptors.add(placed if absent is None else placed[~absent])
+                        tally.excluded_pages += 0 if absent is None else int(np.count_nonzero(absent))
                     else:
-                        descriptors.add_zero_pages(run.length // page_size)
+                        descriptors.add_zero_pages(pages)
                 control.advance(run.length)
             source.release()
             data.finish()
             # Which pages are in the dump is known only now that all have been read.
             dumped = file.lane(len(plan.head) + plan.bitmap_size)
-            _write_bitmap(dumped, _without(pfns, excluded), plan.bitmap_size)
+            write_bitmap(dumped, without(pfns, list(merge_runs(lost))), plan.bitmap_size, excluding=source)
             if table is not None:
                 dumped.finish()
             # In a stream they follow in the same lane: the table lies directly behind that bitmap.
             descriptors.finish(table or dumped)
         file.finish()
         tally.size = file.size
-        tally.excluded_pages = len(excluded)
     return tally

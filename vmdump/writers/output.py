@@ -88,6 +88,7 @@ class Output:
         self._force = force
         self._final: str | None = None
         self._temporary: str | None = None
+        self._committed = False
         self._owned = False
         descriptor = _descriptor(self.name)
         if descriptor is not None:
@@ -102,7 +103,7 @@ class Output:
         self.sparse = self.seekable and stat.S_ISREG(status.st_mode)
         self._kept = status.st_size if stat.S_ISREG(status.st_mode) else None
         if os.isatty(self.fd):
-            self._close()
+            self.close()
             raise SinkError(
                 "a dump is not for a terminal", path=self.name, hint="redirect it, or name a file"
             )
@@ -236,6 +237,18 @@ class Output:
         if self.seekable:
             os.lseek(self.fd, size, os.SEEK_SET)
 
+    def sync(self) -> None:
+        """Make the bytes of a new file safe.
+
+        Raises
+        ------
+        SinkError
+            They cannot be.
+        """
+        if self._final is not None:
+            with self.errors("cannot finish the output"):
+                os.fsync(self.fd)
+
     def commit(self) -> None:
         """Sync the file and give it its name; other outputs stay as they are.
 
@@ -248,12 +261,13 @@ class Output:
         """
         if self._final is None:
             return
+        self.sync()
         with self.errors("cannot finish the output"):
-            os.fsync(self.fd)
             try:
                 self._publish(self._final)
             except FileExistsError:
                 raise self._exists(self._final) from None
+        self._committed = True
         # The file is whole and has its name; that its name is not yet safe from a power cut is no failure.
         with contextlib.suppress(OSError):
             folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -295,6 +309,12 @@ class Output:
         os.replace(self._temporary, final)
         self._temporary = None
 
+    def retract(self) -> None:
+        """Remove the file again if it has its name already."""
+        if self._final is not None and self._committed:
+            with contextlib.suppress(OSError):
+                os.unlink(self._final)
+
     def abort(self) -> None:
         """Leave nothing behind: no file, no bytes in a redirected one but those it had."""
         if self._final is None and self._kept is not None:
@@ -320,9 +340,10 @@ class Output:
             if error is not None:
                 self.abort()
         finally:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close what was opened here; once."""
         if self._owned:
             os.close(self.fd)
 

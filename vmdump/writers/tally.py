@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 __all__ = ["Tally"]
 
@@ -17,8 +18,10 @@ class Tally:
         Bytes of the output, holes included.
     zero_pages, plain_pages, compressed_pages : int
         Pages of a kdump file by kind; zero pages include those in holes.
+    copied_pages : int
+        Pages of a kdump file that were taken as the source has them, without packing.
     excluded_pages : int
-        Pages of a kdump file that are marked as not in it: the host could not read them.
+        Pages that are marked as not in the dump: the source excludes them, or the host could not read them.
     changed_pages : int
         Pages packed when the guest stood still, because they had changed since all were packed while it ran.
     hole_bytes : int
@@ -29,6 +32,13 @@ class Tally:
     zero_pages: int = 0
     plain_pages: int = 0
     compressed_pages: int = 0
+    copied_pages: int = 0
     excluded_pages: int = 0
     changed_pages: int = 0
     hole_bytes: int = 0
+
+    def __iadd__(self, other: Tally) -> Self:
+        """Count another file in."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self

@@ -1,0 +1,187 @@
+"""One dump to another: any format to any, and to a split set."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from vmdump.errors import RequestError
+from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.job import Report
+from vmdump.pipeline.control import Control
+from vmdump.request import Request, check_request, open_source
+from vmdump.sources.base import Source
+from vmdump.writers.kdump import KdumpPlan, plan_split, write_kdump
+from vmdump.writers.split import OutputSet, part_names
+from vmdump.writers.tally import Tally
+
+if TYPE_CHECKING:
+    AnyDump = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Source
+
+__all__ = ["AnyDump", "ConvertOptions", "convert"]
+
+_MAX_PARTS = 1024
+"""Parts are written one after another, but all are open until all are whole."""
+
+
+class ConvertOptions(TypedDict, total=False):
+    """The options of :func:`convert`, which says what they mean."""
+
+    format: str
+    layout: str
+    split: int | None
+    engine: str | None
+    level: int | None
+    threads: int | None
+    force: bool
+
+
+def convert(
+    source: AnyDump,
+    output: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[ConvertOptions],
+) -> Report:
+    """Write a dump again in another format or layout, as one file or as a split set.
+
+    Notes, VMCOREINFO, and which pages are excluded go along. Pages of a kdump file that are compressed with
+    the codec that is wanted are copied as they are and not packed again; they are not unpacked either, so
+    damage inside them goes along, too. With `engine` or `level` every page is packed anew.
+
+    Parameters
+    ----------
+    source : str, path, sequence of paths, or Source
+        What :func:`open` takes: a dump of any kind, or all parts of a split set; or an open dump.
+    output : str or path
+        As for :func:`dump`; with `split` the path to which the numbers of the parts are added.
+    progress : callable, optional
+        Called with (done, total) in bytes of guest memory after each chunk.
+    format, layout, engine, level, threads, force
+        As for :func:`dump`.
+    split : int, optional
+        Write so many files, 2 or more, ``output.1``, ``output.2`` and so on: a split set of kdump files of
+        the standard layout, as ``makedumpfile --split`` makes them. All of them appear, or none.
+
+    Returns
+    -------
+    Report
+        Its `copied_pages` says how many pages were not packed again, its `parts` names the files of a set.
+
+    Raises
+    ------
+    RequestError
+        The request contradicts itself.
+    EngineUnavailable, CapabilityError
+        This build, or this dump, cannot do it.
+    SourceError, FormatError, LayoutError, CodecError
+        The dump is damaged or cannot be read.
+    SinkError, OutputExists
+        The output cannot be written.
+    """
+    return _check(source, output, **options)(Control(progress))
+
+
+def _check(
+    source: AnyDump,
+    output: str | os.PathLike[str],
+    *,
+    format: str = DEFAULT_FORMAT,
+    layout: str = "auto",
+    split: int | None = None,
+    engine: str | None = None,
+    level: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
+) -> Callable[[Control], Report]:
+    """Refuse what cannot be done before anything is created; give what does it."""
+    names: list[str] = []
+    if split is not None:
+        if not 2 <= split <= _MAX_PARTS:
+            raise RequestError(f"split: {split} is not from 2 to {_MAX_PARTS}", parameter="split")
+        if format == "elf" or layout == "flattened":
+            raise RequestError(
+                "split: only kdump files of the standard layout can be parts of a set", parameter="split"
+            )
+        names = part_names(output, split)
+    guest, owned = _open(source)
+    try:
+        request = check_request(
+            guest,
+            output,
+            format=format,
+            layout=layout,
+            engine=engine,
+            level=level,
+            threads=threads,
+            force=force,
+            owned=owned,
+        )
+        if request.engine is None or split is None:
+            return request.run
+        return _Splitting(request, plan_split(guest, request.engine.codec, split), names).run
+    except BaseException:
+        if owned:
+            guest.close()
+        raise
+
+
+def _open(source: AnyDump) -> tuple[Source, bool]:
+    if isinstance(source, Source):
+        return source, False
+    if isinstance(source, str | os.PathLike):
+        if os.fspath(source).startswith("qmp:"):
+            raise RequestError("source: a live guest is dumped, not converted", parameter="source")
+        return open_source(source), True
+    from vmdump.readers.sniff import open_dump  # as in open_source
+
+    return open_dump(list(source)), True
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    """A request whose output is a split set."""
+
+    request: Request
+    plans: list[KdumpPlan]
+    names: list[str]
+
+    def run(self, control: Control) -> Report:
+        """Write the parts one after another, each with all threads."""
+        began = time.perf_counter()
+        request, guest = self.request, self.request.source
+        assert request.engine is not None
+        tally = Tally()
+        try:
+            with OutputSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
+                control.start(guest.size)
+                make_packer = request.packers(guest)
+                for output in parts.outputs:
+                    output.begin(guest.files)
+                for plan, output in zip(self.plans, parts.outputs, strict=True):
+                    tally += write_kdump(
+                        guest,
+                        plan,
+                        output,
+                        codec=request.engine.codec,
+                        make_packer=make_packer,
+                        flatten=False,
+                        threads=request.threads,
+                        control=control,
+                        copies=request.copies(guest),
+                    )
+            return request.report(
+                guest,
+                tally,
+                name=os.fspath(request.output),
+                layout="standard",
+                guest_bytes=guest.size,
+                seconds=time.perf_counter() - began,
+                parts=self.names,
+            )
+        finally:
+            if request.owned:
+                guest.close()

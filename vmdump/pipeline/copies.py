@@ -1,0 +1,98 @@
+"""Pages that are taken from a dump as they lie in it: packed already, with the codec that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.pipeline.known import new_key
+from vmdump.sources.base import Pages
+
+__all__ = ["Copies", "StoredRun"]
+
+
+class StoredRun(Protocol):
+    """Pages as a file holds them; what each attribute is, the dump that gives them says."""
+
+    @property
+    def data(self) -> Pages:
+        """Pieces of the file."""
+
+    @property
+    def offsets(self) -> NDArray[np.uint64]:
+        """Where in `data` each page begins."""
+
+    @property
+    def sizes(self) -> NDArray[np.uint32]:
+        """Bytes of each page in `data`."""
+
+    @property
+    def flags(self) -> NDArray[np.uint32]:
+        """How each page is packed; 0 for plain."""
+
+    @property
+    def identities(self) -> NDArray[np.uint64]:
+        """Numbers that are equal for pages that share their bytes in the file."""
+
+    @property
+    def excluded(self) -> NDArray[np.bool_]:
+        """Pages that are not in the dump."""
+
+    @property
+    def zero(self) -> NDArray[np.bool_]:
+        """Pages that are known to be zero."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which pages are copied as they lie in a dump.
+
+    What is copied is not unpacked, so damage in it is copied too: only its bounds were checked.
+
+    Attributes
+    ----------
+    stored : callable
+        ``(pfn, count) -> StoredRun``; called in worker threads.
+    flag : int
+        Flag of the pages that are packed as wanted.
+    plain : bool
+        Copy plain pages, too: the codec that is wanted was tried on them, and they did not shrink.
+    key : (KEY_WORDS,) uint64
+        Of the hashes that tell pages which share their bytes.
+    """
+
+    stored: Callable[[int, int], StoredRun]
+    flag: int
+    plain: bool
+    key: NDArray[np.uint64] = field(default_factory=new_key)
+
+    def wanted(self, run: StoredRun, page_size: int) -> NDArray[np.bool_]:
+        """Tell which pages are copied; (count,)."""
+        # By its size a packed page of a whole page's bytes would be taken for a plain one.
+        wanted = (run.flags == self.flag) & (run.sizes < page_size)
+        if self.plain:
+            wanted |= (run.flags == 0) & (run.sizes == page_size)
+        result: NDArray[np.bool_] = wanted & ~self.without_data(run) & (run.sizes != 0)
+        return result
+
+    @staticmethod
+    def without_data(run: StoredRun) -> NDArray[np.bool_]:
+        """Tell which pages have no data of their own: zeros, and what is not in the dump; (count,)."""
+        result: NDArray[np.bool_] = run.zero | run.excluded
+        return result
+
+    def hashes(self, run: StoredRun) -> NDArray[np.uint64]:
+        """Make hashes that are equal for pages that share their bytes, and for no others; (count,) uint64.
+
+        They are none of contents. That one equals such a one has a chance of 2^-63, as the key is random.
+        """
+        # A one-to-one map: an odd factor, and a sum, modulo 2^64.
+        hashes: NDArray[np.uint64] = (
+            run.identities.astype(np.uint64) * (self.key[0] | np.uint64(1)) + self.key[1]
+        )
+        hashes[hashes == 0] = 1
+        return hashes

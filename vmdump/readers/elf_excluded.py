@@ -1,0 +1,151 @@
+"""ELF cores from which pages were left out: blocks of which the PT_LOADs are pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.errors import FormatError
+from vmdump.sources.base import Block, FileRuns, Pages, file_runs
+from vmdump.sources.blocks import BlockList, find_block
+
+__all__ = ["PieceList"]
+
+_MAX_EXCLUDED = 1 << 52
+"""Bytes: what processors can address. Whoever looks for excluded pages goes through all of them."""
+
+
+class PieceList:
+    """The guest's blocks, and the pieces of them that are in the core.
+
+    Parameters
+    ----------
+    pieces : sequence of Block
+        The PT_LOADs; sorted, not overlapping.
+    table : (n, 2) uint64
+        ``[begin, end)`` of the guest's blocks, as a note tells.
+    path : str
+        Named in errors.
+
+    Attributes
+    ----------
+    blocks : BlockList
+        The guest's.
+
+    Raises
+    ------
+    FormatError
+        A PT_LOAD is in no block, a block ends before it begins, or more memory is excluded than there can be.
+    LayoutError
+        The blocks overlap, or there is none.
+    """
+
+    def __init__(self, pieces: Sequence[Block], table: NDArray[np.uint64], path: str) -> None:
+        begins, ends = table[:, 0], table[:, 1]
+        if (ends <= begins).any():
+            raise FormatError("a block of the guest ends before it begins", path=path)
+        # A piece is found for each read, and the data runs that it looked up in the file are in it.
+        piece = lru_cache(64)(pieces.__getitem__)
+        self.blocks = BlockList(
+            begins,
+            ends - begins,
+            lambda index: _PiecesMemory(pieces, piece, int(begins[index]), int(ends[index])),
+        )
+        if isinstance(pieces, BlockList):
+            starts, stops = pieces.starts, pieces.starts + pieces.sizes
+        else:
+            starts = np.array([block.start for block in pieces], np.uint64)
+            stops = np.array([block.end for block in pieces], np.uint64)
+        home = np.searchsorted(begins, starts, side="right") - 1
+        if (home < 0).any() or (stops > ends[home]).any() or (stops <= starts).any():
+            raise FormatError("a PT_LOAD is outside the guest's blocks that a note tells", path=path)
+        # Between two of these one after the other there is a gap, which may be empty.
+        self._gap_begins = np.sort(np.concatenate((begins, stops)))
+        self._gap_ends = np.sort(np.concatenate((starts, ends)))
+        if sum((self._gap_ends - self._gap_begins).tolist()) > _MAX_EXCLUDED:
+            raise FormatError("more memory is excluded than a machine can address", path=path)
+        self._begins, self._ends = begins, ends
+        self._gaps: NDArray[np.uint64] = np.empty((0, 2), np.uint64)
+
+    def page_size(self, largest: int, smallest: int) -> int:
+        """Halve the largest page size until all pieces are made of whole pages."""
+        bits = int(np.bitwise_or.reduce(self._gap_begins) | np.bitwise_or.reduce(self._gap_ends))
+        while largest > smallest and bits % largest:
+            largest //= 2
+        return largest
+
+    def leave_out(self, page_size: int) -> int:
+        """Find out which pages are excluded; give their bytes.
+
+        A page of which a part is there is not excluded.
+        """
+        size = np.uint64(page_size)
+        # At the border of a block, the part of a page inside it is all there is of the page.
+        at_begin, at_end = np.isin(self._gap_begins, self._begins), np.isin(self._gap_ends, self._ends)
+        partial = (self._gap_begins % size != 0) & ~at_begin
+        first = self._gap_begins // size + partial
+        last = self._gap_ends // size + ((self._gap_ends % size != 0) & at_end)
+        kept = (self._gap_begins < self._gap_ends) & (first < last)
+        self._gaps = np.stack((first[kept], last[kept]), axis=1).astype(np.uint64)
+        return int((self._gaps[:, 1] - self._gaps[:, 0]).sum(dtype=np.uint64)) * page_size
+
+    def excluded(self, pfn: int, count: int) -> NDArray[np.bool_]:
+        """Tell which of `count` pages from `pfn` on are excluded."""
+        begin, end = pfn, pfn + count
+        low = int(np.searchsorted(self._gaps[:, 1], np.uint64(begin), side="right"))
+        high = int(np.searchsorted(self._gaps[:, 0], np.uint64(end), side="left"))
+        steps = np.zeros(count + 1, np.int32)
+        np.add.at(steps, np.maximum(self._gaps[low:high, 0], np.uint64(begin)) - np.uint64(begin), 1)
+        np.add.at(steps, np.minimum(self._gaps[low:high, 1], np.uint64(end)) - np.uint64(begin), -1)
+        result: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
+        return result
+
+
+class _PiecesMemory:
+    """A block of which only pieces are there; the rest is zero."""
+
+    copies = True
+
+    def __init__(self, pieces: Sequence[Block], piece: Callable[[int], Block], begin: int, end: int) -> None:
+        self._pieces = pieces
+        self._piece = piece
+        self._begin = begin
+        self.size = end - begin
+
+    def _inside(self, offset: int, length: int) -> Iterator[tuple[Block, int, int, int]]:
+        """Give the pieces in a range of the block: the piece, begin and end in it, its place in the block."""
+        begin, end = self._begin + offset, self._begin + offset + length
+        index = max(find_block(self._pieces, begin), 0)
+        while index < len(self._pieces) and (piece := self._piece(index)).start < end:
+            if piece.end > begin:
+                low, high = max(begin - piece.start, 0), min(end, piece.end) - piece.start
+                yield piece, low, high, piece.start - self._begin
+            index += 1
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        for piece, _, _, place in self._inside(0, self.size):
+            for begin, end in piece.memory.extents():
+                yield place + begin, place + end
+
+    def file_runs(self, offset: int, length: int) -> FileRuns | None:
+        found: FileRuns = []
+        for piece, low, high, place in self._inside(offset, length):
+            runs = file_runs(piece.memory, low, high - low)
+            if runs is None:
+                return None
+            at = place + low - offset
+            found += [(at + begin, at + end, fd, position) for begin, end, fd, position in runs]
+        return found
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        out = scratch[:length]
+        out[:] = 0
+        for piece, low, high, place in self._inside(offset, length):
+            target = out[place + low - offset : place + high - offset]
+            data = piece.memory.view(low, high - low, target)
+            if not np.may_share_memory(data, target):
+                target[:] = data
+        return out

@@ -1,0 +1,116 @@
+"""Pages that the guest has and a dump of it leaves out, as a writer needs them: in pieces, and never all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.pipeline.plan import Slice
+from vmdump.sources.base import Source
+
+__all__ = ["count_excluded", "left_out", "masks", "nth_page", "segments"]
+
+_WINDOW = 1 << 18
+"""Pages asked for together: a quarter of a MiB of answers."""
+
+
+def masks(source: Source, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Tell which pages of ``[begin_pfn, end_pfn)`` are excluded, in windows of which at least one page is.
+
+    Yields
+    ------
+    pfn, mask
+        The first page of the window, and which of its pages are excluded.
+    """
+    if not source.excluded_size:
+        return
+    for pfn in range(begin_pfn, end_pfn, _WINDOW):
+        mask = source.excluded_pages(pfn, min(_WINDOW, end_pfn - pfn))
+        if mask is not None and mask.any():
+            yield pfn, mask
+
+
+def count_excluded(source: Source, begin_pfn: int, end_pfn: int) -> int:
+    """Count the excluded pages of ``[begin_pfn, end_pfn)``."""
+    return sum(int(np.count_nonzero(mask)) for _, mask in masks(source, begin_pfn, end_pfn))
+
+
+def left_out(source: Source, begin: int, end: int) -> NDArray[np.int64]:
+    """Give the guest-physical ranges inside ``[begin, end)`` that are excluded.
+
+    Returns
+    -------
+    (n, 2) int64
+        ``[begin, end)`` of each, in bytes counted from `begin`, ascending; they do not touch.
+    """
+    page_size = source.page_size
+    first, last = begin // page_size, -(-end // page_size)
+    found = []
+    for pfn, mask in masks(source, first, last):
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).astype(np.int64)
+        found.append((edges + (pfn - first)).reshape(-1, 2))
+    if not found:
+        return np.empty((0, 2), np.int64)
+    ranges = np.concatenate(found) * page_size - (begin - first * page_size)
+    ranges = np.clip(ranges, 0, end - begin)
+    # A range that was cut by a window goes on in the next one.
+    apart = ranges[1:, 0] > ranges[:-1, 1]
+    return np.stack(
+        (ranges[np.concatenate(([True], apart)), 0], ranges[np.concatenate((apart, [True])), 1]), axis=1
+    )
+
+
+def segments(source: Source, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Cut slices into the ranges that are in the dump.
+
+    Returns
+    -------
+    starts, sizes : (n,) uint64
+        Guest-physical address of the first byte, and bytes, of each range; ascending.
+    """
+    if not source.excluded_size:
+        starts, sizes = [piece.start for piece in slices], [piece.size for piece in slices]
+        return np.array(starts, np.uint64), np.array(sizes, np.uint64)
+    all_starts, all_ends = [], []
+    for piece in slices:
+        gone = left_out(source, piece.start, piece.start + piece.size)
+        begins = np.concatenate(([0], gone[:, 1]))
+        ends = np.concatenate((gone[:, 0], [piece.size]))
+        kept = begins < ends
+        all_starts.append(begins[kept].astype(np.uint64) + np.uint64(piece.start))
+        all_ends.append(ends[kept].astype(np.uint64) + np.uint64(piece.start))
+    starts_, ends_ = np.concatenate(all_starts), np.concatenate(all_ends)
+    return starts_, ends_ - starts_
+
+
+def nth_page(source: Source, index: int) -> int:
+    """Give the frame number of a page by its number among those that are in the dump.
+
+    Parameters
+    ----------
+    source : Source
+        Made of whole pages.
+    index : int
+        From 0; smaller than the number of pages in the dump.
+    """
+    page_size = source.page_size
+    for block in source.blocks:
+        begin, end = block.start // page_size, block.end // page_size
+        here = end - begin - count_excluded(source, begin, end)
+        if index >= here:
+            index -= here
+            continue
+        position = begin
+        for pfn, mask in masks(source, begin, end):
+            kept = np.flatnonzero(~mask)
+            if index < pfn - position:
+                return position + index
+            index -= pfn - position
+            if index < kept.size:
+                return pfn + int(kept[index])
+            index -= kept.size
+            position = pfn + mask.size
+        return position + index
+    raise ValueError(f"the dump has no page {index} more")
