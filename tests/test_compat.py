@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import judges, qemu_kdump
 from oracles.elf import ElfCore
+from oracles.kdump import Kdump
 
 import vmdump
 from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
 from vmdump.kernels.engines import Engine
 from vmdump.kernels.pack import native_engines
 from vmdump.sources.buffers import BlockSource
+from vmdump.writers import compat
 
 Golden = Callable[[str, str], Path]
 
@@ -220,6 +223,62 @@ def test_machines_that_qemu_does_not_dump(tmp_path: Path) -> None:
     for name in ("elf", "kdump-zlib"):
         with pytest.raises(CapabilityError, match="mips"):
             written(BlockSource(bytes(PAGE), arch="mips"), tmp_path / "out", format=name)
+
+
+def smbios(*, family: int, model: int) -> bytes:
+    """1 MiB of memory with an SMBIOS table that describes one processor."""
+    signature = family << 8 | (model & 0xF) << 4 | (model >> 4) << 16
+    table = struct.pack("<BBH", 0, 24, 0) + bytes(20) + b"vendor\0\0"
+    table += struct.pack("<BBH4xI", 4, 42, 0x400, signature) + bytes(30) + b"CPU 0\0\0"
+    memory = bytearray(1 << 20)
+    memory[0xF5A00:0xF5A20] = struct.pack("<4s18xHII", b"_SM_", len(table), 0x98000, 2)
+    memory[0x98000 : 0x98000 + len(table)] = table
+    return bytes(memory)
+
+
+@pytest.mark.parametrize(
+    ("memory", "machine"),
+    [
+        (bytes(1 << 20), b"x86_64"),
+        (bytes(PAGE), b"x86_64"),
+        (smbios(family=5, model=4), b"i686"),
+        (smbios(family=6, model=14), b"i686"),
+        (smbios(family=6, model=15), b"x86_64"),
+        (smbios(family=6, model=0x3A), b"x86_64"),
+        (smbios(family=15, model=107), b"x86_64"),
+    ],
+)
+def test_which_qemu_a_32_bit_guest_is_of(memory: bytes, machine: bytes, tmp_path: Path) -> None:
+    written(BlockSource(memory, arch="i386"), tmp_path / "out", layout="standard")
+    with vmdump.open(tmp_path / "out") as dump:
+        assert dump.utsname.machine == machine
+
+
+@given(table=st.binary(max_size=200), length=st.integers(0, 0xFFFF), place=st.integers(0, 0xFFFFFFFF))
+def test_smbios_may_be_anything(table: bytes, length: int, place: int) -> None:
+    memory = bytearray(1 << 20)
+    memory[0xF0010:0xF0030] = struct.pack("<4s18xHII", b"_SM_", length, place, 0)
+    memory[0xF1000 : 0xF1000 + len(table)] = table
+    assert compat.qemu_target(BlockSource(memory, arch="i386")).uts_machine in (b"x86_64", b"i686")
+
+
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [
+        ("4806672384", 0x4806672384),
+        ("-490733568", -0x490733568),
+        ("0x1000000", 0x1000000),
+        ("12k", 0),
+        ("1" * 17, 0),
+        ("", 0),
+    ],
+)
+def test_phys_base_is_read_as_hexadecimal(told: str, number: int, tmp_path: Path) -> None:
+    text = f"OSRELEASE=6.1.0\nNUMBER(phys_base)={told}\n".encode()
+    for arch in ("x86_64", "riscv64"):
+        source = BlockSource(bytes(PAGE), arch=arch, vmcoreinfo=text)
+        written(source, tmp_path / arch, layout="standard")
+        assert Kdump(tmp_path / arch).sub_header["phys_base"] == (number if arch == "x86_64" else 0)
 
 
 def test_without_zlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
