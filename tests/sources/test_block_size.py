@@ -46,3 +46,13 @@ def test_block_size(arch: str, told: int | None, expected: int, tmp_path: Path) 
         assert told_by_reader == {"arch.page_size": expected}
     read = judges.libkdumpfile_read(tmp_path / "kdump", [(START + 4096, 100000)])
     assert read == [memory[4096:104096].tobytes()]
+
+
+@pytest.mark.parametrize(
+    ("arch", "told", "expected"), [("x86_64", 65536, 4096), ("aarch64", 8192, 65536), ("s390x", 0, 4096)]
+)
+def test_a_page_size_that_the_architecture_has_not_is_not_believed(
+    arch: str, told: int, expected: int
+) -> None:
+    text = f"OSRELEASE=6.1.0\nPAGESIZE={told}\n".encode()
+    assert vmdump.BlockSource(bytes(1 << 16), arch=arch, vmcoreinfo=text).page_size == expected

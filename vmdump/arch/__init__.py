@@ -132,4 +132,5 @@ def arch_of_elf(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch
 
 def unknown_arch(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch:
     """Make an architecture of which nothing else is known: it can be read, and written to ELF."""
-    return Arch(f"ELF machine {machine}", machine, "", elf_class, byteorder)
+    sizes = tuple(1 << bits for bits in range(12, 17))
+    return Arch(f"ELF machine {machine}", machine, "", elf_class, byteorder, page_sizes=sizes)

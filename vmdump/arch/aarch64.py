@@ -106,6 +106,7 @@ ARCH = Arch(
     uts_machine="aarch64",
     elf_class=64,
     byteorder="little",
+    page_sizes=(4096, 16384, 65536),
     register_notes=(
         prstatus(
             "aarch64", 8, (*numbered("x", "u8", 0, 31), *words("u8", "sp", "pc", "pstate")), fpvalid=True

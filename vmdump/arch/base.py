@@ -53,6 +53,8 @@ class Arch:
         The notes that QEMU writes for each vCPU, in its order.
     short_names : tuple of (str, str)
         Registers by two names, the second one wider: whoever gives one of them gives both.
+    page_sizes : tuple of int
+        Sizes in bytes that Linux' pages can have there; what VMCOREINFO tells beyond them is not believed.
     page_size : int
         The dump's block size in bytes where VMCOREINFO does not tell the guest's, as QEMU has it.
     sub_header_32 : str
@@ -76,6 +78,7 @@ class Arch:
     byteorder: ByteOrder
     register_notes: tuple[RegisterNote, ...] = ()
     short_names: tuple[tuple[str, str], ...] = ()
+    page_sizes: tuple[int, ...] = (4096,)
     page_size: int = 4096
     sub_header_32: SubHeaderForm = "32 padded"
     max_end_32: int = 1 << 32

@@ -18,6 +18,7 @@ ARCH = Arch(
     uts_machine="loongarch64",
     elf_class=64,
     byteorder="little",
+    page_sizes=(4096, 16384, 65536),
     register_notes=(
         # era is where the program counter goes, as everywhere where Linux stops a program.
         prstatus(

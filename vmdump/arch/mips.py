@@ -17,6 +17,7 @@ BIG = Arch(
     uts_machine="mips",
     elf_class=32,
     byteorder="big",
+    page_sizes=(4096, 16384, 65536),
     register_notes=(
         prstatus(
             "mips",

@@ -21,6 +21,7 @@ BIG = Arch(
     uts_machine="mips64",
     elf_class=64,
     byteorder="big",
+    page_sizes=(4096, 16384, 65536),
     register_notes=(
         # elf_gregset_t has 45 words in both ABIs.
         prstatus(

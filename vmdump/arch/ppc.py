@@ -16,5 +16,6 @@ ARCH = Arch(
     uts_machine="ppc",
     elf_class=32,
     byteorder="big",
+    page_sizes=(4096, 16384, 65536),
     register_notes=register_notes("ppc", "u4", others=(_LINUX,)),
 )

@@ -17,6 +17,7 @@ BIG = Arch(
     elf_class=64,
     byteorder="big",
     register_notes=register_notes("ppc64", "u8"),
+    page_sizes=(4096, 65536),
     page_size=65536,
 )
 LITTLE = replace(BIG, name="ppc64le", uts_machine="ppc64le", byteorder="little")

@@ -252,7 +252,7 @@ class Source(Translating):
 
     def _natural_page_size(self) -> int:
         told = self.vmcoreinfo.page_size
-        if told is not None and is_power_of_two(told) and MIN_PAGE_SIZE <= told <= MAX_PAGE_SIZE:
+        if told in self.arch.page_sizes:
             return told
         size = self.arch.page_size
         if isinstance(self.blocks, BlockList):
