@@ -16,6 +16,7 @@ from oracles.judges import require
 
 import vmdump
 from vmdump import errors
+from vmdump.arch import ARCHES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,6 +76,19 @@ def test_exit_codes() -> None:
     signals = ", ".join(str(128 + number) for number in (signal.SIGHUP, signal.SIGTERM))
     expected = [["0", ""], *([str(code), f"`{classes[code]}`"] for code in sorted(classes)), [signals, ""]]
     assert [row[:2] for row in table("Exit codes")] == expected
+
+
+def test_architectures() -> None:
+    expected = []
+    for arch in ARCHES:
+        notes = [
+            name + (" by the vectors' length" if name == "SVE" else f" {note.layout.size}")
+            for note in arch.register_notes
+            for name in [note.layout.name.split()[1]]
+        ]
+        kind = f"{arch.elf_class} {arch.byteorder}"
+        expected.append([f"`{arch.name}`", kind, f"{arch.page_size >> 10} KiB", ", ".join(notes)])
+    assert table("Architectures and registers") == expected
 
 
 def test_formats_and_engines() -> None:
