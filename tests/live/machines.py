@@ -48,6 +48,9 @@ KINDS = {
     "aarch64-sve": Kind("aarch64", "virt", (range(32),), options=("-cpu", "max")),
     "arm": Kind("arm", "virt", (range(15), range(26, 58)), options=("-cpu", "cortex-a15")),
     "ppc": Kind("ppc", "g3beige", (range(32), range(71, 103)), most_cpus=1),
+    "ppc-e500": Kind(
+        "ppc", "ppce500", (range(32), range(71, 105)), memory=64, options=("-bios", "openbios-ppc")
+    ),
     "ppc64": Kind("ppc64", "pseries", (range(32), range(71, 103), range(104, 136)), memory=256),
     "s390x": Kind("s390x", "s390-ccw-virtio", (range(2, 34), range(35, 83)), memory=64),
     "riscv64": Kind("riscv64", "virt", (range(1, 32),)),

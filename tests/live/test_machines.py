@@ -28,6 +28,7 @@ UNAME_MACHINES = {
     "aarch64-sve": "aarch64",
     "arm": "armv7l",
     "ppc": "ppc",
+    "ppc-e500": "ppc",
     "ppc64": "ppc64",
     "s390x": "s390x",
     "riscv64": "riscv64",
@@ -153,6 +154,25 @@ def test_a_guest_that_qemu_cannot_dump(name: str, cpus: int, run_vmdump: RunVmdu
     ranges = [(address, len(data)) for address, data in expected.items()]
     assert [mine.read(*where) for where in ranges] == list(expected.values())
     assert judges.libkdumpfile_read(scratch / "mine.kdump", ranges) == list(expected.values())
+
+
+@pytest.mark.parametrize("name", ["mips64el", "riscv64"])
+def test_a_running_machine_is_stopped_and_runs_again(name: str, scratch: Path) -> None:
+    with machine(name, 2) as guest:
+        guest.monitor.execute("cont")
+        with vmdump.open_source(f"qmp:{guest.qmp}") as source:
+            before = guest.monitor.event_names().count("STOP")
+            report = vmdump.dump(source, scratch / "paused")
+            assert guest.monitor.event_names().count("STOP") > before
+            assert guest.monitor.status() == "running"
+            assert not report.fuzzy
+            assert report.paused_seconds
+            assert vmdump.dump(source, scratch / "fuzzy", pause=False).fuzzy
+        assert guest.monitor.status() == "running"
+    for output in ("paused", "fuzzy"):
+        with vmdump.open(scratch / output) as dump:
+            assert len(dump.cpus) == 2
+            assert dump.arch.name == name
 
 
 def test_an_architecture_that_vmdump_does_not_know() -> None:
