@@ -33,6 +33,9 @@ ODD = {
     "g3beige": Kind("ppc64", "g3beige", (range(32),)),
 }
 
+# Of ppc, the only one with several vCPUs. Its own firmware is in no package, and none is run.
+PPCE500 = Kind("ppc", "ppce500", (range(32),), memory=64, options=("-bios", "openbios-ppc"))
+
 pytestmark = pytest.mark.skipif("zlib" not in native_engines(), reason="this build has no zlib")
 
 
@@ -74,6 +77,13 @@ def check_kdump(monitor: Monitor, qmp: Path, folder: Path) -> None:
 def test_machine(name: str, cpus: int, scratch: Path) -> None:
     judges.require(f"qemu-system-{KINDS[name].arch}")
     with Machine(KINDS[name], cpus, seed=17 + cpus) as guest:
+        check_elf(guest.monitor, guest.qmp, scratch)
+        check_kdump(guest.monitor, guest.qmp, scratch)
+
+
+def test_several_vcpus_of_ppc(scratch: Path) -> None:
+    judges.require("qemu-system-ppc")
+    with Machine(PPCE500, 2, seed=19) as guest:
         check_elf(guest.monitor, guest.qmp, scratch)
         check_kdump(guest.monitor, guest.qmp, scratch)
 
