@@ -13,7 +13,10 @@ from live.guests import Guest, Monitor
 from live.machines import KINDS, Kind, Machine
 from vmdump.kernels.pack import native_engines
 
-QEMUS = ("x86_64", "i386", "aarch64", "aarch64-sve", "arm", "ppc", "ppc64", "s390x", "riscv64", "riscv32")
+QEMUS = (
+    *("x86_64", "i386", "aarch64", "aarch64-sve", "arm", "ppc", "ppc-e500"),
+    *("ppc64", "s390x", "riscv64", "riscv32"),
+)
 ODD = {
     # Its first block begins at 0x400.
     "n800": Kind("arm", "n800", (range(15),), memory=128),
@@ -33,9 +36,6 @@ ODD = {
     "g3beige": Kind("ppc64", "g3beige", (range(32),)),
 }
 
-# Of ppc, the only one with several vCPUs. Its own firmware is in no package, and none is run.
-PPCE500 = Kind("ppc", "ppce500", (range(32),), memory=64, options=("-bios", "openbios-ppc"))
-
 pytestmark = pytest.mark.skipif("zlib" not in native_engines(), reason="this build has no zlib")
 
 
@@ -48,8 +48,16 @@ def same_bytes(one: Path, other: Path) -> None:
         )
 
 
+def demand_same_version(monitor: Monitor) -> None:
+    """Skip the test under another QEMU: later ones write other files of some machines."""
+    version = monitor.greeting["version"]["qemu"]
+    if (version["major"], version["minor"]) != (7, 2):
+        pytest.skip(f"QEMU {version['major']}.{version['minor']} is not 7.2")
+
+
 def check_elf(monitor: Monitor, qmp: Path, folder: Path, **part: int) -> None:
     """Assert that vmdump and QEMU write the same ELF file; `part` may be a begin and a length."""
+    demand_same_version(monitor)
     where = f"file:{folder / 'qemus.elf'}"
     monitor.execute("dump-guest-memory", paging=False, protocol=where, **part)
     vmdump.dump(f"qmp:{qmp}", folder / "mine.elf", compat="qemu", format="elf", force=True, **part)  # type: ignore[misc]
@@ -58,6 +66,7 @@ def check_elf(monitor: Monitor, qmp: Path, folder: Path, **part: int) -> None:
 
 def check_stream(monitor: Monitor, qmp: Path, folder: Path) -> None:
     """Assert that vmdump and QEMU write the same flattened kdump file."""
+    demand_same_version(monitor)
     monitor.dump(folder / "qemus.flat", "kdump-zlib")
     vmdump.dump(f"qmp:{qmp}", folder / "mine.flat", compat="qemu")
     same_bytes(folder / "mine.flat", folder / "qemus.flat")
@@ -77,13 +86,6 @@ def check_kdump(monitor: Monitor, qmp: Path, folder: Path) -> None:
 def test_machine(name: str, cpus: int, scratch: Path) -> None:
     judges.require(f"qemu-system-{KINDS[name].arch}")
     with Machine(KINDS[name], cpus, seed=17 + cpus) as guest:
-        check_elf(guest.monitor, guest.qmp, scratch)
-        check_kdump(guest.monitor, guest.qmp, scratch)
-
-
-def test_several_vcpus_of_ppc(scratch: Path) -> None:
-    judges.require("qemu-system-ppc")
-    with Machine(PPCE500, 2, seed=19) as guest:
         check_elf(guest.monitor, guest.qmp, scratch)
         check_kdump(guest.monitor, guest.qmp, scratch)
 
