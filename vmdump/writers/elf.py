@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.formats.elf import (
+    EF_INCOMPLETE,
     EHDR,
     ET_CORE,
     EV_CURRENT,
@@ -128,6 +129,7 @@ def _plan(
         e_version=EV_CURRENT,
         e_phoff=phoff,
         e_shoff=shoff if extended else 0,
+        e_flags=EF_INCOMPLETE if source.incomplete else 0,
         e_ehsize=EHDR[elf_class].size,
         e_phentsize=PHDR[elf_class].size,
         e_phnum=PN_XNUM if extended else phnum,
