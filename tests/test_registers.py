@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DATA, MACHINES
 from elftools.elf.elffile import ELFFile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import judges
 from oracles.elf import split_notes
@@ -145,6 +145,7 @@ def test_every_register_stands_where_linux_and_qemu_have_it(arch: str) -> None:
 
 @pytest.mark.parametrize("byteorder", ["little", "big"])
 @pytest.mark.parametrize("arch", [arch.name for arch in ARCHES])
+@settings(max_examples=15)  # for each of 30 combinations
 @given(data=st.data())
 def test_registers_written_are_registers_read(arch: str, byteorder: Any, data: st.DataObject) -> None:
     known = arch_by_name(arch)
@@ -203,6 +204,17 @@ def test_a_ppc_core_of_linux_is_read_too() -> None:
     note = struct.pack(">III", 5, len(desc), 1) + b"CORE\0\0\0\0" + desc
     (cpu,) = arch_by_name("ppc").cpus(note)
     assert (cpu["gpr0"], cpu["nip"], cpu["result"]) == (words[0], words[32], words[43])
+
+
+def test_notes_of_the_other_owner() -> None:
+    """Linux calls PowerPC's vectors LINUX; a note LINUX of type 1 is no PRSTATUS."""
+    arch = arch_by_name("ppc64")
+    first, second = split_notes(arch.notes([{"vr3": 1 << 100}]), ">")
+    linux = struct.pack(">III", 6, len(second.desc), second.type) + b"LINUX\0\0\0" + second.desc
+    begin = arch.notes([{"nip": 5}])
+    other = struct.pack(">III", 6, len(first.desc), 1) + b"LINUX\0\0\0" + bytes(len(first.desc))
+    (cpu,) = arch.cpus(begin + linux + other)
+    assert (cpu["vr3"], cpu["nip"]) == (1 << 100, 5)
 
 
 @pytest.mark.parametrize("arch", [arch.name for arch in ARCHES])

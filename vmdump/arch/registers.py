@@ -29,6 +29,7 @@ NT_FPREGSET = 2
 MAX_CPUS = 65536
 """Linux has at most 8192, QEMU 4096."""
 _CORE = b"CORE"
+_FIRST_OF_LINUX = 0x100
 _PID = "pid"
 _WIDE = 128
 
@@ -55,7 +56,7 @@ class RegisterNote:
     Attributes
     ----------
     name : bytes
-        As QEMU writes it. ``CORE`` and ``LINUX`` are taken for each other when reading.
+        As QEMU writes it. From type 0x100 on, ``CORE`` and ``LINUX`` are taken for each other when reading.
     type : int
         Its number under that name.
     layout : Layout
@@ -232,8 +233,8 @@ class Registers(Mapping[str, int]):
 
 
 def _key(name: bytes, kind: int) -> tuple[bytes, int]:
-    # QEMU calls PowerPC's vector registers CORE, Linux LINUX.
-    return (_CORE if name == b"LINUX" else name), kind
+    # QEMU calls PowerPC's vector registers CORE, Linux LINUX; below, only CORE has registers.
+    return (_CORE if name == b"LINUX" and kind >= _FIRST_OF_LINUX else name), kind
 
 
 def parse_cpus(
