@@ -58,6 +58,38 @@ def _legacy_page(address: int, level: int) -> int:
 LEGACY = Shape(32, (22, 12), lambda address, level: address | 0x67, _legacy_page, size=4)
 
 
+def aarch64(page_shift: int, bits: int) -> Shape:
+    """Bits 51:48 of an address are at 15:12 with 64 KiB; with less, and 52 bits, 51:50 are at 9:8."""
+    per_level = page_shift - 3
+    shifts = tuple(reversed(range(page_shift, bits, per_level)))
+
+    def placed(address: int) -> int:
+        if page_shift == 16:
+            return (address & (1 << 48) - 1) | (address >> 48) << 12
+        if bits > 48:
+            return (address & (1 << 50) - 1) | (address >> 50) << 8
+        return address
+
+    attributes = 0x60 << 48 | 0x400
+    return Shape(
+        bits,
+        shifts,
+        lambda address, level: placed(address) | 3 | 1 << 59,
+        lambda address, level: placed(address) | attributes | (3 if level == len(shifts) - 1 else 1),
+    )
+
+
+def riscv64(bits: int) -> Shape:
+    shifts = tuple(reversed(range(12, bits, 9)))
+    return Shape(
+        bits,
+        shifts,
+        lambda address, level: address >> 2 | 1,
+        # Accessed, dirty, global, writable and readable; bits 61 and 62 say what kind of memory it is.
+        lambda address, level: address >> 2 | 0xE7 | 1 << 61,
+    )
+
+
 class Tables:
     """Page tables in a piece of guest memory.
 
@@ -122,22 +154,24 @@ class _Mapping:
     number: int
 
 
-def merged_as_qemu(pages: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def merged_as_qemu(
+    pages: Sequence[tuple[int, int, int]], *, mistaken: bool = False
+) -> list[tuple[int, int, int]]:
     """QEMU's list of mappings for pages (virtual, physical, size) in the order in which it finds them.
 
     Ascending physical addresses, a new one before those equal to it. What a page precedes grows downwards in
-    both kinds of addresses; QEMU leaves the physical one as it was, which is wrong.
+    both kinds of addresses; QEMU leaves the physical one as it was, which is wrong (`mistaken`).
     """
     mappings: list[_Mapping] = []
     for number, (virtual, physical, size) in enumerate(pages):
         for mapping in mappings:
             near = mapping.physical <= physical + size and physical <= mapping.physical + mapping.size
             if near and virtual - physical == mapping.virtual - mapping.physical:
-                end = max(physical + size, mapping.physical + mapping.size)
-                down = max(mapping.physical - physical, 0)
-                mapping.physical -= down
+                end = max(virtual + size, mapping.virtual + mapping.size)
+                down = max(mapping.virtual - virtual, 0)
                 mapping.virtual -= down
-                mapping.size = end - mapping.physical
+                mapping.size = end - mapping.virtual
+                mapping.physical -= 0 if mistaken else down
                 break
         else:
             mappings.append(_Mapping(physical, virtual, size, number))

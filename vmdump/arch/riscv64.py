@@ -7,7 +7,9 @@ no floating-point note.
 from __future__ import annotations
 
 from vmdump.arch.base import Arch
+from vmdump.arch.paging.riscv64 import riscv64_spaces
 from vmdump.arch.registers import prstatus, words
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["ARCH", "REGISTERS"]
 
@@ -18,6 +20,12 @@ REGISTERS = (
 )
 """pc, then x1 to x31 by their names in the calling convention."""
 
+
+def _kernel_image_to_phys(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
+    offset = vmcoreinfo.number("va_kernel_pa_offset")
+    return None if offset is None else address - offset
+
+
 ARCH = Arch(
     "riscv64",
     machine=243,
@@ -25,4 +33,6 @@ ARCH = Arch(
     elf_class=64,
     byteorder="little",
     register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
+    kernel_image_to_phys=_kernel_image_to_phys,
+    address_spaces=riscv64_spaces,
 )

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Translating"]
 
 _PAGE = 4096
-_READ_TABLES = 8
-"""A page table in so many pages of memory is what a guest may have, and it has not; Linux has one in 100."""
+_PAGES_PER_TABLE = 8
+"""Of a guest whose memory is an eighth page tables; Linux has one of 100 pages."""
 _SMALL_GUEST = 4096
 """Tables that any guest may have: tables are shared more often the less memory there is."""
 
@@ -51,9 +51,9 @@ class _VirtualMemory:
             return None
         symbol = source.vmcoreinfo.symbol("swapper_pg_dir")
         root = None if symbol is None else source.arch.kernel_image_to_phys(source.vmcoreinfo, symbol)
-        return find(source.cpus, source.vmcoreinfo, root)
+        return find(source.cpus, source.vmcoreinfo, None if root is None else root % ADDRESS_LIMIT)
 
-    def mappings(self) -> Runs:
+    def mappings(self, *, as_qemu: bool) -> Runs:
         """List what all page tables map to memory.
 
         Returns
@@ -81,7 +81,8 @@ class _VirtualMemory:
             active,
             self._read_tables,
             self._is_memory,
-            max_tables=min(pages // _READ_TABLES + _SMALL_GUEST, MAX_TABLES),
+            max_tables=min(pages // _PAGES_PER_TABLE + _SMALL_GUEST, MAX_TABLES),
+            as_qemu=as_qemu,
         )
 
     def _known(self, what: str) -> AddressSpaces:
@@ -180,12 +181,18 @@ class Translating:
     def _virtual(self) -> _VirtualMemory:
         return _VirtualMemory(cast("Source", self))
 
-    def mappings(self) -> Runs:
+    def mappings(self, *, as_qemu: bool = False) -> Runs:
         """List the virtual memory that all known page tables map to memory of this guest.
 
         The page tables are those of the vCPUs, by their control registers; without these, the kernel's, by
         VMCOREINFO. The list has the order, and on x86_64 the addresses, that QEMU gives it: ascending in
         guest-physical memory, and addresses of the lower half with their highest 16 (7) bits set.
+
+        Parameters
+        ----------
+        as_qemu : bool
+            With QEMU's mistakes: pages whose entries have bits 52 to 62 are missing, and a mapping that grows
+            downwards, by the page tables of another vCPU, shows the wrong memory.
 
         Returns
         -------
@@ -201,7 +208,7 @@ class Translating:
         SourceError
             They cannot be read.
         """
-        return self._virtual.mappings()
+        return self._virtual.mappings(as_qemu=as_qemu)
 
     def translate(self, address: int, *, cpu: int | None = None) -> int:
         """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.

@@ -15,13 +15,15 @@ with the whole list.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch.paging.tables import MAX_RUNS, AddressSpace, ReadTables, Runs, Words, walk
 from vmdump.errors import TranslationError
+from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["identity", "mapped_runs"]
 
@@ -41,6 +43,7 @@ def mapped_runs(
     keep: Callable[[Words], NDArray[np.bool_]],
     *,
     max_tables: int,
+    as_qemu: bool = False,
 ) -> Runs:
     """Walk all page tables and merge what they map.
 
@@ -54,6 +57,8 @@ def mapped_runs(
         ``(guest-physical addresses of pages) -> bool``: which of them are memory.
     max_tables : int
         Tables in one walk, at most.
+    as_qemu : bool
+        With QEMU's mistakes.
 
     Raises
     ------
@@ -71,14 +76,15 @@ def mapped_runs(
             if space.format is other.format:
                 rest[top == entries] = 0
         walked.append((space, top))
-        found = space.listed(walk(space, read, top=rest, keep=keep, max_tables=max_tables))
+        offsets = walk(space, read, top=rest, keep=keep, max_tables=max_tables, as_qemu=as_qemu)
+        found = space.listed(offsets)
         numbers = np.arange(found.size.size) + (int(created.max()) + 1 if created.size else 0)
         if listed.size.size + found.size.size > MAX_RUNS:
             raise TranslationError(
                 f"the page tables of the vCPUs stand for more than {MAX_RUNS} mappings", address=space.root
             )
         if listed.size.size:
-            listed, created = _added(listed, created, found, numbers)
+            listed, created = (_added_as_qemu if as_qemu else _added)(listed, created, found, numbers)
         else:
             listed, created = found, numbers
     return listed.take(np.lexsort((-created, listed.physical)))
@@ -103,15 +109,16 @@ def _added(
     begins = prefix | both.physical >> np.uint64(_PAGE_SHIFT)
     ends = prefix | (both.physical + both.size) >> np.uint64(_PAGE_SHIFT)
     sorted_old = np.argsort(begins[:old])
-    # What lies in a mapping as it is changes nothing.
+    # What lies in the first mapping that reaches up to it changes nothing.
+    reach = np.concatenate((np.zeros(1, np.uint64), np.maximum.accumulate(ends[:old][sorted_old])))
     below = np.searchsorted(begins[:old][sorted_old], begins[old:], side="right").astype(np.intp) - 1
     holder = sorted_old[np.maximum(below, 0)]
-    new = (below < 0) | (begins[holder] > begins[old:]) | (ends[holder] < ends[old:])
+    held = (below >= 0) & (reach[below] < begins[old:]) & (ends[holder] >= ends[old:])
     # What is alone in its class meets nothing.
     alone = np.bincount(kind)[kind] == 1
     changed = np.zeros(int(kind.max()) + 1, bool)
-    changed[kind[old:][new & ~alone[old:]]] = True
-    stays = np.concatenate((np.ones(old, bool), new & alone[old:])) & ~changed[kind]
+    changed[kind[old:][~held & ~alone[old:]]] = True
+    stays = np.concatenate((np.ones(old, bool), ~held & alone[old:])) & ~changed[kind]
     parts, orders = [both.take(stays)], [order[stays]]
     met = np.flatnonzero(changed[kind])
     met = met[np.lexsort((order[met], kind[met]))]
@@ -124,35 +131,121 @@ def _added(
 
 def _class_added(runs: Runs, order: NDArray[np.int64], old: int) -> tuple[Runs, NDArray[np.int64]]:
     """Add runs to the mappings of the same class; the first `old` ones are those, in any order."""
-    first = np.lexsort((-order[:old], runs.physical[:old]))
-    begins: list[int] = runs.physical[:old][first].tolist()
-    ends: list[int] = (runs.physical + runs.size)[:old][first].tolist()
-    numbers: list[int] = order[:old][first].tolist()
-    # The highest end so far: the first mapping that reaches up to an address is where this does first.
-    reach = np.maximum.accumulate(np.array(ends, np.uint64)).tolist()
-    new = zip(
-        *(column[old:].tolist() for column in (runs.physical, runs.size, runs.page, order)), strict=True
-    )
-    for begin, size, page, number in new:
-        end = begin + size
-        at = bisect_left(reach, begin)
-        if at < len(begins) and begins[at] <= begin + page:
-            begins[at] = min(begins[at], begin)
-            ends[at] = max(ends[at], end)
+    distance = int(runs.virtual[0]) - int(runs.physical[0])
+    known = _Class(distance)
+    mappings = list(_rows(runs.physical, runs.size, runs.page, order))
+    for begin, size, _, number in mappings[:old]:
+        known.insert(begin, begin + size, number)
+    for begin, size, page, number in mappings[old:]:
+        at = known.find(begin, page)
+        if at is None:
+            known.insert(begin, begin + size, number)
         else:
-            at = bisect_left(begins, begin)
-            begins.insert(at, begin)
-            ends.insert(at, end)
-            numbers.insert(at, number)
-            reach.insert(at, end)
-        for index in range(at, len(reach)):
-            highest = max(ends[index], reach[index - 1] if index else 0)
-            if index > at and reach[index] == highest:
+            known.grow(at, min(known.begins[at], begin), begin + size)
+    return _listed([known])
+
+
+def _added_as_qemu(
+    listed: Runs, created: NDArray[np.int64], found: Runs, numbers: NDArray[np.int64]
+) -> tuple[Runs, NDArray[np.int64]]:
+    """Add the runs of a walk as QEMU does.
+
+    What precedes a mapping moves its virtual address down and makes it longer, but leaves its guest-physical
+    address. So it shows the wrong memory from then on, and is of another class.
+    """
+    classes: dict[int, _Class] = {}
+
+    def class_of(distance: int) -> _Class:
+        return classes.setdefault(distance, _Class(distance))
+
+    for virtual, begin, size, number in _rows(listed.virtual, listed.physical, listed.size, created):
+        class_of(virtual - begin).insert(begin, begin + size, number)
+    for virtual, begin, size, page, number in _rows(*found, numbers):
+        end = begin + size
+        known = class_of(virtual - begin)
+        while begin < end:
+            at = known.find(begin, page)
+            if at is None:
+                known.insert(begin, end, number)
                 break
-            reach[index] = highest
-    physical = np.array(begins, np.uint64)
-    distance = runs.virtual[:1] - runs.physical[:1]
-    merged = Runs(
-        physical + distance, physical, np.array(ends, np.uint64) - physical, runs.page[: len(begins)]
-    )
-    return merged, np.array(numbers, np.int64)
+            first = known.begins[at]
+            if first <= begin:
+                known.grow(at, first, end)
+                break
+            last, older = known.remove(at)
+            longer = max(last - begin, page)
+            class_of(begin + known.distance - first).insert(first, first + longer, older)
+            begin += page
+    return _listed(classes.values())
+
+
+def _rows(*columns: NDArray[Any]) -> Iterator[tuple[int, ...]]:
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _listed(classes: Iterable[_Class]) -> tuple[Runs, NDArray[np.int64]]:
+    page = 1 << _PAGE_SHIFT
+    rows = [
+        (begin + known.distance & ADDRESS_LIMIT - 1, begin, end - begin, page, number)
+        for known in classes
+        for begin, end, number in zip(known.begins, known.ends, known.numbers, strict=True)
+    ]
+    *columns, numbers = zip(*rows, strict=True)
+    return Runs(*(np.array(column, np.uint64) for column in columns)), np.array(numbers, np.int64)
+
+
+class _Class:
+    """The mappings of one distance between virtual and guest-physical addresses, in the order of the list.
+
+    Attributes
+    ----------
+    distance : int
+        What is added to a guest-physical address.
+    begins, ends, numbers : list of int
+        Guest-physical addresses, and when each mapping was created.
+    """
+
+    def __init__(self, distance: int) -> None:
+        self.distance = distance
+        self.begins: list[int] = []
+        self.ends: list[int] = []
+        self.numbers: list[int] = []
+        # The highest end so far: the first mapping that reaches up to an address is where this does first.
+        self._reach: list[int] = []
+
+    def find(self, begin: int, page: int) -> int | None:
+        """Find the first mapping that a page continues, overlaps or precedes."""
+        at = bisect_left(self._reach, begin)
+        return at if at < len(self.begins) and self.begins[at] <= begin + page else None
+
+    def insert(self, begin: int, end: int, number: int) -> None:
+        """Put a mapping before all that do not begin lower."""
+        at = bisect_left(self.begins, begin)
+        while at < len(self.begins) and self.begins[at] == begin and self.numbers[at] > number:
+            at += 1
+        self.begins.insert(at, begin)
+        self.ends.insert(at, end)
+        self.numbers.insert(at, number)
+        self._reach.insert(at, end)
+        self._renew(at)
+
+    def grow(self, at: int, begin: int, end: int) -> None:
+        """Let a mapping begin at `begin`, and end at `end` if that is more."""
+        self.begins[at] = begin
+        self.ends[at] = max(self.ends[at], end)
+        self._renew(at)
+
+    def remove(self, at: int) -> tuple[int, int]:
+        """Take a mapping out; its end and number."""
+        taken = self.ends[at], self.numbers[at]
+        for column in (self.begins, self.ends, self.numbers, self._reach):
+            del column[at]
+        self._renew(at)
+        return taken
+
+    def _renew(self, at: int) -> None:
+        for index in range(at, len(self._reach)):
+            highest = max(self.ends[index], self._reach[index - 1] if index else 0)
+            if index > at and self._reach[index] == highest:
+                break
+            self._reach[index] = highest

@@ -76,6 +76,15 @@ class Runs(NamedTuple):
         """Give some of the runs."""
         return Runs(*(column[index] for column in self))
 
+    def clipped(self, begin: int, end: int) -> Runs:
+        """Give what lies in guest-physical memory ``[begin, end)``."""
+        low: Words = np.maximum(self.physical, np.uint64(begin))
+        # The last byte and not the end: 2**64 is no number of 64 bits.
+        high: Words = np.minimum(self.physical + (self.size - np.uint64(1)), np.uint64(end - 1))
+        size = high - low + np.uint64(1)
+        inside = (low <= high) & (self.size > 0)
+        return Runs(self.virtual + (low - self.physical), low, size, self.page).take(inside)
+
     def compressed(self) -> Runs:
         """Make one of neighbours in the list of which the second continues the first."""
         if self.virtual.size < 2:
@@ -103,12 +112,15 @@ class TableFormat:
         of that.
     entry_size : int
         Bytes.
+    beyond : int
+        Bits of an entry above the address that QEMU takes for a part of a page's, so that there is no memory.
     """
 
     bits: int
     shifts: tuple[int, ...]
     decode: Decode
     entry_size: int = 8
+    beyond: int = 0
 
     def entries(self, level: int) -> int:
         """Count the entries of a table."""
@@ -183,6 +195,7 @@ def walk(
     top: Words | None = None,
     keep: Callable[[Words], NDArray[np.bool_]] | None = None,
     max_tables: int = MAX_TABLES,
+    as_qemu: bool = False,
 ) -> Runs:
     """Find what page tables map.
 
@@ -204,6 +217,8 @@ def walk(
         ``(guest-physical addresses of pages) -> bool``: which pages count.
     max_tables : int
         Tables that are read at most.
+    as_qemu : bool
+        Pass over pages whose entries have a bit of `TableFormat.beyond`.
 
     Returns
     -------
@@ -241,6 +256,8 @@ def walk(
                 valid, places, offsets = valid[inside], places[inside], offsets[inside]
             is_table, is_page, address = form.decode(valid, level, places)
             pages = is_page if keep is None else is_page & keep(address)
+            if as_qemu:
+                pages &= (valid & np.uint64(form.beyond)) == 0
             if pages.any():
                 sizes = np.full(np.count_nonzero(pages), 1 << shift, np.uint64)
                 found.append(Runs(offsets[pages], address[pages], sizes, sizes).compressed())

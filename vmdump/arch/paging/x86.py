@@ -22,7 +22,9 @@ _CR4_PAE = 1 << 5
 _CR4_LA57 = 1 << 12
 _PS = 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
-"""Bits 51:12. Those above are software's, protection keys and execute-disable; QEMU clears only bit 63."""
+"""Bits 51:12. Those above are software's, protection keys and execute-disable."""
+_BEYOND = 0x7FF0_0000_0000_0000
+"""QEMU clears only bit 63."""
 
 
 def _decode_long(
@@ -55,7 +57,8 @@ def _decode_32(
 
 @cache
 def _format_long(bits: int, shifts: tuple[int, ...], large: tuple[int, ...], mask: int) -> TableFormat:
-    return TableFormat(bits, shifts, partial(_decode_long, large=large, shifts=shifts, mask=mask))
+    decode = partial(_decode_long, large=large, shifts=shifts, mask=mask)
+    return TableFormat(bits, shifts, decode, beyond=_BEYOND)
 
 
 @cache
