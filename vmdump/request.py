@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from vmdump.arch.paging import Runs
 from vmdump.errors import CapabilityError, RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import (
@@ -117,6 +118,7 @@ class Request:
     pause: bool
     compat: bool
     repack: bool
+    list_mappings: Callable[[Source], Runs | None]
 
     def run(self, control: Control) -> Report:
         """Dump the guest.
@@ -156,13 +158,15 @@ class Request:
                     if self.compat:
                         tally = self._write_compat(guest, slices, output, flatten=flatten, control=control)
                     elif self.engine is None or plan is None:
+                        elf_plan, known = early.units_for(guest, slices)
                         tally = write_elf(
                             guest,
                             slices,
                             output,
                             threads=self.threads,
                             control=control,
-                            known=early.units_for(guest, slices),
+                            known=known,
+                            plan=elf_plan,
                         )
                     else:
                         pages = early.pages_for(guest, plan)
@@ -199,7 +203,10 @@ class Request:
         from vmdump.writers.compat_kdump import plan_compat_kdump, write_compat_kdump
 
         if self.engine is None:
-            return write_compat_elf(guest, slices, output, threads=self.threads, control=control)
+            mappings = self.list_mappings(guest)
+            return write_compat_elf(
+                guest, slices, output, threads=self.threads, control=control, mappings=mappings
+            )
         return write_compat_kdump(
             guest,
             plan_compat_kdump(guest),
@@ -297,7 +304,15 @@ class _Early:
         self.close()
         self._known = known = KnownPages(guest.page_size if plan else UNIT, self._output.folder)
         if plan is None:
-            self._plan = write_elf_early(guest, slices, self._output, known, threads=threads, control=control)
+            self._plan = write_elf_early(
+                guest,
+                slices,
+                self._output,
+                known,
+                threads=threads,
+                control=control,
+                mappings=request.list_mappings(guest),
+            )
         else:
             self.make_packer = make_packer = request.packers(guest)
             self._pages = write_early(
@@ -311,14 +326,21 @@ class _Early:
             self._output.clear()
         return self._pages
 
-    def units_for(self, guest: Source, slices: list[Slice]) -> KnownPages | None:
-        """Give what is there of an ELF file; None, and an empty output, if its memory is elsewhere now."""
-        if self._plan is None:
-            return None
-        if not self._plan.same_places(plan_elf(guest, slices)):
+    def units_for(self, guest: Source, slices: list[Slice]) -> tuple[ElfPlan, KnownPages | None]:
+        """Give the plan, and what is there of an ELF file.
+
+        It is None, and the output empty, if its memory is elsewhere now.
+        """
+        mappings, early = self._request.list_mappings(guest), self._plan
+        # With mappings there is room in front of memory, as nobody knows how many there will be.
+        room = len(early.head) if early is not None and mappings is not None else 0
+        plan = plan_elf(guest, slices, mappings, memory_offset=room)
+        if early is None:
+            return plan, None
+        if not early.same_places(plan):
             self._output.clear()
-            return None
-        return self._known
+            return plan, None
+        return plan, self._known
 
     def close(self) -> None:
         """Give back its temporary file."""
@@ -416,10 +438,16 @@ def check_request(
             return whole_blocks(guest.blocks), plan
         return filter_blocks(guest.blocks, begin, length), plan
 
+    def list_mappings(guest: Source) -> Runs | None:
+        if not paging:
+            return None
+        runs = guest.mappings(as_qemu=compat is not None)
+        return runs if begin is None or length is None else runs.clipped(begin, begin + length)
+
     owned = owned or isinstance(source, str | os.PathLike)
     guest = _as_source(source)
     try:
-        if paging:
+        if paging and guest.arch.address_spaces is None:
             raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
         if text is not None:
             guest = guest.with_vmcoreinfo(text)
@@ -442,6 +470,7 @@ def check_request(
         pause=pause,
         compat=compat is not None,
         repack=engine is not None or level is not None,
+        list_mappings=list_mappings,
     )
 
 

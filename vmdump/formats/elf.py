@@ -11,7 +11,6 @@ from typing import Literal
 from vmdump.formats.layout import ByteOrder, Field, Layout
 
 __all__ = [
-    "EF_INCOMPLETE",
     "EHDR",
     "EI_DATA",
     "ELFCLASS",
@@ -38,8 +37,6 @@ ELFDATA: dict[ByteOrder, int] = {"little": 1, "big": 2}
 EI_DATA = 5
 EV_CURRENT = 1
 ET_CORE = 4
-EF_INCOMPLETE = 1
-"""Bit of e_flags, as makedumpfile has it: memory is missing that should be there."""
 PT_LOAD = 1
 PT_NOTE = 4
 SHT_STRTAB = 3

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.arch.paging import Runs
 from vmdump.formats.elf import (
     EHDR,
     ET_CORE,
@@ -28,6 +29,7 @@ from vmdump.pipeline.plan import Slice
 from vmdump.sources.base import Source
 from vmdump.writers.elf import write_memory
 from vmdump.writers.lanes import PlainFile
+from vmdump.writers.loads import LOAD_FIELDS, physical_loads, virtual_loads
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
@@ -39,10 +41,10 @@ _SECTION_NAMES = b"\0.shstrtab\0"
 _SECTIONS = 2
 
 
-def _head(source: Source, slices: Sequence[Slice]) -> bytes:
+def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
     elf_class, byteorder, notes = source.elf_class, source.byteorder, source.given_notes
     mask = (1 << elf_class) - 1
-    phnum = 1 + len(slices)
+    phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
     shoff = EHDR[elf_class].size
     phoff = shoff + _SECTIONS * SHDR[elf_class].size
     notes_offset = phoff + phnum * PHDR[elf_class].size
@@ -79,14 +81,26 @@ def _head(source: Source, slices: Sequence[Slice]) -> bytes:
     table[0]["p_filesz"] = table[0]["p_memsz"] = len(notes)
     loads = table[1:]
     loads["p_type"] = PT_LOAD
-    loads["p_offset"] = ends - sizes
-    loads["p_paddr"] = loads["p_vaddr"] = np.array([piece.start for piece in slices], np.uint64)
-    loads["p_filesz"] = loads["p_memsz"] = sizes
+    starts = np.array([piece.start for piece in slices], np.uint64)
+    if mappings is None:
+        columns = physical_loads(starts, sizes, ends - sizes)
+    else:
+        columns = virtual_loads(starts, sizes, ends - sizes, mappings)
+    for name, column in zip(LOAD_FIELDS, columns, strict=True):
+        loads[name] = column
+    # QEMU knows no virtual address 0: that is memory without one.
+    loads["p_vaddr"] = np.where(loads["p_vaddr"] == 0, loads["p_paddr"], loads["p_vaddr"])
     return header + first_section + names_section + table.tobytes() + notes
 
 
 def write_compat_elf(
-    source: Source, slices: Sequence[Slice], output: Output, *, threads: int, control: Control
+    source: Source,
+    slices: Sequence[Slice],
+    output: Output,
+    *,
+    threads: int,
+    control: Control,
+    mappings: Runs | None = None,
 ) -> Tally:
     """Write the ELF core that QEMU 7.2 would have written.
 
@@ -102,13 +116,15 @@ def write_compat_elf(
         Threads that read memory.
     control : Control
         Told of every chunk.
+    mappings : Runs, optional
+        The PT_LOADs instead of the slices, as QEMU finds them.
 
     Raises
     ------
     SourceError, SinkError, Cancelled
         And nothing is committed.
     """
-    head = _head(source, slices)
+    head = _head(source, slices, mappings)
     tally = Tally(size=len(head) + sum(piece.size for piece in slices) + len(_SECTION_NAMES))
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.arch.paging import Runs
 from vmdump.formats.elf import (
-    EF_INCOMPLETE,
     EHDR,
     ET_CORE,
     EV_CURRENT,
@@ -37,6 +37,7 @@ from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
 from vmdump.writers.excluded import left_out, segments
 from vmdump.writers.lanes import Lane, PlainFile
+from vmdump.writers.loads import LOAD_FIELDS, cut_mappings, physical_loads, virtual_loads
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
@@ -45,6 +46,8 @@ __all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early", "write
 UNIT = 4096
 """Memory begins on a file system block, and is written or left out in such units: holes of the file."""
 _LAST_32BIT = 0xFFFFFFFF
+_MORE_MAPPINGS = 64 << 10
+"""Bytes: program headers of 1170 mappings that a guest may add while its memory is written ahead."""
 _SHORT_GAP = 16
 """Units from which on skipping costs less than writing: a direct write of 64 KiB takes as long as the set-up
 of another one."""
@@ -78,7 +81,9 @@ class ElfPlan:
         return same and len(self.head) == len(other.head)
 
 
-def plan_elf(source: Source, slices: Sequence[Slice]) -> ElfPlan:
+def plan_elf(
+    source: Source, slices: Sequence[Slice], mappings: Runs | None = None, *, memory_offset: int = 0
+) -> ElfPlan:
     """Lay out an ELF core; the class is the guest's, unless an offset needs 64 bits.
 
     Parameters
@@ -87,13 +92,21 @@ def plan_elf(source: Source, slices: Sequence[Slice]) -> ElfPlan:
         Gives machine, byte order, class and notes.
     slices : sequence of Slice
         The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded.
+    mappings : Runs, optional
+        The PT_LOADs instead of that, with virtual addresses.
+    memory_offset : int
+        Memory begins at this file offset, a multiple of `UNIT`, or behind it.
     """
     starts, sizes = segments(source, slices)
     notes = _notes(source, slices)
-    plan = _plan(source, starts, sizes, notes, 64)
-    if source.elf_class == 32 and plan.size <= _LAST_32BIT:
-        return _plan(source, starts, sizes, notes, 32)
-    return plan
+    if mappings is not None and source.excluded_size:
+        mappings = cut_mappings(mappings, starts, sizes)
+
+    def plan(elf_class: ElfClass) -> ElfPlan:
+        return _plan(source, starts, sizes, notes, mappings, memory_offset, elf_class)
+
+    wide = plan(64)
+    return plan(32) if source.elf_class == 32 and wide.size <= _LAST_32BIT else wide
 
 
 def _notes(source: Source, slices: Sequence[Slice]) -> bytes:
@@ -112,14 +125,17 @@ def _plan(
     starts: NDArray[np.uint64],
     sizes: NDArray[np.uint64],
     notes: bytes,
+    mappings: Runs | None,
+    memory_offset: int,
     elf_class: ElfClass,
 ) -> ElfPlan:
-    extended = len(starts) >= XNUM_THRESHOLD
-    phnum = 1 + len(starts)
+    count = len(starts) if mappings is None else len(mappings.size)
+    extended = count >= XNUM_THRESHOLD
+    phnum = 1 + count
     phoff = EHDR[elf_class].size
     shoff = phoff + phnum * PHDR[elf_class].size
     notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
-    memory_offset = align_up(notes_offset + len(notes), UNIT)
+    memory_offset = max(align_up(notes_offset + len(notes), UNIT), memory_offset)
     ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
     header = EHDR[elf_class].pack(
         source.byteorder,
@@ -129,7 +145,6 @@ def _plan(
         e_version=EV_CURRENT,
         e_phoff=phoff,
         e_shoff=shoff if extended else 0,
-        e_flags=EF_INCOMPLETE if source.incomplete else 0,
         e_ehsize=EHDR[elf_class].size,
         e_phentsize=PHDR[elf_class].size,
         e_phnum=PN_XNUM if extended else phnum,
@@ -142,9 +157,12 @@ def _plan(
     table[0]["p_filesz"] = table[0]["p_memsz"] = len(notes)
     loads = table[1:]
     loads["p_type"] = PT_LOAD
-    loads["p_offset"] = ends - sizes
-    loads["p_paddr"] = loads["p_vaddr"] = starts
-    loads["p_filesz"] = loads["p_memsz"] = sizes
+    if mappings is None:
+        columns = physical_loads(starts, sizes, ends - sizes)
+    else:
+        columns = virtual_loads(starts, sizes, ends - sizes, mappings)
+    for name, column in zip(LOAD_FIELDS, columns, strict=True):
+        loads[name] = column
     section = SHDR[elf_class].pack(source.byteorder, sh_info=phnum) if extended else b""
     head = header + table.tobytes() + section + notes
     size = int(ends[-1]) if len(ends) else memory_offset
@@ -159,6 +177,7 @@ def write_elf_early(
     *,
     threads: int,
     control: Control,
+    mappings: Runs | None = None,
 ) -> ElfPlan | None:
     """Write the memory of a running guest ahead of :func:`write_elf`, which then writes what has changed.
 
@@ -168,6 +187,8 @@ def write_elf_early(
         As for :func:`write_elf`; the output is sparse.
     known : KnownPages
         Of units of 4096 bytes; empty.
+    mappings : Runs, optional
+        As for :func:`plan_elf`. When the guest stands still they are others; there is room for more.
 
     Returns
     -------
@@ -181,7 +202,10 @@ def write_elf_early(
     """
     if any((piece.start | piece.size | piece.block.start) % UNIT for piece in slices):
         return None
-    plan = plan_elf(source, slices)
+    plan = plan_elf(source, slices, mappings)
+    if mappings is not None:
+        room = 2 * len(plan.head) + _MORE_MAPPINGS
+        plan = plan_elf(source, slices, mappings, memory_offset=align_up(room, UNIT))
     with PlainFile(output, control.cancelled) as file:
         write_memory(
             source, file.lane(len(plan.head)), slices, Tally(), known, threads=threads, control=control
@@ -197,6 +221,7 @@ def write_elf(
     threads: int,
     control: Control,
     known: KnownPages | None = None,
+    plan: ElfPlan | None = None,
 ) -> Tally:
     """Write an ELF core.
 
@@ -214,13 +239,15 @@ def write_elf(
         Told of every chunk.
     known : KnownPages, optional
         Units that are in the output already, at the place of the same plan.
+    plan : ElfPlan, optional
+        Of this guest and these slices; without it, the one without mappings.
 
     Raises
     ------
     SourceError, SinkError, Cancelled
         And nothing is committed.
     """
-    plan = plan_elf(source, slices)
+    plan = plan or plan_elf(source, slices)
     tally = Tally(size=plan.size)
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)

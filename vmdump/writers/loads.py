@@ -1,0 +1,73 @@
+"""PT_LOADs of an ELF core: which memory lies where in the file, and under which virtual addresses."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch.paging import Runs
+
+__all__ = ["LOAD_FIELDS", "cut_mappings", "physical_loads", "virtual_loads"]
+
+_Column = NDArray[np.uint64]
+LOAD_FIELDS = ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz")
+Loads = tuple[_Column, _Column, _Column, _Column, _Column]
+"""The columns of a program header table by `LOAD_FIELDS`."""
+
+_NOWHERE = np.uint64((1 << 64) - 1)
+"""p_offset of memory that is not in the file, as QEMU has it."""
+
+
+def physical_loads(starts: _Column, sizes: _Column, offsets: _Column) -> Loads:
+    """Describe memory by its guest-physical addresses.
+
+    Parameters
+    ----------
+    starts, sizes, offsets : (n,) uint64
+        Guest-physical address, bytes and file offset of each piece of memory in the file.
+    """
+    return offsets, starts, starts, sizes, sizes
+
+
+def virtual_loads(starts: _Column, sizes: _Column, offsets: _Column, mappings: Runs) -> Loads:
+    """Describe memory by a list of mappings.
+
+    A mapping may begin in one piece of memory and end beyond it: what is beyond is not in its PT_LOAD, which
+    is then longer in memory than in the file.
+
+    Parameters
+    ----------
+    starts, sizes, offsets : (n,) uint64
+        As for :func:`physical_loads`, ascending.
+    mappings : Runs
+        One PT_LOAD each.
+    """
+    physical, size = mappings.physical, mappings.size
+    piece = np.searchsorted(starts, physical, side="right").astype(np.intp) - 1
+    inside = piece >= 0
+    piece = np.maximum(piece, 0)
+    skipped = physical - starts[piece]
+    inside &= skipped < sizes[piece]
+    filled = np.where(inside, np.minimum(size, sizes[piece] - skipped), np.uint64(0))
+    return np.where(inside, offsets[piece] + skipped, _NOWHERE), mappings.virtual, physical, filled, size
+
+
+def cut_mappings(mappings: Runs, starts: _Column, sizes: _Column) -> Runs:
+    """Cut mappings where memory is left out of the file: what is left out would be read as zeros.
+
+    Parameters
+    ----------
+    mappings : Runs
+        In any order.
+    starts, sizes : (n,) uint64
+        What is in the file, ascending.
+    """
+    lasts = starts + (sizes - np.uint64(1))
+    ends = mappings.physical + (mappings.size - np.uint64(1))
+    first = np.searchsorted(lasts, mappings.physical).astype(np.intp)
+    count = np.searchsorted(starts, ends, side="right").astype(np.intp) - first
+    whole = mappings.take(np.repeat(np.arange(len(first)), count))
+    piece = np.arange(len(whole.size)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    low = np.maximum(whole.physical, starts[piece])
+    high = np.minimum(whole.physical + (whole.size - np.uint64(1)), lasts[piece])
+    return Runs(whole.virtual + (low - whole.physical), low, high - low + np.uint64(1), whole.page)
