@@ -139,6 +139,8 @@ def test_other_peoples_streams(engine: Engine) -> None:
     offsets = np.cumsum([0, *sizes])[:-1].tolist()
     found = run_unpack(engine, b"".join(streams), offsets, sizes, [True] * len(sizes))
     assert found == mem  # the random page too: a stream that is longer than its page
+    unpacker = make_unpacker(engine.codec, PAGE, engine.name)
+    assert b"".join(unpacker.unpack_page(stream) for stream in streams) == mem
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,11 @@ def test_a_stream_must_be_one_page(engine: Engine) -> None:
         with pytest.raises(CodecError) as error:
             run_unpack(engine, whole + stream, [0, len(whole)], [len(whole), len(stream)], [True, True])
         assert (error.value.engine, error.value.page) == (engine.name, 1)
+        with pytest.raises(CodecError) as error:
+            make_unpacker(engine.codec, PAGE, engine.name).unpack_page(stream)
+        assert (error.value.engine, error.value.page) == (engine.name, 0)
+    with pytest.raises(CodecError):
+        make_unpacker(engine.codec, PAGE, engine.name).unpack_page(b"")
 
 
 @each_engine

@@ -257,6 +257,13 @@ class BindingUnpacker:
             page = self._page(stored, index, offset, size, bool(is_stream))
             target[index * self.page_size : (index + 1) * self.page_size] = _bytes_of(page)
 
+    def unpack_page(self, data: ReadableBuffer) -> bytes:
+        """Unpack one page; as of `vmdump.kernels.pack.Unpacker.unpack_page`."""
+        stored = _bytes_of(data).tobytes()
+        if not stored:
+            raise CodecError(f"{self.engine}: no bytes are no stream", engine=self.engine, page=0)
+        return self._page(stored, 0, 0, len(stored), is_stream=True)
+
     def _page(self, stored: bytes, index: int, offset: int, size: int, is_stream: bool) -> bytes:
         cause: Exception | None = None
         if size == 0:

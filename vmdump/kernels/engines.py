@@ -129,6 +129,9 @@ class PageUnpacker(Protocol):
     ) -> None:
         """Unpack pages."""
 
+    def unpack_page(self, data: ReadableBuffer) -> bytes:
+        """Unpack one page."""
+
 
 def _engine(name: str, codec: str) -> Engine:
     if name in NATIVE_ENGINES:

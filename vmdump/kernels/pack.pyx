@@ -6,7 +6,8 @@ known of it, of which nothing is stored either.
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 
 from vmdump.kernels.scan cimport PageScan, fail, vmd_scan
 
@@ -377,3 +378,42 @@ cdef class Unpacker:
         else:
             what = f"its {sizes[bad]} bytes at {offsets[bad]} are no stream of {self.page_size} bytes"
         raise CodecError(f"{self.engine}: page {bad}: {what}", engine=self.engine, page=bad)
+
+    def unpack_page(self, const uint8_t[::1] data not None) -> bytes:
+        """Unpack one page: what `unpack` does, in a third of the time for a single one.
+
+        Parameters
+        ----------
+        data : (n,) uint8, C-contiguous, may be read-only
+            One compressed stream, and nothing else.
+
+        Raises
+        ------
+        CodecError
+            It is no stream of exactly `page_size` bytes; `page` is 0.
+        RuntimeError
+            Another thread is in a call of this object.
+        """
+        cdef uint64_t offset = 0
+        cdef uint32_t size = 0
+        cdef uint8_t compressed = 1
+        cdef size_t length = data.shape[0], bad = 0
+        cdef int status = VMD_BROKEN
+        cdef bytes page = PyBytes_FromStringAndSize(NULL, self.page_size)
+        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(page)
+        if 0 < length <= UINT32_MAX:
+            size = <uint32_t>length
+            if not vmd_claim_take(&self._unpacker.claim):
+                raise RuntimeError(f"this {self.engine} Unpacker is in use by another thread")
+            with nogil:
+                status = vmd_unpack(
+                    &self._unpacker, &data[0], length, &offset, &size, &compressed, 1, out, &bad
+                )
+            vmd_claim_drop(&self._unpacker.claim)
+        if status != VMD_OK:
+            raise CodecError(
+                f"{self.engine}: {length} bytes are no stream of {self.page_size} bytes",
+                engine=self.engine,
+                page=0,
+            )
+        return page

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vmdump.errors import ExcludedPage
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.readers.kinds import PageKind, StoredPages
-from vmdump.sources.base import Block, Pages, Source, file_runs, find_block
+from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
 from vmdump.units import ADDRESS_LIMIT, format_size, merge_runs
 
 __all__ = ["Dump"]
@@ -194,9 +194,8 @@ class Dump(Source):
             start = block.start - pfn * size
             here = _covering(start + low, start + high, size)
             kinds[here] = np.maximum(kinds[here], PageKind.ZERO)
-            found = file_runs(block.memory, low, high - low)
-            for begin, end in [(0, high - low)] if found is None else [run[:2] for run in found]:
-                kinds[_covering(start + low + begin, start + low + end, size)] = PageKind.PLAIN
+            for begin, end in _data(block.memory, low, high):
+                kinds[_covering(start + begin, start + end, size)] = PageKind.PLAIN
         return kinds
 
     def _blocks_in(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
@@ -236,6 +235,19 @@ class Dump(Source):
             f"{len(self.blocks)} blocks, {format_size(self.size)}{left_out}, pages of {self.page_size}, "
             f"{self.nr_cpus} vCPUs>"
         )
+
+
+def _data(memory: Memory, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Give the runs of ``[low, high)`` that may hold data."""
+    found = file_runs(memory, low, high - low)
+    if found is not None:
+        yield from ((low + begin, low + end) for begin, end, _, _ in found)
+        return
+    for begin, end in memory.extents():
+        if begin >= high:
+            return
+        if end > low:
+            yield max(begin, low), min(end, high)
 
 
 def _covering(begin: int, end: int, size: int) -> slice:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
 from vmdump.readers.bitmap import PageBitmap
+from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
 from vmdump.readers.kdump_areas import read_bitmap, read_spans, zero_page
@@ -33,8 +32,9 @@ _BATCH = 4 << 20
 _AHEAD = 16
 """Pages unpacked at once where one is read after the other, piece by piece."""
 _CACHED = 8 << 20
-"""Bytes of unpacked pages that are kept for small reads."""
-_NO_OFFSET, _PACKED = np.zeros(1, np.uint64), np.ones(1, np.uint8)
+"""Bytes of unpacked pages that are kept for small reads, and of descriptors: those of 1.3 GiB of memory."""
+_ROWS = 1024
+"""Descriptors read at once for small reads, 24 KiB: a system call takes 1 to 20 us, whatever its size."""
 _KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
 
 
@@ -121,9 +121,9 @@ class KdumpDump(Dump):
         self._parts = list(self._lay_out(found))
         self._begins = [part.begin for part in self._parts]
         self._row = kdump.PAGE_DESCRIPTOR.struct(headers.byteorder)
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = Lock()
+        self._cache, self._tables = BytesCache(_CACHED), BytesCache(_CACHED)
         self._next = -1
+        self._zeros = bytes(headers.block_size)
         self._spare: dict[str, list[PageUnpacker]] = {codec: [] for codec in kdump.CODEC_FLAGS}
         block_size = headers.block_size
         firsts, ends = memory[:, 0].astype(np.uint64), memory[:, 1].astype(np.uint64)
@@ -275,10 +275,7 @@ class KdumpDump(Dump):
         pfn, offset = divmod(address, self.page_size)
         if not 0 < length <= self.page_size - offset or not self._stored.has(pfn):
             return super().read(address, length)
-        with self._lock:
-            page = self._cache.get(pfn)
-            if page is not None:
-                self._cache.move_to_end(pfn)
+        page = self._cache.get(pfn)
         if page is None:
             page = self._load(pfn)
         return page[offset : offset + length]
@@ -296,29 +293,52 @@ class KdumpDump(Dump):
             batch = np.empty((count, self.page_size), np.uint8)
             self.read_pages(pfn, batch)
             pages = [page.tobytes() for page in batch]
-        with self._lock:
-            for index, page in enumerate(pages):
-                self._cache[pfn + index] = page
-            while len(self._cache) * self.page_size > _CACHED:
-                self._cache.popitem(last=False)
+        for index, page in enumerate(pages):
+            self._cache.put(pfn + index, page)
         return pages[0]
 
     def _single(self, pfn: int) -> bytes:
         """Unpack one page, without arrays: they take longer than the page."""
         part = self._parts[bisect_right(self._begins, pfn) - 1]
-        at = part.table + (self._stored.rank(pfn) - part.rank) * self._row.size
-        offset, size, flags, _ = self._row.unpack(part.file.read(at, self._row.size))
+        offset, size, flags = self._descriptor_of(part, pfn)
+        if offset == part.zero and not flags:
+            return self._zeros
         codec = kdump.FLAG_CODECS.get(flags)
-        if codec is None or offset == part.zero or not 0 < size < self.page_size:
+        if codec is None or not 0 < size < self.page_size or offset > part.file.size - size:
             page = np.empty((1, self.page_size), np.uint8)
             self.read_pages(pfn, page)
             return page.tobytes()
-        if offset > part.file.size - size:
-            self._table(part, pfn, 1)
-        data = np.frombuffer(part.file.read(offset, size), np.uint8)
-        page = np.empty((1, self.page_size), np.uint8)
-        self._unpack(codec, pfn, None, data, _NO_OFFSET, np.array([size], np.uint32), _PACKED, page)
-        return page.tobytes()
+        data = part.file.read(offset, size)
+        unpacker = self._unpacker(codec)
+        try:
+            return unpacker.unpack_page(data)
+        except CodecError as error:
+            raise self._broken(pfn, error) from error
+        finally:
+            self._spare[codec].append(unpacker)
+
+    def _descriptor_of(self, part: _Part, pfn: int) -> tuple[int, int, int]:
+        """Give offset, size and flags of a page in the dump; neighbouring descriptors are kept."""
+        index = self._stored.rank(pfn) - part.rank
+        window, row = divmod(index, _ROWS)
+        rows = self._tables.get((part.begin, window))
+        if rows is None:
+            begin = part.table + window * _ROWS * self._row.size
+            rows = part.file.read(begin, min(_ROWS * self._row.size, part.file.size - begin))
+            self._tables.put((part.begin, window), rows)
+        offset, size, flags, _ = self._row.unpack_from(rows, row * self._row.size)
+        return offset, size, flags
+
+    def _unpacker(self, codec: str) -> PageUnpacker:
+        """Take one that no thread uses; the caller gives it back."""
+        try:
+            return self._spare[codec].pop()
+        except IndexError:
+            return make_unpacker(codec, self.page_size)
+
+    def _broken(self, pfn: int, error: CodecError) -> CodecError:
+        text = f"{self.path}: page {pfn:#x} does not unpack: {error}"
+        return CodecError(text, engine=error.engine, page=pfn)
 
     def _cut(self, pfn: int, count: int) -> Iterator[tuple[_Part, int, int]]:
         """Give the parts that hold pages ``[pfn, pfn + count)``, and which of these, ``[begin, end)``."""
@@ -403,20 +423,14 @@ class KdumpDump(Dump):
         if chosen is not None:
             places, sizes, packed = places[chosen], sizes[chosen], packed[chosen]
             target = np.empty((len(chosen), self.page_size), np.uint8)
-        spare = self._spare[codec]
-        try:
-            unpacker = spare.pop()
-        except IndexError:
-            unpacker = make_unpacker(codec, self.page_size)
+        unpacker = self._unpacker(codec)
         try:
             unpacker.unpack(data, places, sizes, packed, target.reshape(-1))
         except CodecError as error:
             page = pfn + int(error.page if chosen is None else chosen[error.page])
-            raise CodecError(
-                f"{self.path}: page {page:#x} does not unpack: {error}", engine=error.engine, page=page
-            ) from error
+            raise self._broken(page, error) from error
         finally:
-            spare.append(unpacker)
+            self._spare[codec].append(unpacker)
         if chosen is not None:
             out[chosen] = target
 
