@@ -32,6 +32,7 @@ FLOORS = {
     "job": 7,
     "compare": 7,
     "kernel_log": 7,
+    "repairing": 7,
     "summary": 7,
     "conversion": 7,
     "cli": 8,
@@ -45,6 +46,7 @@ ROOMS = {
     "benchmark": "api",
     "compare": "api",
     "kernel_log": "api",
+    "repairing": "api",
     "summary": "api",
     "conversion": "api",
 }

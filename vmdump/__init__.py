@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmdump.kernel_log import LogRecord, dmesg
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind, StoredPages
+    from vmdump.repairing import Repair, repair
     from vmdump.sources.base import Block, Memory, Source
     from vmdump.sources.buffers import BlockSource, BufferMemory
     from vmdump.summary import DumpInfo, info
@@ -38,6 +39,7 @@ __all__ = [
     "Memory",
     "PageKind",
     "Progress",
+    "Repair",
     "Report",
     "Source",
     "StoredPages",
@@ -53,6 +55,7 @@ __all__ = [
     "info",
     "open",
     "open_source",
+    "repair",
     "start_dump",
     "verify",
 ]
@@ -75,6 +78,7 @@ _HOMES = {
     "Memory": "vmdump.sources.base",
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
+    "Repair": "vmdump.repairing",
     "Report": "vmdump.job",
     "Source": "vmdump.sources.base",
     "StoredPages": "vmdump.readers.kinds",
@@ -88,6 +92,7 @@ _HOMES = {
     "info": "vmdump.summary",
     "open": "vmdump.api",
     "open_source": "vmdump.api",
+    "repair": "vmdump.repairing",
     "start_dump": "vmdump.api",
     "verify": "vmdump.compare",
 }

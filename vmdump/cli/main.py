@@ -19,7 +19,7 @@ from vmdump.errors import RequestError, SinkError, VmdumpError
 
 __all__ = ["main"]
 
-_COMMANDS = ("bench", "capabilities", "convert", "demo", "dmesg", "dump", "info", "read", "verify")
+_COMMANDS = ("bench", "capabilities", "convert", "demo", "dmesg", "dump", "info", "read", "repair", "verify")
 """Each is NAME_command in vmdump/cli/NAME.py."""
 _STDERR = 2
 _SIGNAL_BASE = 128

@@ -11,6 +11,7 @@ from typing import Literal
 from vmdump.formats.layout import ByteOrder, Field, Layout
 
 __all__ = [
+    "EF_INCOMPLETE",
     "EHDR",
     "EI_DATA",
     "ELFCLASS",
@@ -37,6 +38,8 @@ ELFDATA: dict[ByteOrder, int] = {"little": 1, "big": 2}
 EI_DATA = 5
 EV_CURRENT = 1
 ET_CORE = 4
+EF_INCOMPLETE = 1
+"""Bit of e_flags, as makedumpfile has it: memory is missing that should be there."""
 PT_LOAD = 1
 PT_NOTE = 4
 SHT_STRTAB = 3

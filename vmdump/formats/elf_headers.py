@@ -54,6 +54,8 @@ class ElfHeaders:
         The PT_LOADs in the order of the file, with the fields of `PHDR`.
     notes : bytes
         The contents of all PT_NOTEs, each note checked to lie inside.
+    flags : int
+        e_flags.
     """
 
     elf_class: ElfClass
@@ -61,6 +63,7 @@ class ElfHeaders:
     machine: int
     loads: NDArray[np.void]
     notes: bytes
+    flags: int = 0
 
 
 def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int = _MAX_NOTES) -> ElfHeaders:
@@ -106,4 +109,5 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
     notes = b"".join(read(offset, size) for offset, size in segments)
     for _ in iter_notes(notes, byteorder, path=path):
         pass
-    return ElfHeaders(elf_class, byteorder, header["e_machine"], table[table["p_type"] == PT_LOAD], notes)
+    loads = table[table["p_type"] == PT_LOAD]
+    return ElfHeaders(elf_class, byteorder, header["e_machine"], loads, notes, header["e_flags"])

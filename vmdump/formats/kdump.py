@@ -21,6 +21,7 @@ __all__ = [
     "HEADER_VERSION",
     "PAGE_DESCRIPTOR",
     "SIGNATURE",
+    "STATUS_INCOMPLETE",
     "SUB_HEADER",
     "SubHeaderForm",
 ]
@@ -33,6 +34,9 @@ DUMP_LEVEL = 1
 
 CODEC_FLAGS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
 FLAG_CODECS = {flag: codec for codec, flag in CODEC_FLAGS.items()}
+
+STATUS_INCOMPLETE = 0x8
+"""Bit of the header's status, beside those of the codec: pages are missing that should be there."""
 
 SubHeaderForm = Literal["64", "32 packed", "32 padded"]
 

@@ -31,6 +31,8 @@ class Dump(Source):
     format : str
         ``elf``, ``lime``, ``avml``, ``raw``, or ``kdump`` with its layout: ``kdump standard``, ``kdump
         flattened``, ``kdump split standard``.
+    lost_pages : int
+        Pages of a damaged dump that could not be had.
     codec : str
         What a kdump file's pages were compressed with, where they shrank; empty where it was not tried.
     path : str
@@ -39,6 +41,7 @@ class Dump(Source):
 
     format: str
     codec = ""
+    lost_pages = 0
     path: str
 
     def pages(self, pfn: int, count: int, out: Pages | None = None, *, threads: int = 1) -> Pages:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError, LayoutError
+from vmdump.formats.elf import EF_INCOMPLETE
 from vmdump.formats.elf_headers import read_headers
 from vmdump.formats.notes import read_blocks, split_notes
 from vmdump.readers.dump import Dump
@@ -14,7 +15,7 @@ from vmdump.readers.elf_excluded import PieceList
 from vmdump.readers.file import ByteFile
 from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import BlockList
-from vmdump.units import ADDRESS_LIMIT
+from vmdump.units import ADDRESS_LIMIT, merge_runs
 
 __all__ = ["ElfDump"]
 
@@ -30,6 +31,13 @@ class ElfDump(Dump):
     ----------
     file : ByteFile
         Owned from now on.
+    damaged : bool
+        Take what is there of a core that was cut short: the rest is excluded.
+
+    Attributes
+    ----------
+    lost_pages : int
+        Pages that were excluded for this reason.
 
     Raises
     ------
@@ -43,7 +51,7 @@ class ElfDump(Dump):
 
     format = "elf"
 
-    def __init__(self, file: ByteFile) -> None:
+    def __init__(self, file: ByteFile, *, damaged: bool = False) -> None:
         self._file = file
         self.files = file.files
         self.path = file.path
@@ -51,9 +59,13 @@ class ElfDump(Dump):
         notes, told, erased = split_notes(headers.notes, headers.byteorder)
         self._eraseinfo = erased.desc if erased else b""
         self._pieces: PieceList | None = None
-        blocks = _blocks(file, headers.loads)
-        if told is not None:
-            self._pieces = PieceList(blocks, read_blocks(told, headers.byteorder), file.path)
+        loads = _cut_short(headers.loads, file.size) if damaged else headers.loads
+        if damaged and not len(loads):
+            raise FormatError("it ends before any memory", path=file.path)
+        blocks = _blocks(file, loads)
+        if told is not None or len(loads) != len(headers.loads) or (loads != headers.loads).any():
+            table = _extents(headers.loads) if told is None else read_blocks(told, headers.byteorder)
+            self._pieces = PieceList(blocks, table, file.path)
             blocks = self._pieces.blocks
         super().__init__(
             blocks,
@@ -62,8 +74,14 @@ class ElfDump(Dump):
             elf_class=headers.elf_class,
             notes=notes,
         )
+        self.incomplete = bool(headers.flags & EF_INCOMPLETE)
         if self._pieces is not None:
             self.excluded_size = self._pieces.leave_out(self.page_size)
+        if damaged:
+            before, after = (_extents(table) for table in (headers.loads, loads))
+            lost = int(np.sum(before[:, 1] - before[:, 0]) - np.sum(after[:, 1] - after[:, 0]))
+            self.lost_pages = -(-lost // self.page_size)
+            self.incomplete = self.incomplete or lost > 0
 
     def _natural_page_size(self) -> int:
         size = super()._natural_page_size()
@@ -81,6 +99,30 @@ class ElfDump(Dump):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _cut_short(loads: NDArray[np.void], size: int) -> NDArray[np.void]:
+    """Cut PT_LOADs where the file ends, in whole pages; what they say to be zero behind is still known."""
+    offset, filesz, memsz = (loads[name].astype(np.uint64) for name in ("p_offset", "p_filesz", "p_memsz"))
+    paddr = loads["p_paddr"].astype(np.uint64)
+    there = np.minimum(np.uint64(size) - np.minimum(offset, np.uint64(size)), filesz)
+    cut = there < filesz
+    there = np.where(cut, there - np.minimum((paddr + there) % np.uint64(MIN_PAGE_SIZE), there), there)
+    kept, zeros = loads.copy(), loads[cut & (memsz > filesz)]
+    kept["p_filesz"] = there
+    kept["p_memsz"] = np.where(cut, there, memsz)
+    kept["p_offset"] = np.where(there, offset, np.uint64(0))
+    zeros["p_paddr"] += zeros["p_filesz"]
+    zeros["p_memsz"] -= zeros["p_filesz"]
+    zeros["p_offset"] = zeros["p_filesz"] = 0
+    return np.concatenate((kept[kept["p_memsz"] != 0], zeros))
+
+
+def _extents(loads: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Give ``[begin, end)`` of the memory of all PT_LOADs, ascending; ranges that touch are one."""
+    rows = zip(loads["p_paddr"].tolist(), loads["p_memsz"].tolist(), strict=True)
+    runs = merge_runs(sorted((begin, min(begin + size, ADDRESS_LIMIT - 1)) for begin, size in rows if size))
+    return np.array(list(runs), np.uint64).reshape(-1, 2)
 
 
 def _blocks(file: ByteFile, loads: NDArray[np.void]) -> BlockList:

@@ -19,6 +19,8 @@ __all__ = ["FlattenedBytes"]
 _MAX_OVERLAPPING = 1 << 16
 """Records: makedumpfile writes a header a second time, not a file."""
 
+_LAST_OFFSET = 1 << 62
+
 _Numbers = NDArray[np.uint64]
 
 
@@ -32,6 +34,9 @@ class FlattenedBytes:
     ----------
     raw : RawBytes
         The flattened file; owned from now on.
+    damaged : bool
+        Take what is there: the records up to the first that cannot be, and of one that the end of the file
+        cuts its first part.
 
     Raises
     ------
@@ -39,14 +44,16 @@ class FlattenedBytes:
         A record is outside the file, or the end mark is missing.
     """
 
-    def __init__(self, raw: RawBytes) -> None:
+    def __init__(self, raw: RawBytes, *, damaged: bool = False) -> None:
         self._raw = raw
         self.path = raw.path
         try:
             begins, ends, places, bad = records.scan(raw.stream, raw.size, flattened.FILE_HEADER_SIZE)
         except (OSError, EOFError) as error:
             raise self._failed(error) from error
-        if bad is not None:
+        if bad is not None and damaged:
+            begins, ends, places = self._with_cut_record(begins, ends, places, bad)
+        elif bad is not None:
             raise FormatError(
                 "no flattened record, and no end mark: the file is cut short or damaged",
                 path=self.path,
@@ -59,6 +66,27 @@ class FlattenedBytes:
             begins, ends, places = self._resolve(begins, ends, places)
         self._records = begins, ends, places
         self.size = int(ends[-1]) if len(ends) else 0
+
+    def _with_cut_record(
+        self, begins: _Numbers, ends: _Numbers, places: _Numbers, at: int
+    ) -> tuple[_Numbers, ...]:
+        """Add what there is of the record at `at`, if the end of the file cuts it."""
+        place = at + flattened.RECORD.size
+        there = self._raw.size - place
+        if there <= 0:
+            return begins, ends, places
+        record = flattened.RECORD.unpack(self._raw.read(at, flattened.RECORD.size), 0, flattened.BYTEORDER)
+        if not (0 <= record["offset"] < _LAST_OFFSET and record["size"] > there):
+            return begins, ends, places
+        begin = record["offset"]
+        added = ((begins, begin), (ends, begin + there), (places, place))
+        return tuple(np.append(array, np.uint64(value)) for array, value in added)
+
+    def runs(self) -> tuple[_Numbers, _Numbers]:
+        """Give begins and ends of what records hold, ascending; runs that touch are one."""
+        begins, ends, _ = self._records
+        apart = begins[1:] > ends[:-1]
+        return begins[np.append(True, apart)[: len(begins)]], ends[np.append(apart, True)[-len(ends) :]]
 
     def _resolve(self, begins: _Numbers, ends: _Numbers, places: _Numbers) -> tuple[_Numbers, ...]:
         """Cut records that overlap, so that of each byte the later one remains."""

@@ -147,6 +147,7 @@ class KdumpDump(Dump):
             notes=headers.notes,
             vmcoreinfo=headers.vmcoreinfo if told else None,
         )
+        self.incomplete = bool(headers.header["status"] & kdump.STATUS_INCOMPLETE)
         uts = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
         if uts.sysname:
             # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.
@@ -194,7 +195,7 @@ class KdumpDump(Dump):
     def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
         """Keep the bitmaps; give the runs of pages that the guest had."""
         memory, stored = (read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
-        self._stored = PageBitmap(stored)
+        self._stored = self._present = PageBitmap(stored)
         self._known = PageBitmap(memory | stored)
         self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
         runs = self._known.runs(MAX_BLOCKS)
@@ -210,11 +211,11 @@ class KdumpDump(Dump):
         """Tell which pages of the first bitmap the second one lacks; None if it lacks none."""
         if not self.excluded_size:
             return None
-        return self._known.select(pfn, count) & ~self._stored.select(pfn, count)
+        return self._known.select(pfn, count) & ~self._present.select(pfn, count)
 
     def stored_runs(self, begin: int, end: int) -> NDArray[np.uint64]:
         """Give the first runs of pages of ``[begin, end)`` in the dump; see `PageBitmap.next_runs`."""
-        return self._stored.next_runs(begin, end)
+        return self._present.next_runs(begin, end)
 
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how the dump holds pages, by bitmaps and descriptors; see :meth:`Dump.page_kinds`."""
@@ -262,18 +263,18 @@ class KdumpDump(Dump):
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         begin, end = 0, self._stored.size
-        while len(found := self._stored.next_runs(begin, end)):
+        while len(found := self._present.next_runs(begin, end)):
             yield from map(tuple, found.tolist())
             begin = int(found[-1, 1])
 
     def __contains__(self, address: object) -> bool:
         """Tell whether the dump holds the byte at a guest-physical address."""
-        return isinstance(address, int) and self._stored.has(address // self.page_size)
+        return isinstance(address, int) and self._present.has(address // self.page_size)
 
     def read(self, address: int, length: int) -> bytes:
         """Read guest-physical memory; what is inside one page goes through a cache of unpacked pages."""
         pfn, offset = divmod(address, self.page_size)
-        if not 0 < length <= self.page_size - offset or not self._stored.has(pfn):
+        if not 0 < length <= self.page_size - offset or not self._present.has(pfn):
             return super().read(address, length)
         page = self._cache.get(pfn)
         if page is None:
@@ -284,7 +285,7 @@ class KdumpDump(Dump):
         """Unpack a page into the cache; those after it too, if the last one was the one before."""
         count = 1
         if pfn == self._next:
-            ahead = self._stored.select(pfn, _AHEAD)
+            ahead = self._present.select(pfn, _AHEAD)
             count = int(ahead.argmin()) or _AHEAD
         self._next = pfn + count
         if count == 1:
@@ -348,14 +349,18 @@ class KdumpDump(Dump):
                 return
             yield part, begin, end
 
-    def _table(self, part: _Part, pfn: int, count: int) -> _Table:
-        """Read and check the descriptors of the pages that are in the dump, all of one part."""
-        file = part.file
-        present = self._stored.select(pfn, count)
-        length = int(np.count_nonzero(present))
+    def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
+        """Tell which pages are in the dump, all of one part, and read their descriptors."""
+        stored = self._stored.select(pfn, count)
         itemsize = self._descriptor.itemsize
+        length = int(np.count_nonzero(stored)) * itemsize
         rank = self._stored.rank(pfn) - part.rank
-        rows = np.frombuffer(file.read(part.table + rank * itemsize, length * itemsize), self._descriptor)
+        return stored, np.frombuffer(part.file.read(part.table + rank * itemsize, length), self._descriptor)
+
+    def _table(self, part: _Part, pfn: int, count: int) -> _Table:
+        """Read the descriptors, and check them."""
+        file = part.file
+        present, rows = self._rows(part, pfn, count)
         offsets = rows["offset"].astype(np.uint64)
         sizes = rows["size"].astype(np.uint32)
         flags = rows["flags"].astype(np.uint32)

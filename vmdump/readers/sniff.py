@@ -19,6 +19,7 @@ from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump
 from vmdump.readers.raw import RawDump
+from vmdump.readers.salvage import SalvagedBytes, SalvagedKdump
 from vmdump.sources.spec import split_options
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _PACKED = {
 """Magic numbers of compressed files, and the commands that unpack them and keep the file."""
 
 
-def open_dump(source: AnyDump, *, arch: str | None = None) -> Dump:
+def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False) -> Dump:
     """Open a dump of any kind that vmdump reads.
 
     Parameters
@@ -50,6 +51,9 @@ def open_dump(source: AnyDump, *, arch: str | None = None) -> Dump:
         A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0``.
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
+    damaged : bool
+        Take what is whole of a kdump file or an ELF core that was cut short or has lost parts: all else is
+        excluded.
 
     Returns
     -------
@@ -83,7 +87,7 @@ def open_dump(source: AnyDump, *, arch: str | None = None) -> Dump:
             else:
                 raw = BufferBytes(cast("Buffer", one))
             opened.callback(raw.close)
-            dump = _open_one(raw, given)
+            dump = _open_damaged(raw) if damaged else _open_one(raw, given)
         opened.pop_all()
         return dump
 
@@ -113,6 +117,19 @@ def _open_one(raw: RawBytes, arch: Arch | None) -> Dump:
     raise FormatError(
         f"no ELF core, kdump, LiME or AVML file; raw memory is written {_RAW}{raw.path}", path=raw.path
     )
+
+
+def _open_damaged(raw: RawBytes) -> Dump:
+    file: RawBytes | FlattenedBytes = raw
+    layout = "standard"
+    if _magic(raw).startswith(flattened.SIGNATURE):
+        file, layout = FlattenedBytes(raw, damaged=True), "flattened"
+    magic = _magic(file)
+    if magic.startswith(kdump.SIGNATURE):
+        return SalvagedKdump(SalvagedBytes(file), layout)
+    if magic.startswith(ELFMAG):
+        return ElfDump(file, damaged=True)
+    raise FormatError("this is neither a kdump file nor an ELF core, nor the begin of one", path=raw.path)
 
 
 def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dump:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
 from vmdump.formats.elf import (
+    EF_INCOMPLETE,
     EHDR,
     ET_CORE,
     EV_CURRENT,
@@ -145,6 +146,7 @@ def _plan(
         e_version=EV_CURRENT,
         e_phoff=phoff,
         e_shoff=shoff if extended else 0,
+        e_flags=EF_INCOMPLETE if source.incomplete else 0,
         e_ehsize=EHDR[elf_class].size,
         e_phentsize=PHDR[elf_class].size,
         e_phnum=PN_XNUM if extended else phnum,

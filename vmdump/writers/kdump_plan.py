@@ -135,7 +135,7 @@ def _head(
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
         **{field.name: getattr(uts, field.name)[:_UTS_LENGTH] for field in fields(uts)},
-        status=kdump.CODEC_FLAGS[codec],
+        status=kdump.CODEC_FLAGS[codec] | (kdump.STATUS_INCOMPLETE if source.incomplete else 0),
         block_size=block_size,
         sub_hdr_size=sub_hdr_size,
         bitmap_blocks=bitmap_blocks,

@@ -1,0 +1,88 @@
+"""What can be had of a damaged dump, as a dump that is none any more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.job import Report
+from vmdump.pipeline.control import Control
+from vmdump.readers.sniff import open_dump
+from vmdump.request import check_request
+
+__all__ = ["Repair", "repair"]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What :func:`repair` did.
+
+    Attributes
+    ----------
+    kept_pages, lost_pages : int
+        Pages of the damaged dump that are in the output, and those that are not; of a kdump file, as far as
+        its bitmap is there to count them.
+    incomplete : bool
+        The output is marked as incomplete. It is not if nothing at all was lost.
+    report : Report
+        About the output.
+    """
+
+    kept_pages: int
+    lost_pages: int
+    incomplete: bool
+    report: Report
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything as JSON has it."""
+        return asdict(self)
+
+
+def repair(
+    damaged: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Repair:
+    """Write every page that is whole of a dump that was cut short or has lost parts.
+
+    The output has the format and the codec of the damaged dump; pages are copied as they lie in it. What is
+    lost counts as excluded, and the output is marked: 0x8 in the status of a kdump header, bit 0 of an
+    ELF header's e_flags.
+
+    Parameters
+    ----------
+    damaged : str or path
+        A kdump file in either layout, a flattened one also without its end mark, or an ELF core.
+    output : str or path
+        As for :func:`vmdump.dump`.
+    threads : int, optional
+        Worker threads; the processors this process may use, if not given.
+    force : bool
+        Replace an output file that is there.
+    progress : callable, optional
+        Called with (done, total) in bytes of guest memory.
+
+    Returns
+    -------
+    Repair
+
+    Raises
+    ------
+    FormatError, LayoutError
+        It is no such file, or not even its headers are there.
+    SourceError, SinkError, OutputExists
+        It cannot be read, or the output not be written.
+    """
+    with open_dump(damaged, damaged=True) as source:
+        codec = getattr(source, "codec", "")
+        name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
+        request = check_request(source, output, format=name, threads=threads, force=force)
+        report = request.run(Control(progress))
+        kept = (source.size - source.excluded_size) // source.page_size
+        return Repair(kept, source.lost_pages, source.incomplete, report)
