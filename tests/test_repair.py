@@ -125,6 +125,26 @@ def test_truncated_flattened_file_of_qemu(
     check_kdump(tmp_path / "repaired", full, expected)
 
 
+@pytest.mark.parametrize("codec", ["zlib", "snappy"])
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.3])
+def test_truncated_flattened_file(codec: str, share: float, tmp_path: Path) -> None:
+    """Bitmap and descriptors come between the data, so that little is lost of a stream that breaks off."""
+    vmdump.dump(
+        "synthetic:64M?seed=5&fill=0.6", tmp_path / "flat", format=f"kdump-{codec}", layout="flattened"
+    )
+    Flattened(tmp_path / "flat").check().rearrange(tmp_path / "full")
+    full, held = Kdump(tmp_path / "full").check(), Held((tmp_path / "full").stat().st_size)
+    size = int((tmp_path / "flat").stat().st_size * share)
+    records_before(tmp_path / "flat", size, held)
+    expected = whole_pages(full, held)
+    assert len(expected) > (share - 0.2) * len(full.pfns)
+    done = vmdump.repair(cut(tmp_path / "flat", size, tmp_path / "cut"), tmp_path / "repaired")
+    assert (done.kept_pages, done.lost_pages) == (len(expected), len(full.pfns) - len(expected))
+    check_kdump(tmp_path / "repaired", full, expected)
+    zero = int((full.descriptors["offset"][list(expected.values())] == full.data_offset).sum())
+    assert done.report.zero_pages == zero > 0
+
+
 def test_only_the_end_mark_is_missing(golden: Golden, tmp_path: Path) -> None:
     path = golden("x86_64-q35", "kdump-zlib")
     with pytest.raises(errors.FormatError):

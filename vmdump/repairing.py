@@ -23,8 +23,8 @@ class Repair:
     Attributes
     ----------
     kept_pages, lost_pages : int
-        Pages of the damaged dump that are in the output, and those that are not; of a kdump file, as far as
-        its bitmap is there to count them.
+        Pages of the damaged dump that are in the output, and those that are not; where a kdump file has lost
+        the bitmap of these, all other pages of the guest.
     incomplete : bool
         The output is marked as incomplete. It is not if nothing at all was lost.
     report : Report

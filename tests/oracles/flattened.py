@@ -52,9 +52,10 @@ class Flattened:
         assert position == len(data), "bytes behind the end marker"
 
     def check(self) -> Flattened:
-        """Assert what keeps a file quick to open: big ascending records, only the descriptors come late.
+        """Assert what keeps a file quick to open: big ascending records, few of them out of order.
 
         Readers sort the records by insertion. A record below 1 MiB may only end a run of records that join.
+        Descriptors and bitmap come behind the data, twice in 1 MiB of these at most.
         """
         by_offset = sorted(self.records)
         for left, right in itertools.pairwise(by_offset):
@@ -64,7 +65,7 @@ class Flattened:
             descents += right.offset < left.offset
             if right.offset == left.end:
                 assert left.size >= SMALLEST_RECORD, f"record of {left.size} bytes at offset {left.offset:#x}"
-        assert descents <= 1, f"the records descend {descents} times"
+        assert descents <= 2 + 2 * (len(self._data) >> 20), f"the records descend {descents} times"
         return self
 
     def rearrange(self, path: str | os.PathLike[str]) -> None:

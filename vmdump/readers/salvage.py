@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.file import PartMemory, RawBytes
 from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
+from vmdump.readers.kdump_areas import zero_page
 from vmdump.sources.base import HasDescriptor, Memory, Pages
 
 if TYPE_CHECKING:
@@ -109,7 +111,8 @@ class SalvagedKdump(KdumpDump):
     Attributes
     ----------
     lost_pages : int
-        Pages that the dump had, as far as its bitmap is there, and that are not whole.
+        Pages that the dump had and that are not whole. Where the bitmap of these is not there, all pages of
+        the guest that are not had.
 
     Raises
     ------
@@ -125,6 +128,13 @@ class SalvagedKdump(KdumpDump):
             super().__init__([file], layout)
         except LayoutError as error:
             raise FormatError(f"it ends before it tells of any memory: {error}", path=file.path) from error
+        # Where the second bitmap is cut, it does not tell where the descriptors end and the data begin; the
+        # first one does, if no page was excluded.
+        itemsize, size = self._descriptor.itemsize, self.headers.block_size
+        data = self.headers.descriptors_offset + self._known.total * itemsize
+        if file.has(np.array([data], np.uint64), np.array([size], np.uint64)).all():
+            found = zero_page(file, data, size)
+            self._parts = [replace(part, zero=part.zero if found < 0 else found) for part in self._parts]
         whole = np.zeros(self._stored.size // 8, np.uint8)
         for part in self._parts:
             for pfn in range(part.begin, min(part.end, self._stored.size), _WINDOW):
@@ -138,11 +148,12 @@ class SalvagedKdump(KdumpDump):
             if whole[pfn // 8 : (pfn + batch) // 8].any():
                 self._drop_damaged(whole, pfn, min(pfn + batch, 8 * len(whole)), out)
         self._present = PageBitmap(whole)
-        self.lost_pages = self._stored.total - self._present.total
+        begin, end = self.headers.bitmap_offsets[0], self.headers.descriptors_offset
+        bitmaps = file.has(np.array([begin], np.uint64), np.array([end - begin], np.uint64)).all()
+        had = self._stored if bitmaps else self._known
+        self.lost_pages = had.total - self._present.total
         self.excluded_size = (self._known.total - self._present.total) * self.page_size
-        areas = [*self.headers.bitmap_offsets, self.headers.descriptors_offset]
-        bitmaps = np.array(areas[:1], np.uint64), np.array([areas[-1] - areas[0]], np.uint64)
-        self.incomplete = self.incomplete or self.lost_pages > 0 or not file.has(*bitmaps).all()
+        self.incomplete = self.incomplete or self.lost_pages > 0 or not bitmaps
 
     def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
         stored, rows = super()._rows(part, pfn, count)

@@ -85,7 +85,7 @@ class DescriptorTable:
             self._emit_zero_pages(count, self._lane)
 
     def finish(self, lane: Lane) -> None:
-        """Write what was kept, and hand the lane over to the operating system."""
+        """Write what was kept so far, and hand the lane over to the operating system."""
         with self._spool_errors():
             self._spool.seek(0)
         for is_hole, count in self._spooled:
@@ -98,6 +98,9 @@ class DescriptorTable:
                     raw = self._spool.read(PLACED.itemsize * batch)
                 self._emit(np.frombuffer(raw, PLACED), lane)
         self._spooled.clear()
+        with self._spool_errors():
+            self._spool.seek(0)
+            self._spool.truncate()
         lane.finish()
 
     def close(self) -> None:

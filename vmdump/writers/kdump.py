@@ -26,6 +26,7 @@ from vmdump.pipeline.plan import Run, Slice
 from vmdump.sources.base import Source
 from vmdump.units import merge_runs
 from vmdump.writers.bitmaps import without, write_bitmap
+from vmdump.writers.checkpoints import Checkpoints
 from vmdump.writers.descriptors import DescriptorTable
 from vmdump.writers.excluded import count_excluded
 from vmdump.writers.kdump_plan import KdumpPlan, plan_kdump, plan_split
@@ -218,8 +219,16 @@ def write_kdump(
         head.write(plan.head)
         write_bitmap(head, pfns, plan.bitmap_size)
         head.finish()
-        # A stream has no way back: there the table follows the data.
-        table = None if flatten else file.lane(plan.descriptors_offset)
+        table = file.lane(plan.descriptors_offset)
+        dumped = file.lane(len(plan.head) + plan.bitmap_size)
+        checkpoints = None
+        if flatten:
+            # A dump lacks what it lacks; of a guest it is known only now and then what could be read.
+            if source.excluded_size:
+                write_bitmap(dumped, pfns, plan.bitmap_size, excluding=source)
+                dumped.finish()
+            bitmap = None if source.excluded_size else dumped
+            checkpoints = Checkpoints(table, bitmap, plan.bitmap_size, zero_offset)
         next_offset = early.next_offset if early else None
         lane = file.lane(next_offset or zero_offset)
         shared = early.shared if early else SharedPages()
@@ -229,12 +238,15 @@ def write_kdump(
         codec_flag = kdump.CODEC_FLAGS[codec]
         with (
             closing(
-                DescriptorTable(source.byteorder, codec_flag, page_size, zero_offset, table, tally)
+                DescriptorTable(
+                    source.byteorder, codec_flag, page_size, zero_offset, None if flatten else table, tally
+                )
             ) as descriptors,
             closing(_packed(source, plan, make_packer, threads, key, known, copies)) as runs,
         ):
             for run, result in runs:
                 pfn, pages = _pfn(source, run), run.length // page_size
+                already_lost = len(lost)
                 if result is None:
                     # A hole may be of any length, and all of it excluded.
                     left = pages - count_excluded(source, pfn, pfn + pages)
@@ -251,16 +263,21 @@ def write_kdump(
                         tally.excluded_pages += 0 if absent is None else int(np.count_nonzero(absent))
                     else:
                         descriptors.add_zero_pages(pages)
+                if checkpoints is not None:
+                    there = without([(pfn, pfn + pages)], list(merge_runs(lost[already_lost:])))
+                    if checkpoints.add(there, data):
+                        checkpoints.write(data, descriptors, pfn + pages)
                 control.advance(run.length)
             source.release()
-            data.finish()
-            # Which pages are in the dump is known only now that all have been read.
-            dumped = file.lane(len(plan.head) + plan.bitmap_size)
-            write_bitmap(dumped, without(pfns, list(merge_runs(lost))), plan.bitmap_size, excluding=source)
-            if table is not None:
+            if checkpoints is not None:
+                checkpoints.finish(data, descriptors)
+            else:
+                data.finish()
+                # Which pages are in the dump is known only now that all have been read.
+                there = without(pfns, list(merge_runs(lost)))
+                write_bitmap(dumped, there, plan.bitmap_size, excluding=source)
                 dumped.finish()
-            # In a stream they follow in the same lane: the table lies directly behind that bitmap.
-            descriptors.finish(table or dumped)
+                descriptors.finish(table)
         file.finish()
         tally.size = file.size
     return tally
