@@ -9,12 +9,13 @@ BUILT := $(VENV)/.built$(subst /,_,$(PYTHON))
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz clean
 help:
 	@echo 'make demo    dump a synthetic guest in every format, check every page, show a table   (SIZE=256M)'
 	@echo 'make test    the whole test suite, real readers included                              (ARGS="-k kdump")'
 	@echo 'make lint    ruff, mypy, stubtest, cython-lint, C warnings, house rules of the texts'
 	@echo 'make bench   vmdump, QEMU and makedumpfile in turns: table, JSON, chart; 20 minutes   (ARGS="--quick")'
+	@echo 'make fuzz    hostile dumps: fuzz the readers and csrc/, two minutes a target           (FUZZ_SECONDS=120)'
 	@echo 'make clean   remove everything that was made'
 	@echo
 	@echo 'Each of them sets up what it needs first: scripts/setup.  PYTHON=/path/to/python3 chooses the interpreter,'
@@ -41,6 +42,9 @@ lint: $(BUILT)-lint
 bench: $(BUILT)-test
 	@$(BIN)/python scripts/guest || true # it has said which guests are missing
 	@$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: $(BUILT)-fuzz
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
