@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import random
 import re
@@ -184,3 +185,10 @@ def test_running_guest(make_guest: MakeGuest, run_vmdump: RunVmdump, scratch: Pa
         place = inside[0].offset + address - inside[0].vaddr
         assert (scratch / "mine").read_bytes()[place : place + 512] == dump.read_virtual(address, 512)
         assert dump.size > 500 * MIB
+
+
+def test_compat_file_is_qemus_with_its_mistakes(five_levels: Guest, scratch: Path) -> None:
+    theirs, mine = scratch / "theirs", scratch / "mine"
+    five_levels.monitor.execute("dump-guest-memory", paging=True, protocol=f"file:{theirs}")
+    vmdump.dump(f"qmp:{five_levels.qmp}", mine, format="elf", paging=True, compat="qemu")
+    assert filecmp.cmp(mine, theirs, shallow=False)

@@ -151,17 +151,21 @@ def _blocks(file: ByteFile, loads: NDArray[np.void]) -> BlockList:
 
 
 def _without_shadowed(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Cut what a PT_LOAD has beyond its bytes in the file off where another one begins that has bytes.
+    """Cut what a PT_LOAD has beyond its bytes in the file off where another one has bytes.
 
     A mapping that begins in one piece of memory and ends in another one has the bytes of the first only.
     """
-    paddr, _, filesz, memsz = table
+    paddr, offset, filesz, memsz = table
     filled = np.flatnonzero(filesz)
     # The first one with bytes that begins at or behind the end of each one's own bytes.
     after = np.searchsorted(paddr[filled], paddr + filesz)
     begins = np.append(paddr[filled], np.uint64(ADDRESS_LIMIT - 1))[after]
-    table = np.stack([*table[:3], np.minimum(memsz, begins - paddr)])
-    return table[:, table[3] != 0]
+    ends = paddr + np.minimum(memsz, begins - paddr)
+    # One without any bytes has nothing to add to those that began before it.
+    reach = np.append(np.uint64(0), np.maximum.accumulate(paddr + filesz)[:-1])
+    starts = np.where(filesz == 0, np.maximum(paddr, np.minimum(reach, ends)), paddr)
+    table = np.stack([starts, offset, filesz, ends - starts])[:, ends != starts]
+    return table[:, np.lexsort(table[::-1])]
 
 
 def _check(

@@ -29,7 +29,7 @@ __all__ = ["identity", "mapped_runs"]
 
 _PAGE_SHIFT = 12
 _PAGE_BITS = 41
-"""Of a page frame number behind the last one of 52-bit addresses; 22 bits more number the `MAX_RUNS` runs."""
+"""Of a page frame number behind the last one of 52-bit addresses; those above number up to 2**20 classes."""
 
 
 def identity(starts: Words, sizes: Words) -> Runs:

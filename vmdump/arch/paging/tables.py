@@ -30,8 +30,8 @@ MAX_TABLES = 1 << 20
 """Tables in one walk: 4 GiB of them, which map 2 TiB page by page. Tables that name each other stand for
 512 times as many on every level, and a guest can be made to have such tables."""
 
-MAX_RUNS = 1 << 22
-"""Mappings of one walk: 96 MiB here, and 224 MiB of program headers."""
+MAX_RUNS = 1 << 20
+"""Mappings: 32 MiB here, and 56 MiB of program headers."""
 
 _CHUNK = 256
 """Tables that are read at once: 1 MiB of them, and 131072 entries."""
