@@ -48,6 +48,13 @@ def test_elf(machine: str, golden: Golden, tmp_path: Path) -> None:
     assert report.output_bytes == (tmp_path / "mine").stat().st_size
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_elf_with_paging(machine: str, golden: Golden, tmp_path: Path) -> None:
+    """Paging is off in the two of x86, and QEMU does not know the page tables of the others."""
+    written(golden(machine, "elf"), tmp_path / "mine", format="elf", paging=True)
+    same_bytes(tmp_path / "mine", golden(machine, "elf-paging" if machine == "x86_64-q35" else "elf"))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_kdump_is_qemus_record_for_record(machine: str, threads: int, golden: Golden, tmp_path: Path) -> None:

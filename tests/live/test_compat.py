@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from oracles import judges
+from oracles.elf import ElfCore
 
 import vmdump
 from live.guests import Guest, Monitor
@@ -55,12 +57,13 @@ def demand_same_version(monitor: Monitor) -> None:
         pytest.skip(f"QEMU {version['major']}.{version['minor']} is not 7.2")
 
 
-def check_elf(monitor: Monitor, qmp: Path, folder: Path, **part: int) -> None:
+def check_elf(monitor: Monitor, qmp: Path, folder: Path, paging: bool = False, **part: int) -> None:
     """Assert that vmdump and QEMU write the same ELF file; `part` may be a begin and a length."""
     demand_same_version(monitor)
     where = f"file:{folder / 'qemus.elf'}"
-    monitor.execute("dump-guest-memory", paging=False, protocol=where, **part)
-    vmdump.dump(f"qmp:{qmp}", folder / "mine.elf", compat="qemu", format="elf", force=True, **part)  # type: ignore[misc]
+    monitor.execute("dump-guest-memory", paging=paging, protocol=where, **part)
+    options: dict[str, Any] = {"compat": "qemu", "format": "elf", "paging": paging, **part}
+    vmdump.dump(f"qmp:{qmp}", folder / "mine.elf", force=True, **options)
     same_bytes(folder / "mine.elf", folder / "qemus.elf")
 
 
@@ -86,7 +89,7 @@ def check_kdump(monitor: Monitor, qmp: Path, folder: Path) -> None:
 def test_machine(name: str, cpus: int, scratch: Path) -> None:
     judges.require(f"qemu-system-{KINDS[name].arch}")
     with Machine(KINDS[name], cpus, seed=17 + cpus) as guest:
-        check_elf(guest.monitor, guest.qmp, scratch)
+        check_elf(guest.monitor, guest.qmp, scratch, paging=cpus == 2)
         check_kdump(guest.monitor, guest.qmp, scratch)
 
 
@@ -107,9 +110,13 @@ def test_part_of_the_memory(scratch: Path) -> None:
 
 
 def test_linux_guest(running_guest: Guest, scratch: Path) -> None:
-    """It has VMCOREINFO, and a phys_base that QEMU reads wrongly."""
+    """It has VMCOREINFO, a phys_base that QEMU reads wrongly, and page tables."""
     running_guest.monitor.execute("stop")
-    check_elf(running_guest.monitor, running_guest.qmp, scratch, begin=0, length=64 << 20)
+    check_elf(running_guest.monitor, running_guest.qmp, scratch, paging=True)
+    assert len(ElfCore(scratch / "mine.elf").loads) > 20
+    check_elf(
+        running_guest.monitor, running_guest.qmp, scratch, paging=True, begin=0x1234000, length=0x5678000
+    )
     check_stream(running_guest.monitor, running_guest.qmp, scratch)
     with vmdump.open(scratch / "mine.flat") as dump:
         told = dump.vmcoreinfo.number("phys_base")

@@ -30,12 +30,15 @@ class QemuTarget:
         The line of VMCOREINFO that phys_base comes from; empty if QEMU does not look there.
     lowest_block : bool
         Without that line phys_base is the start of the lowest block, else 0.
+    page_tables : bool
+        It walks page tables; of other guests a dump with paging is one without.
     """
 
     uts_machine: bytes = b"Unknown"
     page_size: int = 4096
     phys_base_line: str = ""
     lowest_block: bool = False
+    page_tables: bool = False
 
     def phys_base(self, vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
         """Give phys_base as an unsigned 64-bit number: whatever the line says is read as hexadecimal.
@@ -56,8 +59,8 @@ class QemuTarget:
 
 _PPC64 = QemuTarget(page_size=65536)
 TARGETS = {
-    "x86_64": QemuTarget(b"x86_64", phys_base_line="NUMBER(phys_base)"),
-    "i386": QemuTarget(b"i686"),
+    "x86_64": QemuTarget(b"x86_64", phys_base_line="NUMBER(phys_base)", page_tables=True),
+    "i386": QemuTarget(b"i686", page_tables=True),
     "aarch64": QemuTarget(page_size=65536, phys_base_line="NUMBER(PHYS_OFFSET)", lowest_block=True),
     "arm": QemuTarget(lowest_block=True),
     "ppc64": _PPC64,
