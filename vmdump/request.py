@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
@@ -41,6 +41,8 @@ from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from vmdump.readers.dump import Dump
 
     AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
 
@@ -243,10 +245,10 @@ class Request:
 
     def copies(self, guest: Source) -> Copies | None:
         """Give the pages that need not be packed again; none where engine or level were named."""
-        stored = getattr(guest, "stored_pages", None)
-        codec = getattr(guest, "codec", "")
-        if self.repack or self.engine is None or stored is None or not codec:
+        codec: str | None = getattr(guest, "codec", None)
+        if self.repack or self.engine is None or codec is None:
             return None
+        stored = cast("Dump", guest).stored_pages
         return Copies(stored, CODEC_FLAGS[self.engine.codec], plain=codec == self.engine.codec)
 
     def packers(self, guest: Source) -> Callable[[int], PagePacker]:

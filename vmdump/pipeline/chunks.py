@@ -158,6 +158,8 @@ class _Worker(threading.local):
         """Take pages of a run that are packed as they are wanted, and pack the others; None if none is."""
         page_size = self._page_size
         stored = copies.stored((run.block.start + run.offset) // page_size, run.length // page_size)
+        if stored is None:
+            return None
         wanted = copies.wanted(stored, page_size)
         others = np.flatnonzero(~(wanted | copies.without_data(stored)))
         if others.size and not wanted.any():

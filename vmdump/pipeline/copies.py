@@ -56,7 +56,8 @@ class Copies:
     Attributes
     ----------
     stored : callable
-        ``(pfn, count) -> StoredRun``; called in worker threads.
+        ``(pfn, count) -> StoredRun``, or None for pages that are not held one by one. Called in worker
+        threads.
     flag : int
         Flag of the pages that are packed as wanted.
     plain : bool
@@ -65,7 +66,7 @@ class Copies:
         Of the hashes that tell pages which share their bytes.
     """
 
-    stored: Callable[[int, int], StoredRun]
+    stored: Callable[[int, int], StoredRun | None]
     flag: int
     plain: bool
     key: NDArray[np.uint64] = field(default_factory=new_key)

@@ -33,14 +33,15 @@ class Dump(Source):
         flattened``, ``kdump split standard``.
     lost_pages : int
         Pages of a damaged dump that could not be had.
-    codec : str
-        What a kdump file's pages were compressed with, where they shrank; empty where it was not tried.
+    codec : str or None
+        What the pages of a kdump file were compressed with, where they shrank; empty where that was not
+        tried. None for other formats.
     path : str
         Of the file, or of the first that was named; ``buffer`` for a buffer.
     """
 
     format: str
-    codec = ""
+    codec: str | None = None
     lost_pages = 0
     path: str
 

@@ -159,9 +159,10 @@ class KdumpDump(Dump):
 
     @property
     def phys_base(self) -> int:
-        """By VMCOREINFO, else by the sub-header."""
+        """By VMCOREINFO, else by the sub-header, in which QEMU's own files have a wrong one then."""
         told: int = self.headers.sub_header["phys_base"]
-        return super().phys_base if self.vmcoreinfo else told
+        better = any(self.vmcoreinfo.number(name) is not None for name in ("phys_base", "PHYS_OFFSET"))
+        return super().phys_base if better else told
 
     @cached_property
     def nr_cpus(self) -> int:
