@@ -15,6 +15,8 @@ from oracles.elf import ElfCore
 from oracles.flattened import Flattened
 from oracles.kdump import Kdump
 
+import vmdump
+
 PAGE = 4096
 GUEST_SIZE = 64 << 30
 RUN_SIZE = 64 << 10
@@ -73,6 +75,13 @@ def dump_and_measure(source: Path, output: Path, *options: str, through_pipe: bo
     return int(told.read_text())
 
 
+def run_and_measure(told: Path, *arguments: object) -> int:
+    """Run the command in a process of its own; its peak resident memory in KiB."""
+    command = [sys.executable, "-c", LAUNCHER, str(told), "-m", "vmdump", *map(str, arguments)]
+    subprocess.run(command, check=True)
+    return int(told.read_text())
+
+
 def sample_addresses() -> list[int]:
     """Give 300 addresses of data pages and 300 in holes."""
     rng = np.random.default_rng(5)
@@ -127,3 +136,19 @@ def test_elf_stays_sparse(sparse_guest: Path, scratch: Path) -> None:
     assert (scratch / "core").stat().st_blocks * 512 <= RUNS * (RUN_SIZE + 2 * PAGE)
     for address in sample_addresses():
         assert core.read(address, PAGE) == expected_page(address)
+
+
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dumped") / "guest"
+    vmdump.dump("synthetic:4G?seed=1&fill=0.02", path, format="kdump-lzo")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options", [("-f", "kdump-lzo"), ("-f", "kdump-zstd", "--split", "3"), ("-f", "elf")], ids=" ".join
+)
+def test_converting(options: tuple[str, ...], dumped: Path, tmp_path: Path, scratch: Path) -> None:
+    """Memory for 4 GiB of guest, 80 MiB of which are data, whether pages are copied, packed or unpacked."""
+    rss = run_and_measure(tmp_path / "rss", "convert", dumped, scratch / "out", "-j", 2, *options)
+    assert rss < 130 << 10
