@@ -197,9 +197,9 @@ def _compression(source: Source) -> str:
 def _maker(source: Source) -> str:
     """Name the program that wrote a dump, by what only it does."""
     if isinstance(source, KdumpDump):
-        header = source.headers.header
-        # Only makedumpfile notes the time. QEMU tells nothing of the guest's names but the machine.
-        if header["tv_sec"] or source.headers.version < kdump.HEADER_VERSION:
+        header, level = source.headers.header, source.headers.sub_header["dump_level"]
+        # Only makedumpfile notes a time, and has other levels. Of the names QEMU tells the machine alone.
+        if header["tv_sec"] or level != kdump.DUMP_LEVEL or source.headers.version < kdump.HEADER_VERSION:
             return "makedumpfile"
         return "vmdump" if header["sysname"] else "QEMU, or vmdump of a guest without VMCOREINFO"
     if isinstance(source, ElfDump) and source.files:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RunVmdump
 from oracles import judges
+from oracles.kdump import Kdump
 
 import vmdump
 from live.conftest import MakeGuest
@@ -46,6 +47,27 @@ def test_a_log_outside_the_kernels_image(make_guest: MakeGuest, scratch: Path, r
     """A larger log is allocated, and only page tables tell where it is."""
     log = check(make_guest("512M", append="log_buf_len=8M umlaut=\xe4"), scratch, run_vmdump, "kdump-zlib")
     assert rb"umlaut=\xc3\xa4" in log
+
+
+def test_a_dump_that_makedumpfile_filtered(linux_guest: Guest, scratch: Path, run_vmdump: RunVmdump) -> None:
+    linux_guest.monitor.execute("stop")
+    vmdump.dump(f"qmp:{linux_guest.qmp}", scratch / "elf", format="elf")
+    judges.makedumpfile_filter(scratch / "elf", scratch / "dump", "-c", "-d", "31")
+    oracle = Kdump(scratch / "dump")
+    had = sum(byte.bit_count() for byte in oracle.bitmap1)
+    found = vmdump.info(scratch / "dump")
+    assert found.maker == "makedumpfile"
+    assert found.kinds["excluded"] == had - len(oracle.pfns) > 0
+    assert sum(found.kinds.values()) == found.pages == had
+    compared = vmdump.verify(scratch / "dump", against=scratch / "elf").comparison
+    assert compared is not None
+    assert compared.different_pages == 0
+    assert compared.excluded_pages == found.kinds["excluded"]
+    assert compared.bytes_compared == len(oracle.pfns) * 4096
+    log = makedumpfile_dmesg(scratch / "dump", scratch / "log")
+    assert run_vmdump("dmesg", scratch / "dump").stdout == log
+    live = run_vmdump("verify", scratch / "dump", "--against", f"qmp:{linux_guest.qmp}")
+    assert live.returncode == 0, live.stderr
 
 
 def test_virtual_memory_is_what_drgn_reads(linux_guest: Guest, scratch: Path, run_vmdump: RunVmdump) -> None:
