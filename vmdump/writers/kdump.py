@@ -218,15 +218,14 @@ def write_kdump(
         head = file.lane(0)
         head.write(plan.head)
         write_bitmap(head, pfns, plan.bitmap_size)
+        if flatten and source.excluded_size:
+            # A dump lacks what it lacks; of a guest it is known only now and then what could be read.
+            write_bitmap(head, pfns, plan.bitmap_size, excluding=source)
         head.finish()
         table = file.lane(plan.descriptors_offset)
         dumped = file.lane(len(plan.head) + plan.bitmap_size)
         checkpoints = None
         if flatten:
-            # A dump lacks what it lacks; of a guest it is known only now and then what could be read.
-            if source.excluded_size:
-                write_bitmap(dumped, pfns, plan.bitmap_size, excluding=source)
-                dumped.finish()
             bitmap = None if source.excluded_size else dumped
             checkpoints = Checkpoints(table, bitmap, plan.bitmap_size, zero_offset)
         next_offset = early.next_offset if early else None
