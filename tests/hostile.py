@@ -88,7 +88,7 @@ def _questions(dump: vmdump.Dump) -> Iterator[Callable[[], object]]:
         first = -(-block.start // size)
         for pfn, pages in {
             (first, min(count, 8)),
-            (first + count - 1, 1),
+            (first + count - 1, 1),  # in front of the first page, where a block has no whole one
             (first + count // 2, min(count, 2)),
         }:
             if pages > 0:

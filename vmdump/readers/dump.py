@@ -180,7 +180,7 @@ class Dump(Source):
         Parameters
         ----------
         pfn, count : int
-            Any pages below 2^64 bytes.
+            Any pages; those that no address has are missing.
 
         Returns
         -------
@@ -204,7 +204,7 @@ class Dump(Source):
 
     def _blocks_in(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
         """Give the blocks that have a part in ``[begin, end)``, and the part, in bytes from their start."""
-        index = max(find_block(self.blocks, min(begin, ADDRESS_LIMIT - 1)), 0)
+        index = max(find_block(self.blocks, min(max(begin, 0), ADDRESS_LIMIT - 1)), 0)
         while index < len(self.blocks) and (block := self.blocks[index]).start < end:
             if block.end > begin:
                 yield block, max(begin - block.start, 0), min(end, block.end) - block.start
