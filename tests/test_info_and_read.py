@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import DATA, MACHINES, RunVmdump
 from oracles import judges
+from oracles.elf import ElfCore
 from oracles.kdump import Kdump
 
 import vmdump
@@ -145,3 +146,26 @@ def test_head_files_are_no_dumps(run_vmdump: RunVmdump, tmp_path: Path) -> None:
         done = run_vmdump("info", DATA / "x86_64-linux-128M" / name)
         assert done.returncode == errors.FormatError.exit_code
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_set_stands_wherever_a_dump_does(run_vmdump: RunVmdump, scratch: Path) -> None:
+    """Each command takes all parts of a set that makedumpfile wrote, and sees the dump that was split."""
+    whole = scratch / "whole"
+    vmdump.dump("synthetic:24M?seed=5&fill=0.5", whole, format="elf")
+    parts = [scratch / f"part.{number}" for number in (1, 2, 3)]
+    judges.makedumpfile_split(whole, parts, "-l", "-d", "0")
+
+    def printed(*words: object) -> bytes:
+        done = run_vmdump(*words)
+        assert (done.returncode, done.stderr) == (0, b""), words
+        return done.stdout
+
+    stretch = ("0x7ff000", "12M")
+    assert printed("read", *parts, *stretch) == printed("read", whole, *stretch)
+    assert run_vmdump("dmesg", *parts).stderr == run_vmdump("dmesg", whole).stderr
+    size = sum(stop - start for start, stop in json.loads(printed("info", *parts, "--json"))["blocks"])
+    assert size == sum(load.memsz for load in ElfCore(whole).loads)
+    found = printed("verify", *parts, "--against", whole)
+    assert found.startswith(f"{parts[0]} and 2 more: {size // PAGE} pages: ".encode())
+    printed("dump", *parts, scratch / "again", "-f", "elf")
+    assert (scratch / "again").read_bytes() == whole.read_bytes()

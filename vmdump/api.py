@@ -55,7 +55,7 @@ def dump(
 
     Parameters
     ----------
-    source : str, path, Source, buffer, or list of blocks
+    source : str, path, sequence of paths, Source, buffer, or list of blocks
         What :func:`open_source` takes, or an open guest, or any C-contiguous buffer (a guest with one
         block at 0), or a list of `Block` or of ``(start, buffer)``. Buffers are neither copied nor written.
     output : str or path

@@ -215,7 +215,7 @@ def bench(
 
     Parameters
     ----------
-    source : str, path, Source, buffer, or list of blocks
+    source : str, path, sequence of paths, Source, buffer, or list of blocks
         As for :func:`vmdump.dump`.
     to : str or path
         Folder of the dump; its disk is measured. No file is left there.

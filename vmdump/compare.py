@@ -138,9 +138,9 @@ def verify(
 
     Parameters
     ----------
-    dump : str, path, Source, buffer, or list of blocks
+    dump : str, path, sequence of paths, Source, buffer, or list of blocks
         What :func:`vmdump.dump` takes as a source.
-    against : str, path, Source, buffer, or list of blocks, optional
+    against : str, path, sequence of paths, Source, buffer, or list of blocks, optional
         Another dump, or a guest; one that runs stands still meanwhile. Pages that either leaves out are
         counted and not compared.
     threads : int, optional

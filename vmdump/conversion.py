@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -19,7 +19,9 @@ from vmdump.writers.split import OutputSet, part_names
 from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
-    AnyDump = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Source
+    from vmdump.request import Paths
+
+    AnyDump = Paths | Source
 
 __all__ = ["AnyDump", "ConvertOptions", "convert"]
 
@@ -132,13 +134,9 @@ def _check(
 def _open(source: AnyDump) -> tuple[Source, bool]:
     if isinstance(source, Source):
         return source, False
-    if isinstance(source, str | os.PathLike):
-        if os.fspath(source).startswith("qmp:"):
-            raise RequestError("source: a live guest is dumped, not converted", parameter="source")
-        return open_source(source), True
-    from vmdump.readers.sniff import open_dump  # as in open_source
-
-    return open_dump(list(source)), True
+    if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
+        raise RequestError("source: a live guest is dumped, not converted", parameter="source")
+    return open_source(source), True
 
 
 @dataclass(frozen=True)

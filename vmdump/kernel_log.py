@@ -102,7 +102,7 @@ def dmesg(source: AnySource) -> Iterator[LogRecord]:
 
     Parameters
     ----------
-    source : str, path, Source, buffer, or list of blocks
+    source : str, path, sequence of paths, Source, buffer, or list of blocks
         A dump or a guest, as :func:`vmdump.dump` takes it. Without VMCOREINFO of its own, that is looked
         for in its memory.
 

@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 
     from vmdump.readers.dump import Dump
 
-    AnySource = str | os.PathLike[str] | Source | Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
+    Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    Blocks = Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
+    AnySource = Paths | Source | Blocks
 
-__all__ = ["AnySource", "DumpOptions", "Request", "check_request", "open_source", "opened"]
+__all__ = ["AnySource", "DumpOptions", "Paths", "Request", "check_request", "open_source", "opened"]
 
 _MAX_THREADS = 1024
 
@@ -72,14 +74,14 @@ _SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
 }
 
 
-def open_source(text: str | os.PathLike[str]) -> Source:
+def open_source(source: Paths) -> Source:
     """Open a guest as the command line names it.
 
     Parameters
     ----------
-    text : str or path
+    source : str, path, or sequence of str or path
         ``qmp:SOCKET``, ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``,
-        or the path of a dump.
+        the path of a dump, or those of all parts of a split set.
 
     Returns
     -------
@@ -95,12 +97,13 @@ def open_source(text: str | os.PathLike[str]) -> Source:
     AccessDenied, GuestBusy, QmpError
         Nor can a live one.
     """
-    scheme, colon, rest = os.fspath(text).partition(":")
-    if colon and scheme in _SCHEMES:
-        return _SCHEMES[scheme](*split_options(rest))
+    if isinstance(source, str | os.PathLike):
+        scheme, colon, rest = os.fspath(source).partition(":")
+        if colon and scheme in _SCHEMES:
+            return _SCHEMES[scheme](*split_options(rest))
     from vmdump.readers.sniff import open_dump  # the readers take 2 ms to load, 7 without bytecode
 
-    return open_dump(text)
+    return open_dump(source)
 
 
 @dataclass(frozen=True)
@@ -486,6 +489,7 @@ def opened(source: AnySource) -> AbstractContextManager[Source]:
 def _as_source(source: AnySource) -> Source:
     if isinstance(source, Source):
         return source
-    if isinstance(source, str | os.PathLike):
-        return open_source(source)
-    return BlockSource(source)
+    names = source if isinstance(source, list | tuple) and source else [source]
+    if all(isinstance(name, str | os.PathLike) for name in names):
+        return open_source(cast("Paths", source))
+    return BlockSource(cast("Blocks", source))

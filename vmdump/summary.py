@@ -110,7 +110,7 @@ def info(source: AnySource) -> DumpInfo:
 
     Parameters
     ----------
-    source : str, path, Source, buffer, or list of blocks
+    source : str, path, sequence of paths, Source, buffer, or list of blocks
         A dump, or whatever else :func:`vmdump.dump` takes.
 
     Raises

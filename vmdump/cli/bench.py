@@ -13,6 +13,7 @@ import click
 
 from vmdump.benchmark import Benchmark, Candidate, bench
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
+from vmdump.cli.sources import as_source, source_name
 from vmdump.errors import RequestError
 from vmdump.units import format_size, parse_size
 from vmdump.writers.output import Output
@@ -25,7 +26,7 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.command("bench")
-@click.argument("source")
+@click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.option(
     "--to", metavar="FOLDER", default=".", help="Where the dump is to go; the current folder, if not given."
 )
@@ -48,7 +49,7 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def bench_command(
-    source: str,
+    source: str | tuple[str, ...],
     to: str,
     threads: int | None,
     sample: int,
@@ -74,7 +75,7 @@ def bench_command(
                 )
             load_matplotlib()
             drawing = stack.enter_context(Output(picture, force=force))
-        with _progress(source, shown=sys.stderr.isatty() and not quiet) as progress:
+        with _progress(source_name(source), shown=sys.stderr.isatty() and not quiet) as progress:
             found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
         if drawing is not None:
             with drawing.errors("cannot write the picture"), open(drawing.fd, "wb", closefd=False) as file:

@@ -9,6 +9,7 @@ import click
 
 from vmdump import convert
 from vmdump.cli.progress import progress_bar, summary
+from vmdump.cli.sources import as_source
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 
@@ -16,7 +17,7 @@ __all__ = ["convert_command"]
 
 
 @click.command("convert")
-@click.argument("source", nargs=-1, required=True)
+@click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @click.option(
     "-f",
@@ -38,7 +39,7 @@ __all__ = ["convert_command"]
 @click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def convert_command(
-    source: tuple[str, ...],
+    source: str | tuple[str, ...],
     output: str,
     format_name: str,
     layout: str,
@@ -63,7 +64,7 @@ def convert_command(
     shown = sys.stderr.isatty() and not quiet
     with progress_bar(output, shown=shown) as progress:
         report = convert(
-            source[0] if len(source) == 1 else source,
+            source,
             output,
             format=format_name,
             layout=layout,

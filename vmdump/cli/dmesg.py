@@ -5,16 +5,18 @@ from __future__ import annotations
 import click
 
 from vmdump import dmesg
+from vmdump.cli.sources import as_source
 
 __all__ = ["dmesg_command"]
 
 
 @click.command("dmesg")
-@click.argument("source", metavar="DUMP")
-def dmesg_command(source: str) -> None:
+@click.argument("source", nargs=-1, required=True, callback=as_source, metavar="DUMP...")
+def dmesg_command(source: str | tuple[str, ...]) -> None:
     """Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.
 
-    DUMP is a dump or whatever else 'vmdump dump' takes as a source. It takes no debugging symbols.
+    DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. It takes no
+    debugging symbols.
     """
     for record in dmesg(source):
         click.echo(record.line())

@@ -13,6 +13,7 @@ import click
 from vmdump import dump
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.cli.sizes import as_size
+from vmdump.cli.sources import as_source
 from vmdump.errors import IncompleteDump, RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.job import Report
@@ -26,7 +27,7 @@ _SHOWN = 3
 
 
 @click.command("dump")
-@click.argument("source")
+@click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @click.option(
     "-f",
@@ -53,7 +54,7 @@ _SHOWN = 3
 @click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def dump_command(
-    source: str,
+    source: str | tuple[str, ...],
     output: str,
     format_name: str,
     layout: str,
@@ -73,8 +74,9 @@ def dump_command(
     """Write the memory of SOURCE to OUTPUT.
 
     SOURCE is qmp:SOCKET for a live guest of QEMU, which stands still meanwhile,
-    raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, or the path of an ELF core or
-    kdump file. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
+    raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or those
+    of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take
+    0x, K, M, G and T.
     """
     if as_json and output in ("-", "fd:1"):
         raise RequestError(
@@ -107,9 +109,13 @@ def dump_command(
 
 
 @contextmanager
-def _unstoppable(source: str) -> Iterator[None]:
+def _unstoppable(source: str | tuple[str, ...]) -> Iterator[None]:
     """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stand still with it."""
-    numbers = (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN) if source.startswith("qmp:") else ()
+    numbers = (
+        (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN)
+        if isinstance(source, str) and source.startswith("qmp:")
+        else ()
+    )
     before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
     try:
         yield

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 
 from vmdump import DumpInfo, info
+from vmdump.cli.sources import as_source
 from vmdump.units import format_size
 
 __all__ = ["info_command"]
@@ -17,12 +18,13 @@ _BLOCKS_SHOWN = 16
 
 
 @click.command("info")
-@click.argument("dump")
+@click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
-def info_command(dump: str, as_json: bool) -> None:
+def info_command(dump: str | tuple[str, ...], as_json: bool) -> None:
     """Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.
 
-    DUMP is a dump or whatever else 'vmdump dump' takes as a source. Page descriptors are read, pages are not.
+    DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. Page
+    descriptors are read, pages are not.
     """
     found = info(dump)
     if as_json:

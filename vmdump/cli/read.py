@@ -10,6 +10,7 @@ import click
 
 from vmdump import Source, open_source
 from vmdump.cli.sizes import as_size
+from vmdump.cli.sources import as_source
 from vmdump.errors import RequestError
 from vmdump.units import ADDRESS_LIMIT
 from vmdump.writers.output import Output
@@ -22,7 +23,7 @@ _HALF = 8
 
 
 @click.command("read")
-@click.argument("dump")
+@click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.argument("address", callback=as_size)
 @click.argument("length", callback=as_size)
 @click.option("--virtual", is_flag=True, help="ADDRESS is virtual: go through the guest's page tables.")
@@ -32,12 +33,18 @@ _HALF = 8
 @click.option("-o", "--output", default="-", show_default=True, metavar="PATH", help="Where the bytes go.")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
 def read_command(
-    dump: str, address: int, length: int, virtual: bool, as_hex: bool, output: str, force: bool
+    dump: str | tuple[str, ...],
+    address: int,
+    length: int,
+    virtual: bool,
+    as_hex: bool,
+    output: str,
+    force: bool,
 ) -> None:
     """Read LENGTH bytes of the guest's memory at ADDRESS.
 
-    DUMP is a dump or whatever else 'vmdump dump' takes as a source. ADDRESS is guest-physical, unless
-    --virtual. Sizes and addresses take 0x, K, M, G and T.
+    DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. ADDRESS is
+    guest-physical, unless --virtual. Sizes and addresses take 0x, K, M, G and T.
     """
     if address + length > ADDRESS_LIMIT:
         raise RequestError(

@@ -9,6 +9,7 @@ import click
 
 from vmdump import Verification, verify
 from vmdump.cli.progress import progress_bar
+from vmdump.cli.sources import as_source, source_name
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
 from vmdump.units import format_size
 
@@ -19,24 +20,28 @@ _SHOWN = 8
 
 
 @click.command("verify")
-@click.argument("dump")
+@click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
 @click.option("-j", "--threads", type=click.IntRange(1, 1024), help="Threads; all processors, if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def verify_command(dump: str, against: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
+def verify_command(
+    dump: str | tuple[str, ...], against: str | None, threads: int | None, as_json: bool, quiet: bool
+) -> None:
     """Read and decompress every page of DUMP.
 
-    DUMP and SOURCE are dumps or whatever else 'vmdump dump' takes as a source; a live guest stands still
-    while it is compared. Pages that cannot be read make the exit code 18, and what differs makes it 19.
+    DUMP and SOURCE are dumps or whatever else 'vmdump dump' takes as a source, and DUMP may be all parts of
+    a split set; a live guest stands still while it is compared. Pages that cannot be read make the exit code
+    18, and what differs makes it 19.
     """
-    with progress_bar(dump, shown=sys.stderr.isatty() and not quiet) as progress:
+    name = source_name(dump)
+    with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress:
         found = verify(dump, against=against, threads=threads, progress=progress)
     if as_json:
         click.echo(json.dumps(found.as_dict()))
     else:
-        _show(dump, against, found)
-    error = _error(dump, against, found)
+        _show(name, against, found)
+    error = _error(name, against, found)
     if error is not None:
         raise error
 
