@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import RunVmdump
+from converting import held, opened, parts, write
 from oracles import elf_builder, holdings, judges
 from oracles.holdings import Holdings
 from oracles.kdump import CODEC_FLAGS, Kdump
@@ -57,31 +58,10 @@ def guest() -> tuple[vmdump.BlockSource, Holdings]:
     return source, Holdings(pages, set(), notes, VMCOREINFO)
 
 
-def write(source: object, path: Path, kind: str, **options: object) -> vmdump.Report:
-    """Convert to a kind of the table."""
-    name, _, layout = kind.partition(" ")
-    if layout == "split":
-        return vmdump.convert(source, path, format=name, split=3, **options)  # type: ignore[arg-type]
-    return vmdump.convert(source, path, format=name, layout=layout or "auto", **options)  # type: ignore[arg-type]
-
-
-def parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.[0-9]"))
-
-
-def held(path: Path, kind: str) -> Holdings:
-    if kind == "elf":
-        return holdings.of_elf(path)
-    if kind.endswith("split"):
-        return holdings.of_split(parts(path))
-    if kind.endswith("flattened"):
-        return holdings.of_flattened(path, path.with_suffix(".standard"))
-    Kdump(path).check()
-    return holdings.of_kdump(path)
-
-
-def opened(path: Path, kind: str) -> object:
-    return parts(path) if kind.endswith("split") else path
+def checked(path: Path, kind: str) -> Holdings:
+    if kind.endswith("standard"):
+        Kdump(path).check()
+    return held(path, kind)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +74,7 @@ def dumps(
     for kind in KINDS:
         made[kind] = folder / kind.replace(" ", "-")
         write(guest[0], made[kind], kind)
-        assert held(made[kind], kind) == guest[1]
+        assert checked(made[kind], kind) == guest[1]
     return made
 
 
@@ -104,11 +84,11 @@ def test_there_and_back(
     here: str, there: str, dumps: dict[str, Path], guest: tuple[vmdump.BlockSource, Holdings], tmp_path: Path
 ) -> None:
     report = write(opened(dumps[here], here), tmp_path / "there", there, threads=2)
-    assert held(tmp_path / "there", there) == guest[1]
+    assert checked(tmp_path / "there", there) == guest[1]
     same_codec = here.split()[0] == there.split()[0] != "elf"
     assert report.copied_pages == (report.plain_pages + report.compressed_pages if same_codec else 0)
     write(opened(tmp_path / "there", there), tmp_path / "back", here, threads=1)
-    assert held(tmp_path / "back", here) == guest[1]
+    assert checked(tmp_path / "back", here) == guest[1]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.endswith("flattened")])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converting import held, opened, parts, write
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import elf_builder, holdings, judges
@@ -59,37 +60,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write(given: object, path: Path, kind: str) -> vmdump.Report:
-    name, _, layout = kind.partition(" ")
-    if layout == "split":
-        return vmdump.convert(given, path, format=name, split=3, threads=2)  # type: ignore[arg-type]
-    return vmdump.convert(given, path, format=name, layout=layout or "auto", threads=2)  # type: ignore[arg-type]
-
-
-def parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.[0-9]"))
-
-
-def held(path: Path, kind: str) -> Holdings:
-    if kind == "elf":
-        return holdings.of_elf(path)
-    if kind.endswith("split"):
-        return holdings.of_split(parts(path))
-    if kind.endswith("flattened"):
-        return holdings.of_flattened(path, path.with_suffix(".standard"))
-    return holdings.of_kdump(path)
-
-
 @pytest.mark.parametrize("there", KINDS)
 @pytest.mark.parametrize("here", KINDS)
 def test_there_and_back(here: str, there: str, source: Path, tmp_path: Path) -> None:
     expected = truth(filtered())
     write(source, tmp_path / "here", here)
-    first = parts(tmp_path / "here") if here.endswith("split") else tmp_path / "here"
+    first = opened(tmp_path / "here", here)
     report = write(first, tmp_path / "there", there)
     assert report.excluded_pages == len(expected.excluded)
     assert held(tmp_path / "there", there) == expected
-    second = parts(tmp_path / "there") if there.endswith("split") else tmp_path / "there"
+    second = opened(tmp_path / "there", there)
     write(second, tmp_path / "back", here)
     assert held(tmp_path / "back", here) == expected
     with vmdump.open(second) as dump:
@@ -179,7 +159,7 @@ def test_any_pages(
     write(folder / "dump", folder / "there", kind)
     expected = truth(build, erased=b"")
     assert held(folder / "there", kind) == expected
-    there = parts(folder / "there") if kind.endswith("split") else folder / "there"
+    there = opened(folder / "there", kind)
     write(there, folder / "back", "kdump-zlib standard")
     assert holdings.of_kdump(folder / "back") == expected
 

@@ -13,7 +13,7 @@ import click
 
 from vmdump.benchmark import Benchmark, Candidate, bench
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
-from vmdump.cli.sources import as_source, source_name
+from vmdump.cli.options import as_source, quiet_option, source_name
 from vmdump.errors import RequestError
 from vmdump.units import format_size, parse_size
 from vmdump.writers.output import Output
@@ -47,7 +47,7 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--force", is_flag=True, help="Replace a picture that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@quiet_option
 def bench_command(
     source: str | tuple[str, ...],
     to: str,

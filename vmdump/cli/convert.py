@@ -8,10 +8,16 @@ import sys
 import click
 
 from vmdump import convert
+from vmdump.cli.options import (
+    as_source,
+    check_report,
+    format_option,
+    json_option,
+    layout_option,
+    quiet_option,
+    threads_option,
+)
 from vmdump.cli.progress import progress_bar, summary
-from vmdump.cli.sources import as_source
-from vmdump.errors import RequestError
-from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 
 __all__ = ["convert_command"]
 
@@ -19,25 +25,17 @@ __all__ = ["convert_command"]
 @click.command("convert")
 @click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
-@click.option(
-    "-f",
-    "--format",
-    "format_name",
-    default=DEFAULT_FORMAT,
-    show_default=True,
-    metavar="FORMAT",
-    help=f"One of {', '.join(known.name for known in FORMATS)}.",
-)
-@click.option("--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}.")
+@format_option
+@layout_option
 @click.option("--split", type=int, metavar="N", help="Write a split set of N files, OUTPUT.1 to OUTPUT.N.")
 @click.option("--engine", help="Compression library; packs all pages again.")
 @click.option(
     "--level", type=int, help="Compression level, on the engine's own scale; packs all pages again."
 )
-@click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
+@threads_option
 @click.option("--force", is_flag=True, help="Replace output files that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@json_option
+@quiet_option
 def convert_command(
     source: str | tuple[str, ...],
     output: str,
@@ -57,10 +55,7 @@ def convert_command(
     parts of a split set. OUTPUT is a path, - for standard output, or fd:N. Pages that are compressed with the
     codec of FORMAT already are copied as they are, unless --engine or --level is given.
     """
-    if as_json and output in ("-", "fd:1"):
-        raise RequestError(
-            "json: the dump and the report cannot both go to standard output", parameter="json"
-        )
+    check_report(output, as_json=as_json)
     shown = sys.stderr.isatty() and not quiet
     with progress_bar(output, shown=shown) as progress:
         report = convert(

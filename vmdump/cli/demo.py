@@ -15,6 +15,7 @@ import click
 
 from vmdump import Report, capabilities, dump, open_source
 from vmdump import open as open_dump
+from vmdump.cli.options import threads_option
 from vmdump.compare import compare
 from vmdump.errors import FormatError
 from vmdump.units import format_size
@@ -42,7 +43,7 @@ def _cases() -> Iterator[_Case]:
 
 @click.command("demo")
 @click.argument("size", default="256M")
-@click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def demo_command(size: str, threads: int | None, as_json: bool) -> None:
     """Dump a synthetic guest of SIZE in every format and read each page back."""

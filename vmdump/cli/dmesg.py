@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vmdump import dmesg
-from vmdump.cli.sources import as_source
+from vmdump.cli.options import as_source
 
 __all__ = ["dmesg_command"]
 

@@ -11,11 +11,18 @@ from contextlib import contextmanager
 import click
 
 from vmdump import dump
+from vmdump.cli.options import (
+    as_size,
+    as_source,
+    check_report,
+    format_option,
+    json_option,
+    layout_option,
+    quiet_option,
+    threads_option,
+)
 from vmdump.cli.progress import progress_bar, summary
-from vmdump.cli.sizes import as_size
-from vmdump.cli.sources import as_source
-from vmdump.errors import IncompleteDump, RequestError
-from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
+from vmdump.errors import IncompleteDump
 from vmdump.job import Report
 from vmdump.units import format_size
 
@@ -29,19 +36,11 @@ _SHOWN = 3
 @click.command("dump")
 @click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
-@click.option(
-    "-f",
-    "--format",
-    "format_name",
-    default=DEFAULT_FORMAT,
-    show_default=True,
-    metavar="FORMAT",
-    help=f"One of {', '.join(known.name for known in FORMATS)}.",
-)
-@click.option("--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}.")
+@format_option
+@layout_option
 @click.option("--engine", help="Compression library; 'vmdump capabilities' lists them.")
 @click.option("--level", type=int, help="Compression level, on the engine's own scale.")
-@click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
+@threads_option
 @click.option(
     "--begin", callback=as_size, metavar="SIZE", help="Guest-physical address of the first byte (elf only)."
 )
@@ -51,8 +50,8 @@ _SHOWN = 3
 @click.option("--vmcoreinfo", metavar="FILE", help="VMCOREINFO to use instead of the guest's.")
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@json_option
+@quiet_option
 def dump_command(
     source: str | tuple[str, ...],
     output: str,
@@ -78,10 +77,7 @@ def dump_command(
     of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take
     0x, K, M, G and T.
     """
-    if as_json and output in ("-", "fd:1"):
-        raise RequestError(
-            "json: the dump and the report cannot both go to standard output", parameter="json"
-        )
+    check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
         report = dump(
             source,

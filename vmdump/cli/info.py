@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from vmdump import DumpInfo, info
-from vmdump.cli.sources import as_source
+from vmdump.cli.options import as_source
 from vmdump.units import format_size
 
 __all__ = ["info_command"]

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import click
 
 from vmdump import Source, open_source
-from vmdump.cli.sizes import as_size
-from vmdump.cli.sources import as_source
+from vmdump.cli.options import as_size, as_source
 from vmdump.errors import RequestError
 from vmdump.units import ADDRESS_LIMIT
 from vmdump.writers.output import Output

@@ -8,8 +8,8 @@ import sys
 import click
 
 from vmdump import repair
+from vmdump.cli.options import check_report, json_option, quiet_option, threads_option
 from vmdump.cli.progress import progress_bar
-from vmdump.errors import RequestError
 
 __all__ = ["repair_command"]
 
@@ -17,10 +17,10 @@ __all__ = ["repair_command"]
 @click.command("repair")
 @click.argument("damaged")
 @click.argument("output")
-@click.option("-j", "--threads", type=int, help="Worker threads; all processors, if not given.")
+@threads_option
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@json_option
+@quiet_option
 def repair_command(
     damaged: str, output: str, threads: int | None, force: bool, as_json: bool, quiet: bool
 ) -> None:
@@ -28,10 +28,7 @@ def repair_command(
 
     DAMAGED is an ELF core or a kdump file that was cut short, or a flattened one whose end is missing.
     """
-    if as_json and output in ("-", "fd:1"):
-        raise RequestError(
-            "json: the dump and the report cannot both go to standard output", parameter="json"
-        )
+    check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress:
         done = repair(damaged, output, threads=threads, force=force, progress=progress)
     if as_json:

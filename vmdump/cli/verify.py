@@ -8,8 +8,8 @@ import sys
 import click
 
 from vmdump import Verification, verify
+from vmdump.cli.options import as_source, json_option, quiet_option, source_name
 from vmdump.cli.progress import progress_bar
-from vmdump.cli.sources import as_source, source_name
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
 from vmdump.units import format_size
 
@@ -23,8 +23,8 @@ _SHOWN = 8
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
 @click.option("-j", "--threads", type=click.IntRange(1, 1024), help="Threads; all processors, if not given.")
-@click.option("--json", "as_json", is_flag=True, help="Print a report as JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@json_option
+@quiet_option
 def verify_command(
     dump: str | tuple[str, ...], against: str | None, threads: int | None, as_json: bool, quiet: bool
 ) -> None:

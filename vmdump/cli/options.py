@@ -1,0 +1,72 @@
+"""What several commands share: arguments, options and their checks."""
+
+from __future__ import annotations
+
+import click
+
+from vmdump.errors import RequestError
+from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
+from vmdump.units import parse_size
+
+__all__ = [
+    "as_size",
+    "as_source",
+    "check_report",
+    "format_option",
+    "json_option",
+    "layout_option",
+    "quiet_option",
+    "source_name",
+    "threads_option",
+]
+
+format_option = click.option(
+    "-f",
+    "--format",
+    "format_name",
+    default=DEFAULT_FORMAT,
+    show_default=True,
+    metavar="FORMAT",
+    help=f"One of {', '.join(known.name for known in FORMATS)}.",
+)
+layout_option = click.option(
+    "--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}."
+)
+threads_option = click.option(
+    "-j", "--threads", type=int, help="Worker threads; all processors, if not given."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print a report as JSON on standard output."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+
+
+def as_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Take 0x, K, M, G and T; the callback of an argument or option."""
+    return None if value is None else parse_size(value, parameter=parameter.name or "")
+
+
+def as_source(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """Take one source, or all parts of a split set; the callback of an argument."""
+    return value[0] if len(value) == 1 else value
+
+
+def source_name(source: str | tuple[str, ...]) -> str:
+    """Give the name to show for what was named on the command line."""
+    return source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more"
+
+
+def check_report(output: str, *, as_json: bool) -> None:
+    """Refuse to write a dump and a report about it to the same place.
+
+    Raises
+    ------
+    RequestError
+        Both would go to standard output.
+    """
+    if as_json and output in ("-", "fd:1"):
+        raise RequestError(
+            "json: the dump and the report cannot both go to standard output", parameter="json"
+        )
