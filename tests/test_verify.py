@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunVmdump
-from oracles.kdump import Kdump
+from oracles.kdump import DESCRIPTOR_SIZE, Kdump
+from oracles.kdump_builder import Build, build_kdump
 
 import vmdump
 from vmdump.compare import left_out
+from vmdump.readers import kdump
 
 PAGE = 4096
 GUEST = "synthetic:16M?seed=3&fill=0.5"
@@ -169,3 +172,50 @@ def test_left_out_pages_of_other_sizes(theirs: int, mine: int) -> None:
             for page in range(3)
         ]
         assert left_out(source, first, 3, mine).tolist() == expected
+
+
+def test_thousands_of_damaged_pages_of_many_codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found in one go: by halves, a million of them took an hour, and so would a hostile file."""
+    codecs = ("zlib", "lzo", "snappy", "none")
+    pages = {pfn: (b"%d " % pfn * PAGE)[:PAGE] for pfn in range(1200)}
+    dump = tmp_path / "dump"
+    dump.write_bytes(build_kdump(Build(pages, codecs=codecs)))
+    oracle = Kdump(dump)
+    broken = np.random.default_rng(1).permutation(1200)[:800].tolist()
+    for number, pfn in enumerate(broken):
+        if number % 2 or codecs[pfn % 4] == "none":
+            place = oracle.descriptor_offset + DESCRIPTOR_SIZE * pfn
+            patch(dump, place + 8 * (number % 4 == 1), b"\xff" * 8)  # offset, or size and flags
+        else:
+            patch(dump, int(oracle.descriptors["offset"][pfn]), b"\xff" * 4)
+    reads = []
+    read_spans = kdump.read_spans
+    monkeypatch.setattr(kdump, "read_spans", lambda *args: reads.append(args) or read_spans(*args))
+
+    found = vmdump.verify(dump, threads=2, against=[(0, b"".join(pages.values()))])
+    assert found.damaged_pages == 800
+    assert [damage.pfn for damage in found.damaged] == sorted(broken)[:100]
+    expected = Counter(codecs[pfn % 4].replace("none", "plain") for pfn in pages.keys() - broken)
+    assert found.kinds == expected
+    assert found.comparison is not None
+    assert found.comparison.equal
+    assert found.comparison.bytes_compared == 400 * PAGE
+    assert len(reads) < 20
+
+    reads.clear()
+    done = vmdump.repair(dump, tmp_path / "repaired", threads=1)
+    assert (done.kept_pages, done.lost_pages) == (400, 800)
+    assert len(reads) < 20
+    with vmdump.open(tmp_path / "repaired") as repaired:
+        got = {pfn + index: page.tobytes() for pfn, part in repaired for index, page in enumerate(part)}
+    assert got == {pfn: page for pfn, page in pages.items() if pfn not in set(broken)}
+
+
+def test_what_is_cut_short_names_the_way_out(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    dump = write(tmp_path / "dump")
+    os.truncate(dump, dump.stat().st_size - 1)
+    said = run_vmdump("info", dump).stderr.decode()
+    assert (
+        f"the file ends at {dump.stat().st_size:#x}: it is cut short or damaged, see 'vmdump repair'\n"
+        in said
+    )

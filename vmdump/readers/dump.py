@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +229,29 @@ class Dump(Source):
             A page is in no block.
         FormatError, SourceError
             A page's descriptor is wrong, or the file cannot be read.
+        """
+        return None
+
+    def read_whole(self, pfn: int, out: Pages) -> tuple[Mapping[int, str], NDArray[np.uint8]] | None:
+        """Read pages of which some cannot be read, in one go.
+
+        Parameters
+        ----------
+        pfn : int
+            Frame number of the first page; all must be in one block.
+        out : (count, page_size) uint8, C-contiguous
+            Filled; pages that cannot be read are undefined, excluded ones zero.
+
+        Returns
+        -------
+        (damage, kinds) or None
+            Why a page cannot be read, by frame number, and what :meth:`page_kinds` tells of the others. None
+            where the file does not hold pages one by one.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read.
         """
         return None
 

@@ -19,7 +19,7 @@ from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
-from vmdump.readers.kdump_areas import read_bitmap, read_spans, zero_page
+from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_bitmap, read_spans, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Pages, Utsname
@@ -35,7 +35,6 @@ _CACHED = 8 << 20
 """Bytes of unpacked pages that are kept for small reads, and of descriptors: those of 1.3 GiB of memory."""
 _ROWS = 1024
 """Descriptors read at once for small reads, 24 KiB: a system call takes 1 to 20 us, whatever its size."""
-_KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
 
 
 @dataclass(frozen=True)
@@ -65,27 +64,6 @@ class _Part:
     table: int
     zero: int
     base: int
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The pages of one batch that are in the dump, by their descriptors, which were checked.
-
-    Attributes
-    ----------
-    present : (n,) bool
-        Which pages of the batch; the other arrays are of these.
-    offsets, sizes, flags : (k,) uint64, uint32, uint32
-        Fields of the descriptors.
-    zero : (k,) bool
-        The shared zero page.
-    """
-
-    present: NDArray[np.bool_]
-    offsets: NDArray[np.uint64]
-    sizes: NDArray[np.uint32]
-    flags: NDArray[np.uint32]
-    zero: NDArray[np.bool_]
 
 
 class KdumpDump(Dump):
@@ -220,14 +198,17 @@ class KdumpDump(Dump):
 
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how the dump holds pages, by bitmaps and descriptors; see :meth:`Dump.page_kinds`."""
+        return self._kinds(pfn, count)
+
+    def _kinds(self, pfn: int, count: int, damage: dict[int, str] | None = None) -> NDArray[np.uint8]:
         kinds = np.full(count, PageKind.MISSING, np.uint8)
         excluded = self.excluded_pages(pfn, count)
         if excluded is not None:
             kinds[excluded] = PageKind.EXCLUDED
         for part, begin, end in self._cut(pfn, count):
-            table = self._table(part, begin, end - begin)
+            table = self._table(part, begin, end - begin, damage)
             found = np.full(len(table.flags), PageKind.PLAIN, np.uint8)
-            for flag, kind in _KINDS.items():
+            for flag, kind in KINDS.items():
                 found[table.flags == flag] = kind
             found[table.zero] = PageKind.ZERO
             kinds[begin - pfn : end - pfn][table.present] = found
@@ -358,43 +339,33 @@ class KdumpDump(Dump):
         rank = self._stored.rank(pfn) - part.rank
         return stored, np.frombuffer(part.file.read(part.table + rank * itemsize, length), self._descriptor)
 
-    def _table(self, part: _Part, pfn: int, count: int) -> _Table:
-        """Read the descriptors, and check them."""
-        file = part.file
+    def _table(self, part: _Part, pfn: int, count: int, damage: dict[int, str] | None = None) -> KdumpTable:
+        """Read the descriptors, and check them; see `check_table`."""
         present, rows = self._rows(part, pfn, count)
-        offsets = rows["offset"].astype(np.uint64)
-        sizes = rows["size"].astype(np.uint32)
-        flags = rows["flags"].astype(np.uint32)
-        bad = (sizes == 0) | (sizes > self.page_size) | (offsets > file.size)
-        bad |= offsets + sizes > file.size
-        bad |= (flags == 0) & (sizes != self.page_size)
-        if bad.any():
-            index = int(bad.argmax())
-            raise FormatError(
-                f"page {pfn + int(np.flatnonzero(present)[index]):#x} is said to be {sizes[index]} bytes at "
-                f"{offsets[index]:#x}",
-                path=file.path,
-            )
-        unknown = ~np.isin(flags, list(_KINDS))
-        if unknown.any():
-            flag = flags[int(unknown.argmax())]
-            raise FormatError(f"page flags {flag:#x} name no codec", path=file.path)
-        zero = (flags == 0) & (offsets == np.uint64(max(part.zero, 0))) & (part.zero >= 0)
-        return _Table(present, offsets, sizes, flags, zero)
+        return check_table(part.file, pfn, present, rows, self.page_size, part.zero, damage)
 
-    def read_pages(self, pfn: int, out: Pages) -> None:
-        """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero."""
+    def read_whole(self, pfn: int, out: Pages) -> tuple[dict[int, str], NDArray[np.uint8]]:
+        """Read pages of which some cannot be read; see :meth:`Dump.read_whole`."""
+        damage: dict[int, str] = {}
+        self.read_pages(pfn, out, damage)
+        return damage, self._kinds(pfn, len(out), damage)
+
+    def read_pages(self, pfn: int, out: Pages, damage: dict[int, str] | None = None) -> None:
+        """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero.
+
+        Pages that cannot be read go to `damage`, if given, with the reason; else the first one is an error.
+        """
         batch = max(_BATCH // self.page_size, 1)
         for first in range(0, len(out), batch):
             pages = out[first : first + batch]
             done = 0
             for part, begin, end in self._cut(pfn + first, len(pages)):
                 done = end - pfn - first
-                self._read_batch(part, begin, pages[begin - pfn - first : done])
+                self._read_batch(part, begin, pages[begin - pfn - first : done], damage)
             pages[done:] = 0
 
-    def _read_batch(self, part: _Part, pfn: int, out: Pages) -> None:
-        table = self._table(part, pfn, len(out))
+    def _read_batch(self, part: _Part, pfn: int, out: Pages, damage: dict[int, str] | None) -> None:
+        table = self._table(part, pfn, len(out), damage)
         stored = ~table.zero
         rows = np.flatnonzero(table.present)[stored]
         data, found = read_spans(part.file, table.offsets[stored], table.sizes[stored])
@@ -407,11 +378,11 @@ class KdumpDump(Dump):
         first, others = (codecs or [1])[0], codecs[1:]
         for flag in others:
             sizes[rows[flags == flag]] = 0
-        self._unpack(kdump.FLAG_CODECS[first], pfn, None, data, places, sizes, packed, out)
+        self._unpack(kdump.FLAG_CODECS[first], pfn, None, data, places, sizes, packed, out, damage)
         for flag in others:
             chosen = rows[flags == flag]
             sizes[chosen] = table.sizes[stored][flags == flag]
-            self._unpack(kdump.FLAG_CODECS[flag], pfn, chosen, data, places, sizes, packed, out)
+            self._unpack(kdump.FLAG_CODECS[flag], pfn, chosen, data, places, sizes, packed, out, damage)
 
     def _unpack(
         self,
@@ -423,18 +394,27 @@ class KdumpDump(Dump):
         sizes: NDArray[np.uint32],
         packed: Pages,
         out: Pages,
+        damage: dict[int, str] | None,
     ) -> None:
         """Unpack all pages of a batch, or the chosen ones; the compressed ones are of one codec."""
         target = out
         if chosen is not None:
             places, sizes, packed = places[chosen], sizes[chosen], packed[chosen]
             target = np.empty((len(chosen), self.page_size), np.uint8)
-        unpacker = self._unpacker(codec)
+        unpacker, done = self._unpacker(codec), 0
         try:
-            unpacker.unpack(data, places, sizes, packed, target.reshape(-1))
-        except CodecError as error:
-            page = pfn + int(error.page if chosen is None else chosen[error.page])
-            raise self._broken(page, error) from error
+            while done < len(target):
+                rest = target[done:].reshape(-1)
+                try:
+                    unpacker.unpack(data, places[done:], sizes[done:], packed[done:], rest)
+                    break
+                except CodecError as error:
+                    index = done + error.page
+                    page = pfn + int(index if chosen is None else chosen[index])
+                    if damage is None:
+                        raise self._broken(page, error) from error
+                    damage[page] = str(self._broken(page, error))
+                    done = index + 1
         finally:
             self._spare[codec].append(unpacker)
         if chosen is not None:

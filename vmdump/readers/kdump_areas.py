@@ -1,18 +1,47 @@
-"""What lies in the areas of a kdump file: bitmaps, and page data."""
+"""What lies in the areas of a kdump file: bitmaps, page descriptors, and page data."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.errors import FormatError
+from vmdump.formats import kdump
 from vmdump.readers.file import ByteFile
+from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import Pages
 
-__all__ = ["read_bitmap", "read_spans", "zero_page"]
+__all__ = ["KINDS", "KdumpTable", "check_table", "read_bitmap", "read_spans", "zero_page"]
+
+KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
+"""Kinds of pages by the flags of their descriptors."""
 
 _SPAN_GAP = 4 << 10
 """Page data further apart than this, in bytes, is read with two reads. With larger gaps a batch of pages that
 lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
+
+
+@dataclass(frozen=True)
+class KdumpTable:
+    """The pages of one batch that are in the dump, by their descriptors, which were checked.
+
+    Attributes
+    ----------
+    present : (n,) bool
+        Which pages of the batch; the other arrays are of these.
+    offsets, sizes, flags : (k,) uint64, uint32, uint32
+        Fields of the descriptors.
+    zero : (k,) bool
+        The shared zero page.
+    """
+
+    present: NDArray[np.bool_]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint32]
+    flags: NDArray[np.uint32]
+    zero: NDArray[np.bool_]
 
 
 def read_bitmap(file: ByteFile, offset: int, page_count: int) -> Pages:
@@ -53,3 +82,68 @@ def read_spans(
     span_of = np.searchsorted(span_begins, offsets.astype(np.int64), side="right") - 1
     places = span_places[span_of] + (offsets.astype(np.int64) - span_begins[span_of])
     return data, places.astype(np.uint64)
+
+
+def check_table(
+    file: ByteFile,
+    pfn: int,
+    present: NDArray[np.bool_],
+    rows: NDArray[np.void],
+    page_size: int,
+    zero_offset: int,
+    damage: dict[int, str] | None,
+) -> KdumpTable:
+    """Check the descriptors of pages from `pfn` on.
+
+    Parameters
+    ----------
+    file : ByteFile
+        That the pages are in.
+    pfn : int
+        Frame number of the first page of the batch.
+    present : (n,) bool
+        Which pages of it are in the dump.
+    rows : (k,) of PAGE_DESCRIPTOR
+        Of these.
+    page_size : int
+        Bytes.
+    zero_offset : int
+        Of the page that zero pages share; -1 where there is none.
+    damage : dict of int to str or None
+        Pages of wrong descriptors go there, with the reason, and are left out.
+
+    Raises
+    ------
+    FormatError
+        A descriptor is wrong, and `damage` was not given.
+    """
+    offsets = rows["offset"].astype(np.uint64)
+    sizes = rows["size"].astype(np.uint32)
+    flags = rows["flags"].astype(np.uint32)
+    bad = (sizes == 0) | (sizes > page_size) | (offsets > file.size)
+    bad |= offsets + sizes > file.size
+    bad |= (flags == 0) & (sizes != page_size)
+    bad |= ~np.isin(flags, list(KINDS))
+    if bad.any():
+        there = np.flatnonzero(present)
+        for index in np.flatnonzero(bad).tolist():
+            page = pfn + int(there[index])
+            error = _wrong(file, page, int(offsets[index]), int(sizes[index]), int(flags[index]))
+            if damage is None:
+                raise error
+            damage[page] = str(error)
+        present = present.copy()
+        present[there[bad]] = False
+        offsets, sizes, flags = offsets[~bad], sizes[~bad], flags[~bad]
+    zero = (flags == 0) & (offsets == np.uint64(max(zero_offset, 0))) & (zero_offset >= 0)
+    return KdumpTable(present, offsets, sizes, flags, zero)
+
+
+def _wrong(file: ByteFile, pfn: int, offset: int, size: int, flags: int) -> FormatError:
+    """Say what is wrong with the descriptor of a page."""
+    text = f"page {pfn:#x} is said to be {size} bytes at {offset:#x}"
+    if offset + size > file.size:
+        text += f", the file ends at {file.size:#x}: it is cut short or damaged, see 'vmdump repair'"
+    elif flags not in KINDS:
+        text = f"page flags {flags:#x} name no codec"
+    return FormatError(text, path=file.path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import CodecError, FormatError, LayoutError
+from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
 from vmdump.readers.bitmap import PageBitmap
 from vmdump.readers.file import PartMemory, RawBytes
@@ -179,13 +179,8 @@ class SalvagedKdump(KdumpDump):
         return readable
 
     def _drop_damaged(self, whole: Pages, begin: int, end: int, out: Pages) -> None:
-        """Unpack pages; where that fails, halves of them, down to the pages that do not unpack."""
-        try:
-            self.read_pages(begin, out[: end - begin])
-        except CodecError:
-            if end - begin == 1:
-                whole[begin // 8] &= 0xFF ^ 1 << begin % 8
-                return
-            middle = (begin + end) // 2
-            self._drop_damaged(whole, begin, middle, out)
-            self._drop_damaged(whole, middle, end, out)
+        """Unpack pages, and drop those that do not unpack."""
+        damage: dict[int, str] = {}
+        self.read_pages(begin, out[: end - begin], damage)
+        for pfn in damage:
+            whole[pfn // 8] &= 0xFF ^ 1 << pfn % 8
