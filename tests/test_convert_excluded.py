@@ -94,6 +94,33 @@ def test_the_level_and_the_pages_as_they_lie(source: Path, tmp_path: Path) -> No
     assert int((copy.descriptors["offset"] == copy.data_offset).sum()) == report.zero_pages
 
 
+def position_in_crash(part: Kdump, pfn: int) -> int:
+    """Give the number of the descriptor that crash takes for a page of a part.
+
+    It adds up sections of 4096 pages by whole 64-bit words of the bitmap, and counts the rest one by one.
+    """
+    begin = part.sub_header["start_pfn_64"]
+    dumped = np.unpackbits(np.frombuffer(part.bitmap2, np.uint8), bitorder="little")
+    sections = (pfn - begin) // 4096
+    first = begin // 64 * 64
+    counted = dumped[first : first + sections * 4096].sum() + dumped[begin + sections * 4096 : pfn].sum()
+    return int(counted)
+
+
+@pytest.mark.parametrize("count", [2, 5, 7])
+def test_a_split_set_as_crash_counts(count: int, tmp_path: Path) -> None:
+    """Each part has about as many pages as any other, and crash takes none for another one."""
+    pages = 37 * 36
+    blocks = [(first * PAGE, np.zeros(37 * PAGE, np.uint8)) for first in range(7, 40000, 1111)]
+    vmdump.convert(vmdump.BlockSource(blocks), tmp_path / "set", format="kdump-lzo", split=count)
+    for path in parts(tmp_path / "set"):
+        part = Kdump(path)
+        begin, end = part.sub_header["start_pfn_64"], part.sub_header["end_pfn_64"]
+        own = part.pfns[(part.pfns >= begin) & (part.pfns < end)].tolist()
+        assert [position_in_crash(part, pfn) for pfn in own] == list(range(len(own)))
+        assert abs(len(own) - pages / count) <= 64
+
+
 def test_reassembled_by_makedumpfile(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path / "set", "kdump-zstd split")
     judges.makedumpfile_reassemble(parts(tmp_path / "set"), tmp_path / "whole")

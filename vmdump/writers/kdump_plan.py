@@ -17,6 +17,8 @@ _LAST_32BIT = 0xFFFFFFFF
 _UTS_LENGTH = 64
 """Bytes of a name in utsname; one more ends it."""
 _LAST_SIGNED_32BIT = 0x7FFFFFFF
+_WORD = 64
+"""Pages: crash counts the descriptors of a part by 64-bit words of the bitmap, from its first page's on."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
 
     All parts have the same header and both bitmaps of the whole guest; each has the descriptors of its own
     pages only, and its page data begins where that of the whole dump would: makedumpfile knows the page of
-    zeros by that place.
+    zeros by that place. Parts of 64 pages and more begin at a multiple of 64, as makedumpfile's do: of
+    others, crash takes the wrong descriptors behind the first hole.
 
     Parameters
     ----------
@@ -83,6 +86,8 @@ def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
     if pages < count:
         raise RequestError(f"split: {pages} pages do not make {count} parts", parameter="split")
     ends = [nth_page(source, pages * part // count) for part in range(1, count)]
+    if pages // count >= _WORD:  # then each part keeps a page
+        ends = [end - end % _WORD for end in ends]
     ends.append(source.blocks[-1].end // page_size)
     return [_plan(source, codec, part) for part in zip([0, *ends], ends, strict=False)]
 
