@@ -16,6 +16,7 @@ from oracles.kdump import DESCRIPTOR_SIZE, Kdump
 from oracles.kdump_builder import Build, build_kdump
 
 import vmdump
+from vmdump import errors
 from vmdump.compare import left_out
 from vmdump.readers import kdump
 
@@ -211,11 +212,12 @@ def test_thousands_of_damaged_pages_of_many_codecs(tmp_path: Path, monkeypatch: 
     assert got == {pfn: page for pfn, page in pages.items() if pfn not in set(broken)}
 
 
-def test_what_is_cut_short_names_the_way_out(run_vmdump: RunVmdump, tmp_path: Path) -> None:
-    dump = write(tmp_path / "dump")
+@pytest.mark.parametrize(
+    ("name", "layout"), [("elf", "auto"), ("kdump-zlib", "standard"), ("kdump-zlib", "flattened")]
+)
+def test_what_is_cut_short_names_the_way_out(name: str, layout: str, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    vmdump.dump(GUEST, dump, format=name, layout=layout)
     os.truncate(dump, dump.stat().st_size - 1)
-    said = run_vmdump("info", dump).stderr.decode()
-    assert (
-        f"the file ends at {dump.stat().st_size:#x}: it is cut short or damaged, see 'vmdump repair'\n"
-        in said
-    )
+    with pytest.raises(errors.FormatError, match=r"cut short.*, see 'vmdump repair'"):
+        vmdump.info(dump)

@@ -182,7 +182,7 @@ def _check(
         at = int(outside.argmax())
         raise FormatError(
             f"the memory at {int(paddr[at]):#x} ends at {int(offset[at]) + int(filesz[at]):#x}, the file at "
-            f"{file.size:#x}: it is cut short",
+            f"{file.size:#x}: it is cut short, see 'vmdump repair'",
             path=file.path,
             offset=int(offset[at]),
         )

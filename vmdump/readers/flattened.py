@@ -55,7 +55,7 @@ class FlattenedBytes:
             begins, ends, places = self._with_cut_record(begins, ends, places, bad)
         elif bad is not None:
             raise FormatError(
-                "no flattened record, and no end mark: the file is cut short or damaged",
+                "no flattened record, and no end mark: the file is cut short or damaged, see 'vmdump repair'",
                 path=self.path,
                 offset=bad,
             )
