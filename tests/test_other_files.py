@@ -94,6 +94,8 @@ def test_architecture_is_asked_only_where_nothing_tells() -> None:
 PAIR = build_avml([(0, memory(40, 9))])
 FIRST = len(header(b"AVML", 2, 0, 1)) + len(STREAM)
 
+# 64 KiB claimed by the bytes of 62 KiB: copies of 64 bytes take 3 each.
+THIN_FRAME = struct.pack("<I", (4 + 2 + 2900) << 8) + bytes(4) + b"\x80\x80\x04" + bytes(2899)
 FRAME_OF_4_GIB = struct.pack("<I", 9 << 8) + bytes(4) + b"\xff\xff\xff\xff\x0f"
 
 
@@ -116,6 +118,7 @@ FRAME_OF_4_GIB = struct.pack("<I", 9 << 8) + bytes(4) + b"\xff\xff\xff\xff\x0f"
         header(b"AVML", 2, 0, PAGE) + STREAM + frame(bytes(2 * PAGE)) + bytes(8),
         header(b"AVML", 2, 0, PAGE) + STREAM + FRAME_OF_4_GIB + bytes(99),
         header(b"AVML", 2, 0, PAGE) + STREAM + struct.pack("<I", 4 << 8) + bytes(99),
+        header(b"AVML", 2, 0, 1 << 16) + STREAM + THIN_FRAME + bytes(8),
         header(b"AVML", 3, 0, PAGE) + bytes(99),
         header(b"AVML", 2, 0, 1 << 40) + STREAM + (struct.pack("<I", 0x80) * 70000),
         header(b"AVML", 2, 0, 1 << 20) + STREAM + frame(b"x") * 70000 + bytes(8),

@@ -25,6 +25,9 @@ __all__ = ["AvmlDump"]
 _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
 """Frames that are kept: 2 MiB."""
+_MOST_PER_BYTE = 22
+"""Bytes of memory for each that is packed: snappy copies at most 64 with 3. Whoever verifies frames that
+cannot be unpacks each of their pages in vain, and 64 MiB hold five million frames."""
 _MIN_FRAMES = 1 << 16
 """Frames that any file may have; more only with 4 KiB of memory each. Writers put 64 KiB into one."""
 
@@ -206,7 +209,7 @@ def _frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
         return 0, place, 0, end
     else:
         raise FormatError(f"snappy frames of kind {kind:#x} do not exist", path=file.path, offset=offset)
-    if not 0 < length <= lime.SNAPPY_MAX:
+    if not 0 < length <= min(lime.SNAPPY_MAX, _MOST_PER_BYTE * (end - place)):
         raise FormatError(
             f"a snappy frame of {length} bytes of memory cannot be", path=file.path, offset=offset
         )
