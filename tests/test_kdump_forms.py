@@ -68,6 +68,7 @@ def check(dump: vmdump.Dump, pages: dict[int, bytes | None]) -> None:
             continue
         stored.append(pfn)
         assert address in dump
+        assert np.uint64(address) in dump
         assert kind == PageKind.ZERO if not any(page) else kind >= PageKind.PLAIN
         assert dump.read(address + 7, 100) == page[7:107]
         assert dump.pages(pfn, 1).tobytes() == page

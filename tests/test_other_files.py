@@ -49,6 +49,8 @@ def check(dump: vmdump.Dump, ranges: list[tuple[int, bytes]]) -> None:
                 length = min(length, size - offset)
                 assert dump.read(start + offset, length) == data[offset : offset + length]
         assert start in dump
+        assert np.uint64(start) in dump
+        assert "start" not in dump
         assert start + len(data) not in dump
         assert start - 1 not in dump
         with pytest.raises(ReadError):

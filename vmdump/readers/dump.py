@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,10 @@ class Dump(Source):
 
     def __contains__(self, address: object) -> bool:
         """Tell whether the dump holds the byte at a guest-physical address."""
-        if not isinstance(address, int) or not 0 <= address < ADDRESS_LIMIT:
+        if not isinstance(address, SupportsIndex):
+            return False
+        address = address.__index__()  # numpy's integers are addresses, too
+        if not 0 <= address < ADDRESS_LIMIT:
             return False
         index = find_block(self.blocks, address)
         if index < 0 or address >= self.blocks[index].end:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,7 +252,7 @@ class KdumpDump(Dump):
 
     def __contains__(self, address: object) -> bool:
         """Tell whether the dump holds the byte at a guest-physical address."""
-        return isinstance(address, int) and self._present.has(address // self.page_size)
+        return isinstance(address, SupportsIndex) and self._present.has(address.__index__() // self.page_size)
 
     def read(self, address: int, length: int) -> bytes:
         """Read guest-physical memory; what is inside one page goes through a cache of unpacked pages."""
