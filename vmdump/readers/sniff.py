@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
@@ -33,13 +34,15 @@ _MAGIC = 16
 _RAW = "raw:"
 _DISKDUMP = b"DISKDUMP"
 _PACKED = {
-    b"\xfd7zXZ\0": "unxz -k",
+    b"\xfd7zXZ\0": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
-    b"\x1f\x8b": "gunzip -k",
-    b"BZh": "bunzip2 -k",
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
     b"\x04\x22\x4d\x18": "unlz4",
 }
-"""Magic numbers of compressed files, and the commands that unpack them and keep the file."""
+"""Magic numbers of compressed files, and the commands that unpack them.
+
+From standard input: without the usual suffix, which libvirt leaves out, the commands refuse a file."""
 
 
 def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False) -> Dump:
@@ -113,7 +116,10 @@ def _open_one(raw: RawBytes, arch: Arch | None) -> Dump:
         raise CapabilityError(f"{raw.path}: dumps of diskdump, kdump's predecessor, cannot be read")
     for packed, command in _PACKED.items():
         if magic.startswith(packed):
-            raise CapabilityError(f"{raw.path}: the file is compressed as a whole; {command} {raw.path}")
+            name, new = shlex.quote(raw.path), shlex.quote(f"{raw.path}.unpacked")
+            raise CapabilityError(
+                f"{raw.path}: the file is compressed as a whole; unpack it: {command} < {name} > {new}"
+            )
     raise FormatError(
         f"no ELF core, kdump, LiME or AVML file; raw memory is written {_RAW}{raw.path}", path=raw.path
     )
