@@ -162,6 +162,23 @@ def test_vcpus_with_tables_of_their_own() -> None:
             guest.translate(0x2000, cpu=2)
 
 
+@pytest.mark.parametrize("order", ["ABA", "BAB", "ABABA", "ABBA"])
+def test_vcpus_that_share_tables_with_others_between(order: str) -> None:
+    """QEMU meets the tables of A again when those of B have made its mappings longer."""
+    memory = bytearray(4 * MIB)
+    tables = Tables(memory, long_mode(4), MIB)
+    roots = {"A": tables.root, "B": tables.new_root()}
+    pages: dict[str, list[tuple[int, int, int]]] = {"A": [], "B": []}
+    for owner, number in (("A", 0), ("B", 1), ("A", 2)):
+        virtual = 0x400000 + number * PAGE
+        tables.map(virtual, number * PAGE, 3, root=roots[owner])
+        pages[owner].append((listed(tables.shape, virtual), number * PAGE, PAGE))
+    found = [page for owner in order for page in pages[owner]]
+    with make_guest("4 levels", memory, [roots[owner] for owner in order]) as guest:
+        assert rows(guest.mappings()) == merged_as_qemu(found)
+        assert rows(guest.mappings(as_qemu=True)) == merged_as_qemu(found, mistaken=True)
+
+
 def test_guest_with_paging_off() -> None:
     notes = arch_by_name("i386").notes([{"cr0": 0x10, "cr3": 0, "cr4": 0}] * 2)
     blocks = [Block(0, BufferMemory(bytearray(MIB))), Block(16 * MIB, BufferMemory(bytearray(MIB)))]
@@ -270,6 +287,38 @@ def test_tables_that_name_themselves_are_too_many() -> None:
             guest.mappings()
         # One address needs one table of each level.
         assert guest.translate(0x1234) == 0x234
+
+
+def test_tables_of_all_vcpus_together_are_too_many() -> None:
+    """One vCPU's tables stand for 4106 of the 4224 that this guest may have."""
+    memory = bytearray(4 * MIB)
+    words = np.frombuffer(memory, "<u8").reshape(-1, 512)
+    for root in (0, 1):
+        words[root, root : root + 1] = 2 * PAGE | 3
+    words[2, :8] = 3 * PAGE | 3
+    words[3] = 4 * PAGE | 3
+    with make_guest("4 levels", memory, [0, 0, 0]) as guest:
+        assert guest.mappings().size.size == 0
+    with (
+        make_guest("4 levels", memory, [0, PAGE]) as guest,
+        pytest.raises(TranslationError, match="more than 4224 tables"),
+    ):
+        guest.mappings()
+
+
+def test_mappings_between_each_other_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what touches is looked at one by one, not all of the same distance."""
+    memory = bytearray(4 * MIB)
+    tables = Tables(memory, long_mode(4), MIB)
+    other = tables.new_root()
+    for number in range(0, 40, 4):
+        tables.map(number * PAGE, number * PAGE, 3)
+        tables.map((number + 2) * PAGE, (number + 2) * PAGE, 3, root=other)
+    monkeypatch.setattr("vmdump.arch.paging.mappings._MAX_MET", 0)
+    with make_guest("4 levels", memory, [tables.root, other]) as guest:
+        assert guest.mappings().physical.tolist() == [number * PAGE for number in range(0, 40, 2)]
+        with pytest.raises(TranslationError, match="more mappings than can be merged"):
+            guest.mappings(as_qemu=True)
 
 
 @pytest.mark.parametrize("root", [4 * MIB - 8, 4 * MIB, 1 << 51, (1 << 52) - PAGE])

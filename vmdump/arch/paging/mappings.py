@@ -8,8 +8,11 @@ grow into each other stay two.
 
 Of a run of contiguous pages only the first one decides: the mapping that takes it has grown up to the second
 one, or holds that already. And mappings meet only within their class, those of equal distance. So one walk
-makes one mapping of each run, and a further walk is compared class by class, where QEMU compares each page
-with the whole list.
+makes one mapping of each run. In a further walk only what touches within a class can meet, and that is looked
+at group by group, where QEMU compares each page with the whole list.
+
+Tables that QEMU meets again, those of the kernel above all, are not walked again. What they map is added
+again once mappings have met: one that another vCPU's tables made longer may now take what another one has.
 """
 
 from __future__ import annotations
@@ -27,6 +30,14 @@ from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["identity", "mapped_runs"]
 
+_MAX_SPACES = 8192
+"""Different roots: Linux has no more CPUs."""
+_MAX_COMPARED = 1 << 25
+"""Mappings that are compared for all vCPUs together; 2**19 take 0.1 s. A Linux guest has some 10,000."""
+_MAX_MET = 1 << 19
+"""Those among them that meet others, which are looked at one by one: so many take 1.2 s and 250 MiB."""
+_MAX_AS_QEMU = 1 << 17
+"""Mappings in QEMU's way, where new ones stand between others: 4 s. QEMU itself would compare for minutes."""
 _PAGE_SHIFT = 12
 _PAGE_BITS = 41
 """Of a page frame number behind the last one of 52-bit addresses; those above number up to 2**20 classes."""
@@ -65,29 +76,134 @@ def mapped_runs(
     TranslationError
         The tables stand for more than can be listed.
     """
+    distinct = list(dict.fromkeys(spaces))
+    if len(distinct) > _MAX_SPACES:
+        raise TranslationError(
+            f"the vCPUs have {len(distinct)} different page tables, and no guest has more than {_MAX_SPACES}",
+            address=distinct[0].root,
+        )
+    walks = _Walks(distinct, read, keep, max_tables=max_tables, as_qemu=as_qemu)
+    add = _added_as_qemu if as_qemu else _added
     listed = Runs.joined(())
     created = np.empty(0, np.int64)
-    walked: list[tuple[AddressSpace, Words]] = []
+    compared = all_met = changes = 0
+    after: dict[AddressSpace, int] = {}
     for space in spaces:
-        top = _top_table(space, read)
-        rest = top.copy()
-        for other, entries in walked:
-            # Equal entries of top tables of one format mean the same, whatever is below them.
-            if space.format is other.format:
-                rest[top == entries] = 0
-        walked.append((space, top))
-        offsets = walk(space, read, top=rest, keep=keep, max_tables=max_tables, as_qemu=as_qemu)
-        found = space.listed(offsets)
-        numbers = np.arange(found.size.size) + (int(created.max()) + 1 if created.size else 0)
-        if listed.size.size + found.size.size > MAX_RUNS:
+        if after.get(space) == changes:
+            continue
+        before, orders = listed, created
+        # Of what another one has had added, only mappings that met can make more.
+        known = not (as_qemu or all_met or space in after)
+        found = walks.own(space) if known else walks.everything(space)
+        listed, created, met = add(before, orders, found, limit=_MAX_MET - all_met)
+        if known and met:
+            found = walks.everything(space)
+            listed, created, met = add(before, orders, found, limit=_MAX_MET)
+        all_met += met
+        compared += before.size.size + found.size.size
+        if compared > _MAX_COMPARED or all_met > _MAX_MET or listed.size.size > MAX_RUNS:
             raise TranslationError(
-                f"the page tables of the vCPUs stand for more than {MAX_RUNS} mappings", address=space.root
+                "the page tables of the vCPUs stand for more mappings than can be merged", address=space.root
             )
-        if listed.size.size:
-            listed, created = (_added_as_qemu if as_qemu else _added)(listed, created, found, numbers)
-        else:
-            listed, created = found, numbers
+        # Only what changed nothing itself changes nothing when it is added again.
+        after[space] = changes
+        changes += not all(map(np.array_equal, before, listed))
     return listed.take(np.lexsort((-created, listed.physical)))
+
+
+class _Walks:
+    """What each of several page tables maps; the entries of top tables that are equal are walked once."""
+
+    def __init__(
+        self,
+        spaces: Sequence[AddressSpace],
+        read: ReadTables,
+        keep: Callable[[Words], NDArray[np.bool_]],
+        *,
+        max_tables: int,
+        as_qemu: bool,
+    ) -> None:
+        self._keep = keep
+        self._max_tables = max_tables
+        self._as_qemu = as_qemu
+        self._read = read
+        self._visited = 0
+        self._runs: dict[AddressSpace, Runs] = {}
+        self._tops: dict[AddressSpace, Words] = {}
+        self._owners: dict[AddressSpace, NDArray[np.intp]] = {}
+        self._spaces = spaces
+        forms = dict.fromkeys(space.format for space in spaces)
+        for form in forms:
+            members = [index for index, space in enumerate(spaces) if space.format is form]
+            tops = np.stack([_top_table(spaces[index], read) for index in members])
+            # Equal entries of top tables of one format mean the same, whatever is below them.
+            first = _first_equal(tops)
+            for row, index in enumerate(members):
+                self._tops[spaces[index]] = np.where(first[row] == row, tops[row], 0)
+                self._owners[spaces[index]] = np.where(
+                    tops[row] & np.uint64(1), np.array(members)[first[row]], -1
+                )
+
+    def _counted(self, addresses: Words, size: int) -> NDArray[np.uint8]:
+        self._visited += addresses.size
+        return self._read(addresses, size)
+
+    def _walked(self, space: AddressSpace) -> Runs:
+        if space not in self._runs:
+            self._visited += 1
+            self._runs[space] = walk(
+                space,
+                self._counted,
+                top=self._tops[space],
+                keep=self._keep,
+                max_tables=self._max_tables,
+                visited=self._visited - 1,
+                as_qemu=self._as_qemu,
+            )
+            if sum(runs.size.size for runs in self._runs.values()) > MAX_RUNS:
+                raise TranslationError(
+                    f"the page tables of the vCPUs stand for more than {MAX_RUNS} mappings",
+                    address=space.root,
+                )
+        return self._runs[space]
+
+    def own(self, space: AddressSpace) -> Runs:
+        """Give what none of the spaces before has."""
+        return space.listed(self._walked(space))
+
+    def everything(self, space: AddressSpace) -> Runs:
+        """Give all that the tables of a space map."""
+        owners = self._owners[space]
+        shift = np.uint64(space.format.shifts[0])
+        parts = []
+        for owner in np.unique(owners[owners >= 0]).tolist():
+            runs = _cut_at(self._walked(self._spaces[owner]), shift)
+            parts.append(runs.take(owners[(runs.virtual >> shift).astype(np.intp)] == owner))
+        runs = Runs.joined(parts)
+        return space.listed(runs.take(np.argsort(runs.virtual, kind="stable")).compressed())
+
+
+def _first_equal(tops: Words) -> NDArray[np.intp]:
+    """Tell for each entry of top tables, (n, entries), the first table that has the same one there."""
+    order = np.argsort(tops, axis=0, kind="stable")
+    ascending = np.take_along_axis(tops, order, 0)
+    numbers = np.zeros(tops.shape, np.intp)
+    numbers[1:] = np.where(ascending[1:] != ascending[:-1], np.arange(1, len(tops))[:, None], 0)
+    firsts = np.take_along_axis(order, np.maximum.accumulate(numbers, axis=0), 0)
+    np.put_along_axis(numbers, order, firsts, 0)
+    return numbers
+
+
+def _cut_at(runs: Runs, shift: np.uint64) -> Runs:
+    """Cut runs where another entry of the top table begins."""
+    first = runs.virtual >> shift
+    count = ((runs.virtual + (runs.size - np.uint64(1)) >> shift) - first).astype(np.intp) + 1
+    whole = runs.take(np.repeat(np.arange(count.size), count))
+    slot = np.arange(whole.size.size) - np.repeat(np.cumsum(count) - count, count)
+    begin = np.repeat(first, count) + slot.astype(np.uint64) << shift
+    low = np.maximum(begin, whole.virtual) - whole.virtual
+    high = np.minimum(begin + (np.uint64(1) << shift) - whole.virtual, whole.size)
+    return Runs(whole.virtual + low, whole.physical + low, high - low, whole.page)
 
 
 def _top_table(space: AddressSpace, read: ReadTables) -> Words:
@@ -98,9 +214,19 @@ def _top_table(space: AddressSpace, read: ReadTables) -> Words:
 
 
 def _added(
-    listed: Runs, created: NDArray[np.int64], found: Runs, numbers: NDArray[np.int64]
-) -> tuple[Runs, NDArray[np.int64]]:
-    """Add the runs of a walk to the mappings of those before, in their order."""
+    listed: Runs, created: NDArray[np.int64], found: Runs, *, limit: int
+) -> tuple[Runs, NDArray[np.int64], int]:
+    """Add the runs of a walk to the mappings of those before, in their order.
+
+    Returns
+    -------
+    Runs, numbers, int
+        The mappings, when each was created, and how many have met others; nothing is added if these are
+        more than `limit`.
+    """
+    numbers = _numbers(created, found)
+    if not listed.size.size or not found.size.size:
+        return Runs.joined((listed, found)), np.concatenate((created, numbers)), 0
     both = Runs.joined((listed, found))
     order = np.concatenate((created, numbers))
     old = listed.size.size
@@ -114,23 +240,33 @@ def _added(
     below = np.searchsorted(begins[:old][sorted_old], begins[old:], side="right").astype(np.intp) - 1
     holder = sorted_old[np.maximum(below, 0)]
     held = (below >= 0) & (reach[below] < begins[old:]) & (ends[holder] >= ends[old:])
-    # What is alone in its class meets nothing.
-    alone = np.bincount(kind)[kind] == 1
-    changed = np.zeros(int(kind.max()) + 1, bool)
-    changed[kind[old:][~held & ~alone[old:]]] = True
-    stays = np.concatenate((np.ones(old, bool), ~held & alone[old:])) & ~changed[kind]
+    # A group is what touches each other, directly or by others; what is alone meets nothing.
+    ascending = np.argsort(begins)
+    gaps = begins[ascending][1:] > np.maximum.accumulate(ends[ascending])[:-1]
+    group = np.empty(begins.size, np.intp)
+    group[ascending] = np.concatenate((np.zeros(1, np.intp), np.cumsum(gaps)))
+    alone = np.bincount(group)[group] == 1
+    changed = np.zeros(int(group.max()) + 1, bool)
+    changed[group[old:][~held & ~alone[old:]]] = True
+    stays = np.concatenate((np.ones(old, bool), ~held & alone[old:])) & ~changed[group]
     parts, orders = [both.take(stays)], [order[stays]]
-    met = np.flatnonzero(changed[kind])
-    met = met[np.lexsort((order[met], kind[met]))]
-    for members in np.split(met, np.flatnonzero(np.diff(kind[met])) + 1) if met.size else ():
+    met = np.flatnonzero(changed[group])
+    if met.size > limit:
+        return listed, created, met.size
+    met = met[np.lexsort((order[met], group[met]))]
+    for members in np.split(met, np.flatnonzero(np.diff(group[met])) + 1) if met.size else ():
         merged, merged_order = _class_added(both.take(members), order[members], int((members < old).sum()))
         parts.append(merged)
         orders.append(merged_order)
-    return Runs.joined(parts), np.concatenate(orders)
+    return Runs.joined(parts), np.concatenate(orders), met.size
+
+
+def _numbers(created: NDArray[np.int64], found: Runs) -> NDArray[np.int64]:
+    return np.arange(found.size.size) + (int(created.max()) + 1 if created.size else 0)
 
 
 def _class_added(runs: Runs, order: NDArray[np.int64], old: int) -> tuple[Runs, NDArray[np.int64]]:
-    """Add runs to the mappings of the same class; the first `old` ones are those, in any order."""
+    """Add runs to the mappings of the same group; the first `old` ones are those, in any order."""
     distance = int(runs.virtual[0]) - int(runs.physical[0])
     known = _Class(distance)
     mappings = list(_rows(runs.physical, runs.size, runs.page, order))
@@ -146,13 +282,19 @@ def _class_added(runs: Runs, order: NDArray[np.int64], old: int) -> tuple[Runs, 
 
 
 def _added_as_qemu(
-    listed: Runs, created: NDArray[np.int64], found: Runs, numbers: NDArray[np.int64]
-) -> tuple[Runs, NDArray[np.int64]]:
+    listed: Runs, created: NDArray[np.int64], found: Runs, *, limit: int
+) -> tuple[Runs, NDArray[np.int64], int]:
     """Add the runs of a walk as QEMU does.
 
     What precedes a mapping moves its virtual address down and makes it longer, but leaves its guest-physical
     address. So it shows the wrong memory from then on, and is of another class.
     """
+    numbers = _numbers(created, found)
+    if not listed.size.size or not found.size.size:
+        return Runs.joined((listed, found)), np.concatenate((created, numbers)), 0
+    total = listed.size.size + found.size.size
+    if total > min(limit, _MAX_AS_QEMU):
+        return listed, created, _MAX_MET + 1
     classes: dict[int, _Class] = {}
 
     def class_of(distance: int) -> _Class:
@@ -176,7 +318,8 @@ def _added_as_qemu(
             longer = max(last - begin, page)
             class_of(begin + known.distance - first).insert(first, first + longer, older)
             begin += page
-    return _listed(classes.values())
+    # Their number is small already; an eighth of it bounds the time for all vCPUs.
+    return *_listed(classes.values()), total // 8 + 1
 
 
 def _rows(*columns: NDArray[Any]) -> Iterator[tuple[int, ...]]:

@@ -195,6 +195,7 @@ def walk(
     top: Words | None = None,
     keep: Callable[[Words], NDArray[np.bool_]] | None = None,
     max_tables: int = MAX_TABLES,
+    visited: int = 0,
     as_qemu: bool = False,
 ) -> Runs:
     """Find what page tables map.
@@ -217,6 +218,8 @@ def walk(
         ``(guest-physical addresses of pages) -> bool``: which pages count.
     max_tables : int
         Tables that are read at most.
+    visited : int
+        How many of them were read for other roots.
     as_qemu : bool
         Pass over pages whose entries have a bit of `TableFormat.beyond`.
 
@@ -235,7 +238,7 @@ def walk(
     end = 1 << form.bits if end is None else end
     tables, bases = np.array([space.root], np.uint64), np.zeros(1, np.uint64)
     found: list[Runs] = []
-    visited = runs = 0
+    runs = 0
     for level, shift in enumerate(form.shifts):
         visited += tables.size
         below: list[tuple[Words, Words]] = []
