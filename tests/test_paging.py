@@ -189,6 +189,16 @@ def test_guest_with_paging_off() -> None:
         assert guest.translate(0x1234) == 0x1234
 
 
+@pytest.mark.parametrize("cr0", [1, PG | 1])
+@pytest.mark.parametrize("address", [-1, -PAGE, 1 << 64, (1 << 64) - 1, 1 << 70])
+def test_what_is_no_64_bit_address(address: int, cr0: int) -> None:
+    """Two bytes from there on are none either, whether paging is on or off."""
+    cpus = [{"cr0": cr0, "cr3": 0, "cr4": PAE_BIT}]
+    with BlockSource(bytearray(MIB), cpus=cpus) as guest, pytest.raises(TranslationError) as caught:
+        guest.read_virtual(address, 2)
+    assert caught.value.exit_code == 17
+
+
 def test_vcpu_that_was_not_started_is_passed_over() -> None:
     memory = bytearray(4 * MIB)
     tables = Tables(memory, long_mode(4), MIB)

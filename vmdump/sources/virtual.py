@@ -120,6 +120,8 @@ class _VirtualMemory:
         """
         best = address
         for space in self._candidates(address, cpu):
+            if not 0 <= address <= ADDRESS_LIMIT - length:
+                break
             if space is None:
                 return Runs(*(np.array([value], np.uint64) for value in (address, address, length, _PAGE)))
             begin = space.offset(address)
