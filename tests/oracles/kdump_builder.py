@@ -132,7 +132,7 @@ def build_kdump(build: Build) -> bytes:
     position = len(data) + 24 * len(stored)
     zero_at = position
     position += block
-    table, blob = b"", bytes(block)
+    table, blob = bytearray(), bytearray(block)
     for index, pfn in enumerate(stored):
         page = build.pages[pfn]
         assert page is not None
@@ -148,7 +148,7 @@ def build_kdump(build: Build) -> bytes:
         table += struct.pack(build.prefix + "QIIQ", position, len(packed), _CODES[codec], 0)
         position += len(packed)
         blob += packed
-    return bytes(data) + table.ljust(24 * len(stored), b"\0") + blob
+    return bytes(data + table.ljust(24 * len(stored), b"\0") + blob)
 
 
 def build_split(build: Build, cuts: Sequence[int]) -> list[bytes]:
