@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NT_FPREGSET = 2
-MAX_CPUS = 65536
+MAX_CPUS = 8192
 """Linux has at most 8192, QEMU 4096."""
 _CORE = b"CORE"
 _FIRST_OF_LINUX = 0x100
