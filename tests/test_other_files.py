@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import mmap
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from conftest import RunVmdump
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import judges
@@ -92,6 +94,18 @@ def test_architecture_is_asked_only_where_nothing_tells() -> None:
         vmdump.open(build_elf([Load(0, bytes(PAGE))]), arch="aarch64")
     with pytest.raises(RequestError, match="vax"):
         vmdump.open(build_lime(RANGES), arch="vax")
+
+
+def test_architecture_in_the_name(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """Wherever a dump is named, on the command line as well."""
+    path, core = tmp_path / "ram?a", tmp_path / "core"
+    path.write_bytes(build_lime(RANGES))
+    core.write_bytes(build_elf([Load(0, bytes(PAGE))]))
+    done = run_vmdump("info", f"lime:{path}?arch=aarch64", "--json")
+    assert json.loads(done.stdout)["arch"] == "aarch64"
+    for source, told in ((f"lime:{core}", "core is no LiME"), (f"avml:{path}?base=0", "base: avml sources")):
+        done = run_vmdump("info", source)
+        assert (done.returncode, told in done.stderr.decode()) == (RequestError.exit_code, True)
 
 
 PAIR = build_avml([(0, memory(40, 9))])

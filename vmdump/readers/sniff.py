@@ -21,7 +21,7 @@ from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump
 from vmdump.readers.raw import RawDump
 from vmdump.readers.salvage import SalvagedBytes, SalvagedKdump
-from vmdump.sources.spec import split_options
+from vmdump.sources.spec import check_options, split_options
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -32,6 +32,8 @@ __all__ = ["AnyDump", "open_dump"]
 
 _MAGIC = 16
 _RAW = "raw:"
+_WITHOUT_ARCH = ("lime", "avml")
+"""Kinds of files that do not tell the guest's architecture, so that the source may."""
 _DISKDUMP = b"DISKDUMP"
 _PACKED = {
     b"\xfd7zXZ\0": "unxz",
@@ -51,7 +53,8 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     Parameters
     ----------
     source : str, path, buffer, or sequence of str or path
-        A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0``.
+        A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0``,
+        a LiME or AVML file of another architecture than x86_64 ``lime:PATH?arch=aarch64`` or ``avml:...``.
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
     damaged : bool
@@ -74,6 +77,12 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     RequestError
         An option is wrong.
     """
+    if isinstance(source, str):
+        scheme, colon, rest = source.partition(":")
+        if colon and scheme in _WITHOUT_ARCH:
+            source, options = split_options(rest)
+            check_options(options, ("arch",), scheme)
+            arch = options.get("arch", arch or ARCHES[0].name)
     given = None if arch is None else arch_by_name(arch)
     if isinstance(source, str) and source.startswith(_RAW):
         _refuse(given, "raw memory names it in its options")
