@@ -64,7 +64,7 @@ def test_info_counts_as_the_descriptors_do(codec: str, run_vmdump: RunVmdump, tm
     assert found["compression"] == codec
     assert found["pages"] == len(oracle.pfns)
     assert found["utsname"] == oracle.uts
-    assert found["maker"] == "vmdump"
+    assert found["maker"] == "vmdump, or makedumpfile -d 1"
     assert "".join(f"{k}={v}\n" for k, v in found["vmcoreinfo"].items()).encode() == oracle.vmcoreinfo
     text = run_vmdump("info", tmp_path / "dump").stdout.decode()
     assert f"format       kdump standard, {codec}\n" in text
@@ -146,6 +146,14 @@ def test_head_files_are_no_dumps(run_vmdump: RunVmdump, tmp_path: Path) -> None:
         done = run_vmdump("info", DATA / "x86_64-linux-128M" / name)
         assert done.returncode == errors.FormatError.exit_code
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("level", [0, 1, 31])
+def test_makedumpfile_is_never_taken_for_another(level: int, scratch: Path) -> None:
+    vmdump.dump("synthetic:8M?seed=5&fill=0.5", scratch / "core", format="elf")
+    judges.makedumpfile_filter(scratch / "core", scratch / "dump", "-l", "-d", str(level))
+    assert "makedumpfile" in vmdump.info(scratch / "dump").maker
+    assert "makedumpfile" in vmdump.info(scratch / "core").maker
 
 
 def test_a_set_stands_wherever_a_dump_does(run_vmdump: RunVmdump, scratch: Path) -> None:

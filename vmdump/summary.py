@@ -198,10 +198,12 @@ def _maker(source: Source) -> str:
     """Name the program that wrote a dump, by what only it does."""
     if isinstance(source, KdumpDump):
         header, level = source.headers.header, source.headers.sub_header["dump_level"]
-        # Only makedumpfile notes a time, and has other levels. Of the names QEMU tells the machine alone.
+        # Only makedumpfile notes a time, and has other levels than 1; QEMU tells the machine's name alone.
         if header["tv_sec"] or level != kdump.DUMP_LEVEL or source.headers.version < kdump.HEADER_VERSION:
             return "makedumpfile"
-        return "vmdump" if header["sysname"] else "QEMU, or vmdump of a guest without VMCOREINFO"
+        if header["sysname"]:
+            return "vmdump, or makedumpfile -d 1"
+        return "QEMU, or vmdump of a guest without VMCOREINFO"
     if isinstance(source, ElfDump) and source.files:
         names = {note.name for note in iter_notes(source.notes, source.byteorder)}
         layout = EHDR[source.elf_class]
@@ -211,6 +213,6 @@ def _maker(source: Source) -> str:
         if header["e_ehsize"] == _QEMU_EHSIZE:
             return "QEMU"
         if b"QEMU" in names:
-            return "vmdump, or QEMU before 7.2"
+            return "vmdump, makedumpfile -E, or QEMU before 7.2"
         return "Linux (kexec), makedumpfile or vmdump" if VMCOREINFO_NAME in names else ""
     return ""
