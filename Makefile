@@ -34,7 +34,7 @@ demo: $(BUILT)
 
 test: $(BUILT)-test
 	@$(BIN)/python scripts/guest || true # it has said which tests are skipped
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(BUILT)-lint
 	@scripts/lint

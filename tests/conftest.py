@@ -36,10 +36,15 @@ settings.load_profile("vmdump")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test 120 s unless it says otherwise: a hang is a failure, not a wait."""
+    """Give each test 120 s, and the process that runs the others of its file, unless it says otherwise.
+
+    A hang is a failure, not a wait; the tests of a file share what is slow to make.
+    """
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(120))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def unpack_sparse(packed: Path, output: Path) -> None:

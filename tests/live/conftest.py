@@ -17,10 +17,15 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test here 300 s: the first one that asks for a guest pays for its boot."""
+    """Run the tests here in one process, which boots the guests once, and give each of them 300 s.
+
+    The first one that asks for a guest pays for its boot.
+    """
     for item in items:
-        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(300))
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("live"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
