@@ -361,7 +361,7 @@ def test_wrong_requests(
 def test_wrong_number_of_arguments(
     arguments: tuple[str, ...], attempt: Callable[..., Attempt], tmp_path: Path
 ) -> None:
-    attempt(*arguments, cwd=tmp_path).check(2)
+    attempt(*arguments, cwd=tmp_path).check(2, "split set" if len(arguments) > 2 else "Missing argument")
 
 
 def test_unknown_command(run_vmdump: RunVmdump) -> None:

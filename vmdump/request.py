@@ -97,10 +97,14 @@ def open_source(source: Paths) -> Source:
     AccessDenied, GuestBusy, QmpError
         Nor can a live one.
     """
-    if isinstance(source, str | os.PathLike):
-        scheme, colon, rest = os.fspath(source).partition(":")
-        if colon and scheme in _SCHEMES:
-            return _SCHEMES[scheme](*split_options(rest))
+    parts = [source] if isinstance(source, str | os.PathLike) else source
+    for name in parts:
+        scheme, colon, rest = os.fspath(name).partition(":")
+        if not colon or scheme not in _SCHEMES:
+            continue
+        if name is not source:
+            raise RequestError(f"source: {name} is no file of a split set", parameter="source")
+        return _SCHEMES[scheme](*split_options(rest))
     from vmdump.readers.sniff import open_dump  # the readers take 2 ms to load, 7 without bytecode
 
     return open_dump(source)
