@@ -316,6 +316,15 @@ def test_tables_of_all_vcpus_together_are_too_many() -> None:
         guest.mappings()
 
 
+def test_more_roots_than_qemu_has_vcpus() -> None:
+    roots = [number * PAGE for number in range(4097)]
+    with (
+        make_guest("32-bit", bytearray(4 * MIB), roots) as guest,
+        pytest.raises(TranslationError, match="4097 different page tables"),
+    ):
+        guest.mappings()
+
+
 def test_mappings_between_each_other_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what touches is looked at one by one, not all of the same distance."""
     memory = bytearray(4 * MIB)

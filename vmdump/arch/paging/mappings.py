@@ -30,8 +30,8 @@ from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["identity", "mapped_runs"]
 
-_MAX_SPACES = 8192
-"""Different roots: Linux has no more CPUs."""
+_MAX_SPACES = 4096
+"""Different roots: QEMU has no more vCPUs. To compare the top tables of so many takes 160 MiB."""
 _MAX_COMPARED = 1 << 25
 """Mappings that are compared for all vCPUs together; 2**19 take 0.1 s. A Linux guest has some 10,000."""
 _MAX_MET = 1 << 19
