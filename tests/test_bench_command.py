@@ -11,6 +11,8 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +24,9 @@ from hypothesis import strategies as st
 
 import vmdump
 from vmdump.benchmark import Benchmark, Candidate, efficient
-from vmdump.cli.bench import answer
+from vmdump.cli.bench import _progress, answer
 from vmdump.cli.chart import draw_picture, draw_text, letters
+from vmdump.cli.progress import progress_bar
 from vmdump.writers.disk import DiskSpeed
 
 PAGE = 4096
@@ -298,3 +301,17 @@ def test_answer() -> None:
         "(10.00 s, 381.5 MiB)",
         "smallest:                                 -f kdump-zlib -j 2 (100.00 s, 190.7 MiB)",
     ]
+
+
+@pytest.mark.parametrize("bar", [progress_bar, _progress])
+def test_progress_of_a_path_with_brackets(
+    bar: Callable[..., AbstractContextManager[Callable[[int, int], None]]],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They mean nothing: rich takes what is in brackets for a style, and ``[/...]`` for the end of one."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    with bar("a[/b] [bold]", shown=True) as advance:
+        advance(1, 2)
+    assert "a[/b] [bold]" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)

@@ -28,7 +28,7 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a path may have brackets
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
