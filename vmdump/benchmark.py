@@ -19,6 +19,7 @@ from vmdump.pipeline.plan import whole_blocks
 from vmdump.pipeline.sample import Sample, reading_speed, take_sample
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.trial import Trial, estimate_ratios
+from vmdump.pipeline.workers import MAX_THREADS
 from vmdump.request import opened
 from vmdump.sources.base import Pages
 from vmdump.writers.disk import DISK_ROUNDS, DiskSpeed, measure_disk
@@ -233,7 +234,7 @@ def bench(
     Raises
     ------
     RequestError
-        `threads` or `sample` is not positive.
+        `threads` is none that a dump can have, or `sample` is not positive.
     SourceError, AccessDenied, LayoutError, FormatError, CapabilityError, GuestBusy, QmpError
         The guest cannot be read, has no data, or fits no kdump file.
     SinkError
@@ -243,9 +244,10 @@ def bench(
     """
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    for name, value in (("threads", threads), ("sample", sample)):
-        if value < 1:
-            raise RequestError(f"{name}: {value} is not positive", parameter=name)
+    if not 1 <= threads <= MAX_THREADS:
+        raise RequestError(f"threads: {threads} is not from 1 to {MAX_THREADS}", parameter="threads")
+    if sample < 1:
+        raise RequestError(f"sample: {sample} is not positive", parameter="sample")
     usable = [engine for engine in engines() if not engine.missing]
     count = sum(engine.max_level - engine.min_level + 1 for engine in usable)
     control = Control(progress)
@@ -314,7 +316,9 @@ class _Guest:
     ) -> tuple[int, float, Limit]:
         """Give the bytes written, the seconds, and what limits them."""
         scan_seconds = self.sample.data_bytes * self.scan_seconds_per_byte
-        processor = (scan_seconds + pack_seconds + written * disk.processor_seconds) / threads
+        # Threads beyond the processors only take turns on them.
+        at_once = min(threads, len(os.sched_getaffinity(0)))
+        processor = (scan_seconds + pack_seconds + written * disk.processor_seconds) / at_once
         writing = written / disk.bytes_per_second
         return round(written), max(processor, writing), "processor" if processor > writing else "disk"
 

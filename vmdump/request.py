@@ -28,6 +28,7 @@ from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
+from vmdump.pipeline.workers import MAX_THREADS
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
 from vmdump.sources.buffers import BlockSource
 from vmdump.sources.files import GuestFile
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     AnySource = Paths | Source | Blocks
 
 __all__ = ["AnySource", "DumpOptions", "Paths", "Request", "check_request", "open_source", "opened"]
-
-_MAX_THREADS = 1024
 
 
 def _open_qemu(path: str, options: dict[str, str]) -> Source:
@@ -407,8 +406,8 @@ def check_request(
         raise RequestError(f"{name}: an elf file is not compressed", parameter=name)
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    if not 1 <= threads <= _MAX_THREADS:
-        raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
+    if not 1 <= threads <= MAX_THREADS:
+        raise RequestError(f"threads: {threads} is not from 1 to {MAX_THREADS}", parameter="threads")
     chosen: Engine | None
     chosen_level: int | None
     if compat is not None:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["SLOTS_BEYOND_THREADS", "in_order"]
+__all__ = ["MAX_THREADS", "SLOTS_BEYOND_THREADS", "in_order"]
 
+MAX_THREADS = 1024
+"""Most threads that can be asked for."""
 SLOTS_BEYOND_THREADS = 4
 """Results that wait for the consumer bridge a slow moment of its disk."""
 
