@@ -249,6 +249,14 @@ def test_buffers_and_open_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert guest.read(0x10000, PAGE) == pages[0].tobytes()
     assert from_buffer.candidates[-1].ratio == from_source.candidates[-1].ratio
     assert from_source.source == "BlockSource"
+    assert vmdump.bench([(0, pages)], to=tmp_path).source == "list"
+
+
+def test_name_of_a_split_set(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few(monkeypatch, "zlib-ng")
+    vmdump.convert(small, tmp_path / "set", format="kdump-lzo", split=2)
+    parts = str(tmp_path / "set.1"), tmp_path / "set.2"
+    assert vmdump.bench(parts, to=tmp_path).source == f"{parts[0]} {parts[1]}"
 
 
 # ---- what is efficient ----
