@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import vmdump
 from vmdump.benchmark import Benchmark, Candidate, efficient
-from vmdump.cli.bench import _progress, answer
+from vmdump.cli.bench import _progress, _show, answer
 from vmdump.cli.chart import draw_picture, draw_text, letters
 from vmdump.cli.progress import progress_bar
 from vmdump.writers.disk import DiskSpeed
@@ -77,7 +77,7 @@ def benchmark(points: list[tuple[float, float]]) -> Benchmark:
         sample_bytes=1 << 25,
         zero_share=0.25,
         scan_speed=1e9,
-        disk=DiskSpeed(".", 1e9, 1e9, 1e9, 0.0, 1 << 28),
+        disk=DiskSpeed(".", 1e9, 1e9, 1e9, 0.0, 1 << 28, 1 << 40),
         candidates=tuple(sorted(rows, key=lambda row: row.seconds)),
         missing={},
     )
@@ -301,6 +301,54 @@ def test_answer() -> None:
         "(10.00 s, 381.5 MiB)",
         "smallest:                                 -f kdump-zlib -j 2 (100.00 s, 190.7 MiB)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("room", "lines", "larger"),
+    [
+        (
+            600_000_000,
+            [
+                "fastest here:       -f elf (0.50 s, 190.7 MiB)",
+                "fastest compressed: -f kdump-zlib (1.00 s, 572.2 MiB)",
+                "smallest:           -f elf (0.50 s, 190.7 MiB)",
+            ],
+            0,
+        ),
+        (
+            599_999_999,
+            [
+                "fastest here:       -f elf (0.50 s, 190.7 MiB)",
+                "fastest compressed: -f kdump-lzo (10.00 s, 381.5 MiB)",
+                "smallest:           -f elf (0.50 s, 190.7 MiB)",
+            ],
+            1,
+        ),
+        (
+            300_000_000,
+            ["fastest here: -f elf (0.50 s, 190.7 MiB)", "smallest:     -f elf (0.50 s, 190.7 MiB)"],
+            2,
+        ),
+    ],
+)
+def test_what_fits(room: int, lines: list[str], larger: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is the fastest is no answer where there is no room for it."""
+    found = benchmark([(1e9, 0.6), (1e8, 0.4)])
+    one = found.candidates[0]
+    elf = replace(one, format="elf", codec="", engine="", level=None, seconds=0.5, output_bytes=200_000_000)
+    disk = replace(found.disk, room=room)
+    found = replace(found, candidates=(elf, *found.candidates), disk=disk)
+    assert answer(found) == lines
+    _show(found, show_all=True, threads_given=False)
+    assert ("larger than the" in capsys.readouterr().out) == bool(larger)
+    assert [each.output_bytes <= room for each in found.candidates].count(False) == larger
+
+
+def test_nothing_fits() -> None:
+    found = benchmark([(1e9, 0.6), (1e8, 0.4)])
+    found = replace(found, disk=replace(found.disk, room=1))
+    assert found.fitting == found.candidates
+    assert found.fastest == found.candidates[0]
 
 
 @pytest.mark.parametrize("bar", [progress_bar, _progress])

@@ -200,7 +200,9 @@ def test_what_limits(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
     few(monkeypatch, "libdeflate", "zlib-ng", "python-lzo", "zstd")
     monkeypatch.setattr(
-        benchmark, "measure_disk", lambda folder, **_: DiskSpeed(str(folder), rate, rate, rate, 0.0, 1)
+        benchmark,
+        "measure_disk",
+        lambda folder, **_: DiskSpeed(str(folder), rate, rate, rate, 0.0, 1, 1 << 40),
     )
     result = vmdump.bench(small, threads=3)
     assert {each.limited_by for each in result.candidates} == {limit}
@@ -411,6 +413,7 @@ def test_little_room_is_little_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "statvfs", lambda path: little)
     result = vmdump.bench(small_pages(), to=tmp_path)
     assert 0 < result.disk.bytes_written <= (5 << 20) // 10
+    assert result.disk.room == little.f_bavail * little.f_frsize
     assert not list(tmp_path.iterdir())
 
 

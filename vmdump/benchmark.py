@@ -145,9 +145,16 @@ class Benchmark:
     missing: dict[str, str]
 
     @property
+    def fitting(self) -> tuple[Candidate, ...]:
+        """Those for which the disk has room; all, if it has room for none."""
+        return (
+            tuple(each for each in self.candidates if each.output_bytes <= self.disk.room) or self.candidates
+        )
+
+    @property
     def fastest(self) -> Candidate:
-        """The shortest dump; the smaller one of equals."""
-        return self.candidates[0]
+        """The shortest dump that fits; the smaller one of equals."""
+        return self.fitting[0]
 
     @property
     def smallest(self) -> Candidate:
@@ -156,8 +163,8 @@ class Benchmark:
 
     @property
     def smallest_at_disk_speed(self) -> Candidate | None:
-        """The smallest dump that the disk would not wait for; None if it would wait for each."""
-        keep_up = [each for each in self.candidates if each.limited_by == "disk"]
+        """The smallest dump that fits and that the disk would not wait for; None if there is none."""
+        keep_up = [each for each in self.fitting if each.limited_by == "disk"]
         return min(keep_up, key=lambda each: (each.output_bytes, each.seconds), default=None)
 
     def as_dict(self) -> dict[str, Any]:

@@ -133,6 +133,10 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     hidden = len(found.candidates) - len(shown)
     if hidden:
         say(f"{hidden} more are beaten by one above; --all shows them.")
+    room = found.disk.room
+    too_large = sum(each.output_bytes > room for each in found.candidates)
+    if too_large:
+        say(f"{too_large} of {len(found.candidates)} are larger than the {format_size(room)} free there.")
     for name, reason in found.missing.items():
         say(f"{name}: {reason}")
     if console.is_terminal:
@@ -176,7 +180,9 @@ def answer(found: Benchmark, threads: str = "") -> list[str]:
     balanced = found.smallest_at_disk_speed
     choices = {"fastest here": found.fastest}
     if not found.fastest.codec:
-        choices["fastest compressed"] = next(each for each in found.candidates if each.codec)
+        compressed = next((each for each in found.fitting if each.codec), None)
+        if compressed is not None:
+            choices["fastest compressed"] = compressed
     if balanced is not None and balanced.output_bytes < found.fastest.output_bytes:
         choices["smallest that the disk does not wait for"] = balanced
     choices["smallest"] = found.smallest

@@ -41,6 +41,8 @@ class DiskSpeed:
         That one processor is busy for each byte, in the median.
     bytes_written : int
         In a round.
+    room : int
+        Bytes that are free.
     """
 
     folder: str
@@ -49,6 +51,7 @@ class DiskSpeed:
     fastest: float
     processor_seconds: float
     bytes_written: int
+    room: int
 
 
 class _Enough(Exception):
@@ -82,8 +85,9 @@ def measure_disk(
     path = os.path.join(name, f".vmdump-{secrets.token_hex(8)}")
     rounds: list[tuple[int, float, float]] = []
     try:
-        room = os.statvfs(name)
-        size = min(_SIZE, room.f_bavail * room.f_frsize // _SHARE)
+        status = os.statvfs(name)
+        room = status.f_bavail * status.f_frsize
+        size = min(_SIZE, room // _SHARE)
         # A little is written even to a full disk: its error says best what is wrong with it.
         block = np.frombuffer(np.random.default_rng(0).bytes(min(max(size, 4096), _WRITE)), np.uint8)
         with Output(path) as output:
@@ -104,6 +108,7 @@ def measure_disk(
         fastest=max(rates),
         processor_seconds=statistics.median(busy / written for written, _, busy in rounds),
         bytes_written=max(written for written, _, _ in rounds),
+        room=room,
     )
 
 
