@@ -261,6 +261,12 @@ def test_pictures(kind: str) -> None:
     assert drawn == draw_picture(found, kind)
 
 
+@pytest.mark.parametrize("path", [r"a $\q{$ b", os.fsdecode(b"\xff")])
+def test_picture_of_any_path(path: str) -> None:
+    """Between two dollars is no formula, and not each path is text."""
+    assert draw_picture(replace(benchmark([(1e7, 0.2)]), source=path), ".svg").endswith(b"</svg>\n")
+
+
 def test_names_in_a_picture_do_not_hide_each_other() -> None:
     """Twenty efficient points in a crowd: each has its name, and no name hides another."""
     points = [(1e7 * 1.05**number, 0.3 + 0.004 * number) for number in range(19)] + [(1e9, 0.9)]

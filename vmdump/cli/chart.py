@@ -152,11 +152,14 @@ def draw_picture(found: Benchmark, kind: str) -> bytes:
         _draw_points(axes, found)
         _draw_frontier(axes, found)
         figure.suptitle("Which compression for this guest?", fontsize=13, fontweight="bold")
+        # A path may have bytes that are no text, and dollars.
+        source = found.source.encode(errors="replace").decode()
         axes.set_title(
-            f"{found.source}: {format_size(found.data_bytes)} of data, "
+            f"{source}: {format_size(found.data_bytes)} of data, "
             f"sample of {format_size(found.sample_bytes)}; {found.machine}",
             fontsize=8,
             color="0.3",
+            parse_math=False,
         )
         axes.set_xscale("log")
         axes.set_xlabel("speed of one processor, MB/s of pages that are not zero")
