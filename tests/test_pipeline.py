@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,27 @@ def guest_memory() -> np.ndarray:
     memory = noise(8, 3 * CHUNK // PAGE)
     memory[CHUNK + 20 * PAGE : CHUNK + 200 * PAGE] = 0
     return memory
+
+
+def test_an_error_keeps_no_slot() -> None:
+    """A slot is megabytes; they go with the error, and not when Python looks for cycles next time."""
+
+    class Slot:
+        pass
+
+    def work(slot: Slot, task: int) -> None:
+        raise SourceError("gone")
+
+    slots = [Slot() for _ in range(3)]
+    left = weakref.WeakSet(slots)
+    gc.disable()
+    try:
+        with suppress(SourceError):
+            list(in_order(range(9), work, slots, threads=2, idle=lambda task: False))
+        slots.clear()
+        assert not list(left)
+    finally:
+        gc.enable()
 
 
 @each_format

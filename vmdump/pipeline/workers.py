@@ -63,7 +63,11 @@ def in_order(
 
     def oldest() -> tuple[_Task, _Slot | None, _Result | None]:
         task, slot, future = pending.popleft()
-        return task, slot, None if future is None else future.result()
+        try:
+            return task, slot, None if future is None else future.result()
+        finally:
+            # An error has this frame, and the future the error: together they would keep all slots alive.
+            del future
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vmdump-worker")
     try:
