@@ -41,9 +41,9 @@ LEGEND = """\
 MB/s: guest memory that is no hole, a second. MiB, on disk: the output. peak: of the process; of QEMU, what
 it grew beside the guest. growth: of the guest's memory, MiB. still: for how long the guest stood still. x
 peer: how many times as long the peer takes (QEMU's kdump-zlib or elf; makedumpfile -d 1). limit: the same
-engine over the same pages in a bare loop, output thrown away (elf: pages written with O_DIRECT); of limit:
-the limit's share of vmdump's own seconds; process: of the whole process. Ratios: medians, over the rounds,
-of the ratios within a round.
+engine over the same pages in a bare loop, output thrown away; what tells zero pages and incompressible ones
+apart is part of it (elf: pages written with O_DIRECT). of limit: the limit's share of vmdump's own seconds;
+process: of the whole process. Ratios: medians, over the rounds, of the ratios within a round.
 """
 
 
