@@ -283,6 +283,19 @@ def test_closed_and_closed_again(tmp_path: Path) -> None:
     assert "excluded" in repr(dump)
 
 
+@pytest.mark.parametrize("kind", ["kdump", "avml"])
+def test_closed_after_reading(kind: str, tmp_path: Path) -> None:
+    """Nothing is given any more, not even what was read before."""
+    path = tmp_path / "dump"
+    path.write_bytes(build_kdump(Build({1: b"a" * PAGE})) if kind == "kdump" else PAIR)
+    dump = vmdump.open(path)
+    address = dump.blocks[0].start
+    dump.read(address, 1)
+    dump.close()
+    with pytest.raises(vmdump.errors.SourceError, match="closed"):
+        dump.read(address, 1)
+
+
 def test_threads_at_once(tmp_path: Path) -> None:
     """Eight threads read small and large pieces of one dump in each other's way."""
     pages = {pfn: (b"%d " % pfn * PAGE)[:PAGE] for pfn in range(3000)}

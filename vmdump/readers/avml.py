@@ -133,8 +133,10 @@ class AvmlDump(Dump):
                 self._spare.append(unpacker)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and forget what was read."""
         self._file.close()
+        with self._lock:
+            self._cache.clear()
 
 
 class _AvmlMemory:

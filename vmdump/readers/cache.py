@@ -39,3 +39,9 @@ class BytesCache:
             self._pieces[key] = piece
             while self._held > self._budget:
                 self._held -= len(self._pieces.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._pieces.clear()
+            self._held = 0

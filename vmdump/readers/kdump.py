@@ -422,9 +422,12 @@ class KdumpDump(Dump):
             out[chosen] = target
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and forget what was read."""
         for file in self._opened:
             file.close()
+        # Blocks and dump refer to each other: else it would wait until Python looks for cycles.
+        self._cache.clear()
+        self._tables.clear()
 
 
 class _KdumpMemory:
