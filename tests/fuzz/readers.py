@@ -35,7 +35,12 @@ with atheris.instrument_imports(include=["vmdump"]):
 from hostile import touch
 from oracles import small_dumps
 
-_runs = itertools.count()
+AGAIN = 75
+"""Exit code: start again with what was learnt."""
+_LEAKED = 256 << 20
+"""Resident bytes at which a process ends: atheris keeps the result of each comparison, arrays too."""
+_EVERY = 100
+_runs = itertools.count(1)
 _ROOM = 512 << 20
 """Bytes of address space on top of what the interpreter and the libraries have."""
 
@@ -59,19 +64,31 @@ def _flattened() -> list[small_dumps.SmallDump]:
 def one_file(data: bytes) -> None:
     """Take the input for one dump; every eighth is written out again, which costs as much as the rest."""
     touch(data, convert=len(data) % 8 == 0)
-    _collect()
+    _look_after_memory()
 
 
 def two_files(data: bytes) -> None:
     """Take the halves of the input for the parts of a split set."""
     touch(data[: len(data) // 2], data[len(data) // 2 :])
-    _collect()
+    _look_after_memory()
 
 
-def _collect() -> None:
-    # With so many objects of atheris's own Python hardly ever looks for cycles: after 25,000 dumps 500 MiB.
-    if next(_runs) % 100 == 0:
-        gc.collect()
+def _look_after_memory() -> None:
+    done = next(_runs)
+    if done % _EVERY:
+        return
+    gc.collect()
+    if _statm()[1] > _LEAKED:
+        print(f"stat::number_of_executed_units: {done}", file=sys.stderr, flush=True)
+        os._exit(AGAIN)
+
+
+def _statm() -> tuple[int, int]:
+    """Give the bytes of address space and of memory that this process has."""
+    with open("/proc/self/statm") as statm:
+        size, resident = statm.read().split()[:2]
+    page = os.sysconf("SC_PAGE_SIZE")
+    return int(size) * page, int(resident) * page
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[small_dumps.SmallDump]]]] = {
@@ -120,8 +137,7 @@ def main() -> None:
     name = sys.argv.pop(1)
     run, seeds = TARGETS[name]
     places = sorted({(field.offset, field.width) for dump in seeds() for field in dump.fields})
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    used = _statm()[0]
     resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
     atheris.Setup(sys.argv, run, custom_mutator=field_mutator(places))
     atheris.Fuzz()
