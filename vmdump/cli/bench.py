@@ -13,16 +13,12 @@ import click
 
 from vmdump.benchmark import Benchmark, Candidate, bench
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
-from vmdump.cli.options import as_source, quiet_option, source_name
+from vmdump.cli.options import as_size, as_source, quiet_option, source_name
 from vmdump.errors import RequestError
-from vmdump.units import format_size, parse_size
+from vmdump.units import format_size
 from vmdump.writers.output import Output
 
 __all__ = ["bench_command"]
-
-
-def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    return parse_size(value, parameter=parameter.name or "")
 
 
 @click.command("bench")
@@ -33,7 +29,7 @@ def _as_size(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("-j", "--threads", type=int, help="Worker threads of the dump; all processors, if not given.")
 @click.option(
     "--sample",
-    callback=_as_size,
+    callback=as_size,
     default="32M",
     show_default=True,
     metavar="SIZE",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
 from vmdump.formats.elf import (
@@ -18,8 +17,6 @@ from vmdump.formats.elf import (
     EV_CURRENT,
     PHDR,
     PN_XNUM,
-    PT_LOAD,
-    PT_NOTE,
     SHDR,
     SHT_STRTAB,
     ident,
@@ -29,7 +26,7 @@ from vmdump.pipeline.plan import Slice
 from vmdump.sources.base import Source
 from vmdump.writers.elf import write_memory
 from vmdump.writers.lanes import PlainFile
-from vmdump.writers.loads import LOAD_FIELDS, physical_loads, virtual_loads
+from vmdump.writers.loads import program_headers
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
@@ -75,19 +72,11 @@ def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> byt
         sh_offset=int(ends[-1]) & mask,
         sh_size=len(_SECTION_NAMES),
     )
-    table: NDArray[np.void] = np.zeros(phnum, PHDR[elf_class].dtype(byteorder))
-    table[0]["p_type"] = PT_NOTE
-    table[0]["p_offset"] = notes_offset
-    table[0]["p_filesz"] = table[0]["p_memsz"] = len(notes)
-    loads = table[1:]
-    loads["p_type"] = PT_LOAD
     starts = np.array([piece.start for piece in slices], np.uint64)
-    if mappings is None:
-        columns = physical_loads(starts, sizes, ends - sizes)
-    else:
-        columns = virtual_loads(starts, sizes, ends - sizes, mappings)
-    for name, column in zip(LOAD_FIELDS, columns, strict=True):
-        loads[name] = column
+    table = program_headers(
+        elf_class, byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+    )
+    loads = table[1:]
     # QEMU knows no virtual address 0: that is memory without one.
     loads["p_vaddr"] = np.where(loads["p_vaddr"] == 0, loads["p_paddr"], loads["p_vaddr"])
     return header + first_section + names_section + table.tobytes() + notes

@@ -21,8 +21,6 @@ from vmdump.formats.elf import (
     EV_CURRENT,
     PHDR,
     PN_XNUM,
-    PT_LOAD,
-    PT_NOTE,
     SHDR,
     XNUM_THRESHOLD,
     ElfClass,
@@ -38,7 +36,7 @@ from vmdump.sources.base import Pages, Source
 from vmdump.units import align_up
 from vmdump.writers.excluded import left_out, segments
 from vmdump.writers.lanes import Lane, PlainFile
-from vmdump.writers.loads import LOAD_FIELDS, cut_mappings, physical_loads, virtual_loads
+from vmdump.writers.loads import cut_mappings, program_headers
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
@@ -153,18 +151,9 @@ def _plan(
         e_shentsize=SHDR[elf_class].size if extended else 0,
         e_shnum=1 if extended else 0,
     )
-    table: NDArray[np.void] = np.zeros(phnum, PHDR[elf_class].dtype(source.byteorder))
-    table[0]["p_type"] = PT_NOTE
-    table[0]["p_offset"] = notes_offset
-    table[0]["p_filesz"] = table[0]["p_memsz"] = len(notes)
-    loads = table[1:]
-    loads["p_type"] = PT_LOAD
-    if mappings is None:
-        columns = physical_loads(starts, sizes, ends - sizes)
-    else:
-        columns = virtual_loads(starts, sizes, ends - sizes, mappings)
-    for name, column in zip(LOAD_FIELDS, columns, strict=True):
-        loads[name] = column
+    table = program_headers(
+        elf_class, source.byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+    )
     section = SHDR[elf_class].pack(source.byteorder, sh_info=phnum) if extended else b""
     head = header + table.tobytes() + section + notes
     size = int(ends[-1]) if len(ends) else memory_offset

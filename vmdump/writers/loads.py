@@ -6,41 +6,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
+from vmdump.formats.elf import PHDR, PT_LOAD, PT_NOTE, ElfClass
+from vmdump.formats.layout import ByteOrder
 
-__all__ = ["LOAD_FIELDS", "cut_mappings", "physical_loads", "virtual_loads"]
+__all__ = ["cut_mappings", "program_headers"]
 
 _Column = NDArray[np.uint64]
-LOAD_FIELDS = ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz")
-Loads = tuple[_Column, _Column, _Column, _Column, _Column]
-"""The columns of a program header table by `LOAD_FIELDS`."""
+_LOAD_FIELDS = ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz")
+_Loads = tuple[_Column, _Column, _Column, _Column, _Column]
+"""The columns of a program header table by `_LOAD_FIELDS`."""
 
 _NOWHERE = np.uint64((1 << 64) - 1)
 """p_offset of memory that is not in the file, as QEMU has it."""
 
 
-def physical_loads(starts: _Column, sizes: _Column, offsets: _Column) -> Loads:
-    """Describe memory by its guest-physical addresses.
+def program_headers(
+    elf_class: ElfClass,
+    byteorder: ByteOrder,
+    notes: tuple[int, int],
+    starts: _Column,
+    sizes: _Column,
+    offsets: _Column,
+    mappings: Runs | None,
+) -> NDArray[np.void]:
+    """Make the program header table of a core: the notes, then memory.
 
     Parameters
     ----------
+    elf_class, byteorder
+        Of the file.
+    notes : (int, int)
+        File offset and bytes.
     starts, sizes, offsets : (n,) uint64
-        Guest-physical address, bytes and file offset of each piece of memory in the file.
+        Guest-physical address, bytes and file offset of each piece of memory in the file, ascending.
+    mappings : Runs or None
+        One PT_LOAD each; without them, one for each piece, by its guest-physical address.
+
+    Returns
+    -------
+    (1 + loads,) of PHDR
     """
-    return offsets, starts, starts, sizes, sizes
+    columns: _Loads = (offsets, starts, starts, sizes, sizes)
+    if mappings is not None:
+        columns = _virtual_loads(starts, sizes, offsets, mappings)
+    table: NDArray[np.void] = np.zeros(1 + len(columns[0]), PHDR[elf_class].dtype(byteorder))
+    table[0]["p_type"] = PT_NOTE
+    table[0]["p_offset"], size = notes
+    table[0]["p_filesz"] = table[0]["p_memsz"] = size
+    table[1:]["p_type"] = PT_LOAD
+    for name, column in zip(_LOAD_FIELDS, columns, strict=True):
+        table[1:][name] = column
+    return table
 
 
-def virtual_loads(starts: _Column, sizes: _Column, offsets: _Column, mappings: Runs) -> Loads:
+def _virtual_loads(starts: _Column, sizes: _Column, offsets: _Column, mappings: Runs) -> _Loads:
     """Describe memory by a list of mappings.
 
     A mapping may begin in one piece of memory and end beyond it: what is beyond is not in its PT_LOAD, which
     is then longer in memory than in the file.
-
-    Parameters
-    ----------
-    starts, sizes, offsets : (n,) uint64
-        As for :func:`physical_loads`, ascending.
-    mappings : Runs
-        One PT_LOAD each.
     """
     physical, size = mappings.physical, mappings.size
     piece = np.searchsorted(starts, physical, side="right").astype(np.intp) - 1
