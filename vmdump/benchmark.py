@@ -19,7 +19,7 @@ from vmdump.pipeline.plan import whole_blocks
 from vmdump.pipeline.sample import Sample, reading_speed, take_sample
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.trial import Trial, estimate_ratios
-from vmdump.pipeline.workers import MAX_THREADS
+from vmdump.pipeline.workers import check_threads
 from vmdump.request import opened
 from vmdump.sources.base import Pages
 from vmdump.writers.disk import DISK_ROUNDS, DiskSpeed, measure_disk
@@ -250,10 +250,7 @@ def bench(
     CodecError
         An engine failed, or packed what does not unpack to the page.
     """
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    if not 1 <= threads <= MAX_THREADS:
-        raise RequestError(f"threads: {threads} is not from 1 to {MAX_THREADS}", parameter="threads")
+    threads = check_threads(threads)
     if sample < 1:
         raise RequestError(f"sample: {sample} is not positive", parameter="sample")
     usable = [engine for engine in engines() if not engine.missing]

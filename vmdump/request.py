@@ -28,7 +28,7 @@ from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
-from vmdump.pipeline.workers import MAX_THREADS
+from vmdump.pipeline.workers import check_threads
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
 from vmdump.sources.buffers import BlockSource
 from vmdump.sources.files import GuestFile
@@ -404,10 +404,7 @@ def check_request(
     if codec is None and (engine is not None or level is not None):
         name = "level" if engine is None else "engine"
         raise RequestError(f"{name}: an elf file is not compressed", parameter=name)
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    if not 1 <= threads <= MAX_THREADS:
-        raise RequestError(f"threads: {threads} is not from 1 to {MAX_THREADS}", parameter="threads")
+    threads = check_threads(threads)
     chosen: Engine | None
     chosen_level: int | None
     if compat is not None:

@@ -8,14 +8,17 @@ the order of results, hence the output, does not depend on the number of threads
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["MAX_THREADS", "SLOTS_BEYOND_THREADS", "in_order"]
+from vmdump.errors import RequestError
 
-MAX_THREADS = 1024
+__all__ = ["SLOTS_BEYOND_THREADS", "check_threads", "in_order"]
+
+_MAX_THREADS = 1024
 """Most threads that can be asked for."""
 SLOTS_BEYOND_THREADS = 4
 """Results that wait for the consumer bridge a slow moment of its disk."""
@@ -23,6 +26,21 @@ SLOTS_BEYOND_THREADS = 4
 _Slot = TypeVar("_Slot")
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+
+
+def check_threads(threads: int | None) -> int:
+    """Give the number of threads asked for, or that of the processors this process may use.
+
+    Raises
+    ------
+    RequestError
+        Nobody can have so many, or so few.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0))
+    if not 1 <= threads <= _MAX_THREADS:
+        raise RequestError(f"threads: {threads} is not from 1 to {_MAX_THREADS}", parameter="threads")
+    return threads
 
 
 def in_order(
