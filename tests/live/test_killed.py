@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,35 @@ def test_frozen_then_killed(guest: Guest, scratch: Path) -> None:
         dumping.signal(signal.SIGKILL)
         dumping.child.wait()
         check_aftermath(guest, scratch)
+
+
+FREEZES_IN_HEADERS = """
+import os, signal, sys
+from vmdump.cli.main import main
+from vmdump.sources.qemu import layout
+def read_headers(read, then=layout.read_headers, **options):
+    read(0, 16)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return then(read, **options)
+layout.read_headers = read_headers
+sys.argv[:3] = ["vmdump"]  # for -c -m vmdump
+sys.exit(main())
+"""
+
+
+def test_frozen_while_qemu_tells_the_layout(guest: Guest, scratch: Path) -> None:
+    """QEMU's main loop writes that: while it waits for a reader, no monitor gets an answer."""
+    with Dumping(guest, scratch / "dump", python=(sys.executable, "-c", FREEZES_IN_HEADERS)) as dumping:
+        stat = Path(f"/proc/{dumping.child.pid}/stat")
+        for runs in (True, False):  # at the attach, and inside the stop
+            until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is frozen")
+            until(lambda: guest.running() is runs, "QEMU is done", GUEST_RUNS)
+            dumping.signal(signal.SIGCONT)
+            until(lambda: stat.read_text().rpartition(")")[2].split()[0] != "T", "it is thawed")
+        _, complaint = dumping.child.communicate(timeout=60)
+        assert dumping.child.returncode == 0, complaint
+    check_whole(scratch / "dump")
+    assert guest.running()
 
 
 def test_frozen_then_thawed(guest: Guest, scratch: Path) -> None:

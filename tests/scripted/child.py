@@ -225,6 +225,8 @@ class Monitor:
                     numbers = array.array("i")
                     numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
                     self._passed += numbers
+                    for number in numbers:
+                        os.set_blocking(number, True)  # QEMU does that
             pending += data
             # QEMU's lexer starts anew at a control character, and complains.
             if b"\x1b" in pending:

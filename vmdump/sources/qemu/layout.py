@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import select
@@ -22,6 +23,8 @@ from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump
 __all__ = ["GuestLayout", "ask_headers"]
 
 _FD_NAME = "vmdump"
+_PIPE_SIZES = (64 << 10, 1 << 20)
+"""Bytes. QEMU fails when such a pipe is full, and waits for nobody; x86's notes of 80 vCPUs fit, of 1,200."""
 _POLL_MS = 20
 _HEADERS_WAIT = 120.0
 _MAX_HEADERS = 128 << 20
@@ -43,6 +46,11 @@ class _Pipe:
         self._data = bytearray()
         self.at_end = False
         self._deadline = time.monotonic() + _HEADERS_WAIT
+
+    @property
+    def began(self) -> bool:
+        """Whether QEMU has written anything."""
+        return bool(self._data)
 
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`; FormatError where QEMU wrote fewer."""
@@ -69,7 +77,8 @@ class _Pipe:
 def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
     """Let QEMU begin an ELF dump into a pipe, take its headers and notes, and close the pipe.
 
-    QEMU stops a running guest for that, for some 0.5 ms, and lets it run again.
+    QEMU stops a running guest for that, for some 0.5 ms, and lets it run again. Its main loop writes the
+    dump: were it to wait for a reader that somebody has suspended, guest and monitors would wait with it.
 
     Parameters
     ----------
@@ -87,10 +96,30 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
     Cancelled
         `cancelled` returned true.
     """
+    for size in _PIPE_SIZES:
+        headers = _take_headers(monitor, cancelled, size)
+        if headers is not None:
+            break
+    else:
+        headers = _take_headers(monitor, cancelled, None)
+        assert headers is not None
+    monitor.demand_alive()
+    return headers
+
+
+def _take_headers(
+    monitor: Monitor, cancelled: Callable[[], bool], pipe_size: int | None
+) -> ElfHeaders | None:
+    """Take the headers through a pipe of a size, or one whose writer waits; None where they need more."""
     reader, writer = os.pipe()
     try:
         try:
             monitor.wait(monitor.pass_fd(writer, _FD_NAME), cancelled=cancelled)
+            if pipe_size is not None:
+                # Not before: QEMU makes what it is given blocking.
+                os.set_blocking(writer, False)
+                with suppress(PermissionError):  # beyond pipe-max-size, or the user's share
+                    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, pipe_size)
         except QmpError as error:
             if not error.error_class:
                 raise
@@ -106,18 +135,19 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
             headers = read_headers(pipe.read, path=monitor.path)
         except FormatError:
             # QEMU closes the pipe first, and then says why.
-            refusal = answer.exception() if pipe.at_end or answer.done() else None
-            if refusal is not None:
-                with suppress(QmpError):
-                    monitor.execute("closefd", {"fdname": _FD_NAME})
-                raise refusal from None
-            raise
+            refusal = answer.exception() if pipe.at_end else None
+            if refusal is None:
+                raise
+            if pipe_size is not None and pipe.began:
+                return None
+            with suppress(QmpError):
+                monitor.execute("closefd", {"fdname": _FD_NAME})
+            raise refusal from None
     finally:
         os.close(reader)
-    # It fails with EPIPE, after which QEMU takes commands again; or all memory fitted into the pipe.
+    # It fails with EAGAIN or EPIPE, after which QEMU takes commands again; or all fitted into the pipe.
     with suppress(QmpError):
         answer.result()
-    monitor.demand_alive()
     return headers
 
 
