@@ -248,15 +248,15 @@ def test_bitmap_of_alternating_bits_is_refused() -> None:
         vmdump.open(data)
 
 
-def test_bitmap_in_a_hole_takes_no_memory(tmp_path: Path) -> None:
-    """Bitmaps of 4 GiB that the file has only as a hole are refused, not read."""
+def test_largest_bitmap_in_a_hole(tmp_path: Path) -> None:
+    """Bitmaps of 8 GiB that the file has only as a hole are refused, not looked through."""
     data = bytearray(build_kdump(Build({3: text(3)})))
-    struct.pack_into("<I", data, 436, 1 << 21)  # bitmap_blocks
-    struct.pack_into("<Q", data, PAGE + 96, 1 << 34)  # max_mapnr_64
+    struct.pack_into("<I", data, 436, 1 << 22)  # bitmap_blocks
+    struct.pack_into("<Q", data, PAGE + 96, 1 << 36)  # max_mapnr_64
     path = tmp_path / "holes"
     with path.open("wb") as file:
         file.write(data)
-        file.truncate(1 << 34)
+        file.truncate(1 << 35)
     with pytest.raises(FormatError, match="more than the file holds"):
         vmdump.open(path)
 

@@ -16,11 +16,11 @@ from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
-from vmdump.readers.bitmap import PageBitmap
+from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile
-from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_bitmap, read_spans, zero_page
+from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_spans, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Pages, Utsname
@@ -175,8 +175,8 @@ class KdumpDump(Dump):
     def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
         """Keep the bitmaps; give the runs of pages that the guest had."""
         memory, stored = (read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
-        self._stored = self._present = PageBitmap(stored)
-        self._known = PageBitmap(memory | stored)
+        self._stored = self._present = stored
+        self._known = memory | stored
         self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
         runs = self._known.runs(MAX_BLOCKS)
         if runs is None:

@@ -13,7 +13,7 @@ from vmdump.readers.file import ByteFile
 from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import Pages
 
-__all__ = ["KINDS", "KdumpTable", "check_table", "read_bitmap", "read_spans", "zero_page"]
+__all__ = ["KINDS", "KdumpTable", "check_table", "read_spans", "zero_page"]
 
 KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
 """Kinds of pages by the flags of their descriptors."""
@@ -42,15 +42,6 @@ class KdumpTable:
     sizes: NDArray[np.uint32]
     flags: NDArray[np.uint32]
     zero: NDArray[np.bool_]
-
-
-def read_bitmap(file: ByteFile, offset: int, page_count: int) -> Pages:
-    """Read a bitmap; no bit behind `page_count` is set."""
-    bitmap = np.empty(-(-page_count // 8), np.uint8)
-    file.read_into(offset, bitmap)
-    if page_count % 8:
-        bitmap[-1] &= (1 << page_count % 8) - 1
-    return bitmap
 
 
 def zero_page(file: ByteFile, offset: int, size: int) -> int:

@@ -19,9 +19,9 @@ _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
 _MAX_NOTES = 64 << 20
 """Bytes: 16 KiB for each of 4096 vCPUs."""
-_MIN_BITMAP_ROOM = 64 << 20
-"""Bytes that one bitmap may have in any file: 2 TiB of addresses. More have to be in the file, not in a hole:
-both bitmaps are held in memory."""
+_MAX_BITMAP_HOLE = 4 << 30
+"""Bytes that one bitmap may have in any file: 128 TiB of addresses, looked through in 2 s. More have to be in
+the file, not in a hole."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_headers(file: ByteFile) -> KdumpHeaders:
         raise FormatError("the bitmaps are too small for max_mapnr", path=file.path, offset=block_size)
     if bitmaps + room > file.size:
         raise FormatError("the bitmaps end behind the end of the file", path=file.path, offset=bitmaps)
-    if needed > max(_MIN_BITMAP_ROOM, file.allocated):
+    if needed > max(_MAX_BITMAP_HOLE, file.allocated):
         raise FormatError(
             f"a bitmap of {needed} bytes is more than the file holds", path=file.path, offset=bitmaps
         )

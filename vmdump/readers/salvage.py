@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
-from vmdump.readers.bitmap import PageBitmap
-from vmdump.readers.file import PartMemory, RawBytes
+from vmdump.readers.bitmap import WINDOW, PageBitmap
+from vmdump.readers.file import RawBytes
 from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kdump_areas import zero_page
@@ -24,8 +25,6 @@ __all__ = ["SalvagedBytes", "SalvagedKdump"]
 
 _ENDLESS = 1 << 62
 _MAX_READ = 64 << 20
-_WINDOW = 1 << 16
-"""Pages looked at together: 1.5 MiB of descriptors."""
 _BATCH = 4 << 20
 """Bytes of pages unpacked together."""
 
@@ -79,7 +78,8 @@ class SalvagedBytes:
 
     def memory(self, offset: int, size: int, filled: int) -> Memory:
         """Give guest memory that lies here."""
-        return PartMemory(self, offset, size, filled)
+        begin = min(offset, self._file.size)
+        return self._file.memory(begin, size, min(self._file.size - begin, filled))
 
     @property
     def allocated(self) -> int:
@@ -135,19 +135,21 @@ class SalvagedKdump(KdumpDump):
         if file.has(np.array([data], np.uint64), np.array([size], np.uint64)).all():
             found = zero_page(file, data, size)
             self._parts = [replace(part, zero=part.zero if found < 0 else found) for part in self._parts]
-        whole = np.zeros(self._stored.size // 8, np.uint8)
-        for part in self._parts:
-            for pfn in range(part.begin, min(part.end, self._stored.size), _WINDOW):
-                count = min(_WINDOW, self._stored.size - pfn)
-                bits = np.packbits(self._readable(part, pfn, count), bitorder="little")
-                whole[pfn // 8 : pfn // 8 + len(bits)] = bits
-        self._present = PageBitmap(whole)
+        windows, rows = self._stored.windows, np.zeros_like(self._stored.rows)
+        for window, row in zip(windows.tolist(), rows, strict=True):
+            begin, end = self._pages_of(window)
+            readable = np.packbits(self._readable(self._parts[0], begin, end - begin), bitorder="little")
+            row[: len(readable)] = readable
+        self._present = PageBitmap(self._stored.size, windows, rows)
         batch = max(_BATCH // self.page_size, 8)
         out = np.empty((batch, self.page_size), np.uint8)
-        for pfn in range(0, 8 * len(whole), batch):
-            if whole[pfn // 8 : (pfn + batch) // 8].any():
-                self._drop_damaged(whole, pfn, min(pfn + batch, 8 * len(whole)), out)
-        self._present = PageBitmap(whole)
+        for window, row in zip(windows.tolist(), rows, strict=True):
+            begin, end = self._pages_of(window)
+            for pfn in range(begin, end, batch):
+                if row[(pfn - begin) // 8 : (pfn - begin + batch) // 8].any():
+                    for damaged in self._damaged(pfn, out[: end - pfn]):
+                        row[(damaged - begin) // 8] &= 0xFF ^ 1 << damaged % 8
+        self._present = PageBitmap(self._stored.size, windows, rows)
         begin, end = self.headers.bitmap_offsets[0], self.headers.descriptors_offset
         bitmaps = file.has(np.array([begin], np.uint64), np.array([end - begin], np.uint64)).all()
         had = self._stored if bitmaps else self._known
@@ -178,9 +180,11 @@ class SalvagedKdump(KdumpDump):
         readable[stored] = whole
         return readable
 
-    def _drop_damaged(self, whole: Pages, begin: int, end: int, out: Pages) -> None:
-        """Unpack pages, and drop those that do not unpack."""
+    def _damaged(self, pfn: int, out: Pages) -> Iterable[int]:
+        """Unpack pages, and give those that do not unpack."""
         damage: dict[int, str] = {}
-        self.read_pages(begin, out[: end - begin], damage)
-        for pfn in damage:
-            whole[pfn // 8] &= 0xFF ^ 1 << pfn % 8
+        self.read_pages(pfn, out, damage)
+        return damage
+
+    def _pages_of(self, window: int) -> tuple[int, int]:
+        return window * WINDOW, min((window + 1) * WINDOW, self._stored.size)
