@@ -249,7 +249,8 @@ def test_buffers_and_open_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with vmdump.BlockSource([(0x10000, pages)]) as guest:
         from_source = vmdump.bench(guest, to=tmp_path)
         assert guest.read(0x10000, PAGE) == pages[0].tobytes()
-    assert from_buffer.candidates[-1].ratio == from_source.candidates[-1].ratio
+    ratios = [{each.options: each.ratio for each in found.candidates} for found in (from_buffer, from_source)]
+    assert ratios[0] == ratios[1]
     assert from_source.source == "BlockSource"
     assert vmdump.bench([(0, pages)], to=tmp_path).source == "list"
 

@@ -171,11 +171,17 @@ def test_frozen_while_qemu_tells_the_layout(guest: Guest, scratch: Path) -> None
     """QEMU's main loop writes that: while it waits for a reader, no monitor gets an answer."""
     with Dumping(guest, scratch / "dump", python=(sys.executable, "-c", FREEZES_IN_HEADERS)) as dumping:
         stat = Path(f"/proc/{dumping.child.pid}/stat")
-        for runs in (True, False):  # at the attach, and inside the stop
-            until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is frozen")
-            until(lambda: guest.running() is runs, "QEMU is done", GUEST_RUNS)
-            dumping.signal(signal.SIGCONT)
-            until(lambda: stat.read_text().rpartition(")")[2].split()[0] != "T", "it is thawed")
+
+        def frozen() -> bool:
+            return stat.read_text().rpartition(")")[2].split()[0] == "T"
+
+        until(frozen, "it is frozen at the attach")
+        until(guest.running, "QEMU is done", GUEST_RUNS)
+        dumping.signal(signal.SIGCONT)
+        until(lambda: not guest.running(), "the guest is stopped")
+        until(frozen, "it is frozen inside the stop")
+        assert not guest.running()
+        dumping.signal(signal.SIGCONT)
         _, complaint = dumping.child.communicate(timeout=60)
         assert dumping.child.returncode == 0, complaint
     check_whole(scratch / "dump")
