@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import RunVmdump
 from oracles import judges
-from oracles.elf import ElfCore
+from oracles.elf import ElfCore, split_notes
 from oracles.flattened import Flattened
 from oracles.kdump import Kdump
 
@@ -101,6 +101,43 @@ def test_dumps_are_qemus(name: str, cpus: int, run_vmdump: RunVmdump, scratch: P
     assert all(a == b for a, b in zip(kdump.pages(), theirs_kdump.pages(), strict=True))
     assert kdump.header["nr_cpus"] == cpus
     assert kdump.uts["machine"] == UNAME_MACHINES[name]
+    for where, data in zip(
+        pieces(spans), judges.libkdumpfile_read(scratch / "mine.kdump", pieces(spans)), strict=True
+    ):
+        assert data == qemus.read(*where), f"{where[0]:#x}"
+
+
+POWER_MSR = 65
+"""Its number in the stub's description; bit 0 says that the vCPU runs little-endian."""
+
+
+def test_little_endian_power(run_vmdump: RunVmdump, scratch: Path) -> None:
+    """QEMU before 8.1 takes every guest of pseries for a big-endian one, and crash does not open its dump."""
+    with machine("ppc64", 2) as guest:
+        stub = guest.gdb()
+        stub.select(1)
+        stub.write(POWER_MSR, bytes.fromhex("8000000002009033"))
+        stub.close()
+        guest.monitor.dump(scratch / "qemus.elf")
+        source = f"qmp:{guest.qmp}"
+        mine = ElfCore(dump(run_vmdump, source, scratch / "mine.elf", "-f", "elf"))
+        kdump = Kdump(dump(run_vmdump, source, scratch / "mine.kdump")).check()
+        dump(run_vmdump, source, scratch / "compat.elf", "-f", "elf", "--compat", "qemu")
+    qemus = ElfCore(scratch / "qemus.elf")
+    assert (qemus.byteorder, mine.byteorder, kdump.form.byteorder) == ("big", "little", "little")
+    assert kdump.uts["machine"] == "ppc64le"
+    assert (scratch / "compat.elf").read_bytes() == (scratch / "qemus.elf").read_bytes()
+    with vmdump.open(scratch / "qemus.elf") as theirs, vmdump.open(scratch / "mine.kdump") as opened:
+        assert opened.arch.name == "ppc64le"
+        assert opened.cpus == theirs.cpus
+        assert opened.cpus[1]["msr"] == 0x8000000002009033
+    gprs = slice(112, 112 + 32 * 8)  # of struct elf_prstatus
+    for big, little in zip(split_notes(qemus.notes, ">"), split_notes(mine.notes, "<"), strict=True):
+        assert (big.name, big.type, len(big.desc)) == (little.name, little.type, len(little.desc))
+        if big.type == 1:
+            there, here = np.frombuffer(big.desc[gprs], ">u8"), np.frombuffer(little.desc[gprs], "<u8")
+            assert np.array_equal(there, here)
+    spans = [(load.paddr, load.paddr + load.memsz) for load in qemus.loads]
     for where, data in zip(
         pieces(spans), judges.libkdumpfile_read(scratch / "mine.kdump", pieces(spans)), strict=True
     ):

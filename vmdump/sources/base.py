@@ -119,6 +119,8 @@ class Source(Translating):
         The QEMU of a live guest; None of any other.
     given_notes : bytes
         `notes`, without VMCOREINFO that was found or given later.
+    given_byteorder : str
+        Of these. A live guest's is QEMU's, which may be wrong.
     incomplete : bool
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
@@ -185,7 +187,7 @@ class Source(Translating):
         self.notes = notes if cpus is None else self._with_registers(notes, cpus)
         self._page_size_asked = page_size
         self._set_vmcoreinfo(vmcoreinfo)
-        self.given_notes = self.notes
+        self.given_notes, self.given_byteorder = self.notes, self.byteorder
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
 

@@ -39,7 +39,7 @@ _SECTIONS = 2
 
 
 def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
-    elf_class, byteorder, notes = source.elf_class, source.byteorder, source.given_notes
+    elf_class, byteorder, notes = source.elf_class, source.given_byteorder, source.given_notes
     mask = (1 << elf_class) - 1
     phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
     shoff = EHDR[elf_class].size

@@ -133,9 +133,9 @@ def plan_compat_kdump(source: Source) -> CompatPlan:
     sub_header_offset = kdump.HEADER_BLOCKS * page_size
     notes_offset = sub_header_offset + sub_header.size
     sub_hdr_size = -(-(sub_header.size + len(notes)) // page_size)
-    vmcoreinfo = find_vmcoreinfo(notes, source.byteorder)
+    vmcoreinfo = find_vmcoreinfo(notes, source.given_byteorder)
     header = kdump.HEADER[elf_class].pack(
-        source.byteorder,
+        source.given_byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
         machine=target.uts_machine,
@@ -147,7 +147,7 @@ def plan_compat_kdump(source: Source) -> CompatPlan:
         nr_cpus=source.nr_cpus,
     )
     second = sub_header.pack(
-        source.byteorder,
+        source.given_byteorder,
         phys_base=target.phys_base(source.vmcoreinfo, source.blocks[0].start) & word_mask,
         dump_level=kdump.DUMP_LEVEL,
         offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
@@ -165,7 +165,7 @@ def plan_compat_kdump(source: Source) -> CompatPlan:
     return CompatPlan(
         page_size=page_size,
         blocks=blocks,
-        byteorder=source.byteorder,
+        byteorder=source.given_byteorder,
         records=tuple(records),
         bitmap_offset=bitmap_offset,
         bitmap_size=bitmap_size,

@@ -13,6 +13,7 @@ from vmdump.formats.notes import fuzzy_note
 from vmdump.sources.base import Emulator, Source
 from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, search_vmcoreinfo
 from vmdump.sources.qemu.attachment import Attachment
+from vmdump.sources.qemu.byte_order import in_guests_byte_order
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.spec import check_options
 
@@ -41,7 +42,8 @@ class _LaidOutGuest(Source):
         self._layout = layout
         self.fuzzy = fuzzy
         self.files = tuple(layout.files)
-        headers = layout.headers
+        qemus = layout.headers
+        headers = in_guests_byte_order(qemus)
         super().__init__(
             layout.blocks,
             arch_of_elf(headers.machine, headers.elf_class, headers.byteorder),
@@ -50,6 +52,7 @@ class _LaidOutGuest(Source):
             notes=headers.notes + (fuzzy_note(headers.byteorder) if fuzzy else b""),
             vmcoreinfo=vmcoreinfo,
         )
+        self.given_notes, self.given_byteorder = qemus.notes, qemus.byteorder
 
     @property
     def unreadable(self) -> Sequence[tuple[int, int]]:  # type: ignore[override]

@@ -1,0 +1,45 @@
+"""The byte order of a POWER guest, which QEMU before 8.1 takes from the wrong register.
+
+On the machine pseries it looks at HID0, which is for kernels without a hypervisor above them, and takes
+every guest for a big-endian one; crash does not open such a dump of a little-endian kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vmdump.arch.ppc64 import BIG, LITTLE
+from vmdump.formats.elf_headers import ElfHeaders
+from vmdump.formats.notes import build_note, iter_notes
+
+__all__ = ["in_guests_byte_order"]
+
+_MSR_LE = 1
+"""Bit of the machine state register: this vCPU runs little-endian. A kernel's do all, but in firmware."""
+
+
+def in_guests_byte_order(headers: ElfHeaders) -> ElfHeaders:
+    """Turn the headers and notes of a little-endian POWER guest that are big-endian; others are as they are.
+
+    Parameters
+    ----------
+    headers : ElfHeaders
+        QEMU's.
+
+    Raises
+    ------
+    FormatError
+        A note is longer than the notes.
+    """
+    if headers.machine != BIG.machine or headers.byteorder != "big":
+        return headers
+    cpus = BIG.cpus(headers.notes)
+    if not any(cpu.get("msr", 0) & _MSR_LE for cpu in cpus):
+        return headers
+    registers = {(kind.name, kind.type) for kind in BIG.register_notes}
+    others = (
+        build_note(note.name, note.type, note.desc, "little")
+        for note in iter_notes(headers.notes, "big")
+        if (note.name, note.type) not in registers
+    )
+    return replace(headers, byteorder="little", notes=LITTLE.notes(cpus) + b"".join(others))
