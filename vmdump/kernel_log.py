@@ -205,8 +205,8 @@ class _Kernel:
         try:
             return self._source.read_virtual(address, _WINDOW)
         except (CapabilityError, ReadError):
-            # Without page tables, in the dump or in this program, there still is the kernel's image.
-            physical = self._source.arch.kernel_image_to_phys(self._told, address)
+            # Without page tables, in the dump or in this program, there still is what needs none.
+            physical = self._source.kernel_to_phys(address)
             if physical is None or not self._is_memory(physical):
                 raise
             return self._source.read(physical, _WINDOW)

@@ -95,7 +95,7 @@ def _phys_offset(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
     return lowest if number is None else number
 
 
-def _kernel_image_to_phys(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     offset = vmcoreinfo.number("kimage_voffset")
     return None if offset is None else address - offset
 
@@ -117,6 +117,6 @@ ARCH = Arch(
     ),
     page_size=65536,
     phys_base=_phys_offset,
-    kernel_image_to_phys=_kernel_image_to_phys,
+    kernel_to_phys=_kernel_to_phys,
     address_spaces=aarch64_spaces,
 )

@@ -29,7 +29,7 @@ def lowest_block(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
     return lowest
 
 
-def _unknown(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
+def _unknown(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     return None
 
 
@@ -63,9 +63,9 @@ class Arch:
         The highest end of memory, a guest-physical address, that a 32-bit file of this architecture holds.
     phys_base : callable
         ``(vmcoreinfo, start of the lowest block) -> int``, the kdump sub-header's phys_base; may be negative.
-    kernel_image_to_phys : callable
-        ``(vmcoreinfo, virtual address of a kernel symbol) -> int or None``, its guest-physical address
-        where that needs no page table.
+    kernel_to_phys : callable
+        ``(vmcoreinfo, virtual address, start of the lowest block) -> int or None``, the guest-physical
+        address of what Linux maps directly, its image above all; None where it takes page tables to know.
     address_spaces : callable or None
         ``(registers of each vCPU, vmcoreinfo, guest-physical address of swapper_pg_dir or None) ->
         AddressSpaces``; None where there is no page-table walk.
@@ -83,7 +83,7 @@ class Arch:
     sub_header_32: SubHeaderForm = "32 padded"
     max_end_32: int = 1 << 32
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
-    kernel_image_to_phys: Callable[[Vmcoreinfo, int], int | None] = _unknown
+    kernel_to_phys: Callable[[Vmcoreinfo, int, int], int | None] = _unknown
     address_spaces: FindSpaces | None = None
 
     def notes(self, cpus: Sequence[Mapping[str, int]], byteorder: ByteOrder | None = None) -> bytes:

@@ -21,7 +21,7 @@ REGISTERS = (
 """pc, then x1 to x31 by their names in the calling convention."""
 
 
-def _kernel_image_to_phys(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     offset = vmcoreinfo.number("va_kernel_pa_offset")
     return None if offset is None else address - offset
 
@@ -33,6 +33,6 @@ ARCH = Arch(
     elf_class=64,
     byteorder="little",
     register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
-    kernel_image_to_phys=_kernel_image_to_phys,
+    kernel_to_phys=_kernel_to_phys,
     address_spaces=riscv64_spaces,
 )

@@ -129,7 +129,7 @@ def _phys_base(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
     return vmcoreinfo.number("phys_base") or 0
 
 
-def _kernel_image_to_phys(vmcoreinfo: Vmcoreinfo, address: int) -> int | None:
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     phys_base = vmcoreinfo.number("phys_base")
     return None if phys_base is None else address - START_KERNEL_MAP + phys_base
 
@@ -142,6 +142,6 @@ ARCH = Arch(
     byteorder="little",
     register_notes=(PRSTATUS_NOTE, QEMU_NOTE),
     phys_base=_phys_base,
-    kernel_image_to_phys=_kernel_image_to_phys,
+    kernel_to_phys=_kernel_to_phys,
     address_spaces=x86_64_spaces,
 )

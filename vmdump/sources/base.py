@@ -302,6 +302,22 @@ class Source(Translating):
         """Where the kernel's image was moved to, as an unsigned 64-bit number."""
         return self.arch.phys_base(self.vmcoreinfo, self.blocks[0].start) % ADDRESS_LIMIT
 
+    def kernel_to_phys(self, address: int) -> int | None:
+        """Find the guest-physical address of what the guest's Linux maps directly, without page tables.
+
+        Parameters
+        ----------
+        address : int
+            Virtual address of the kernel's image; of any memory, on architectures where all of it is mapped
+            in one piece. Nothing tells whether there is memory.
+
+        Returns
+        -------
+        int or None
+            None where it takes page tables to know.
+        """
+        return self.arch.kernel_to_phys(self.vmcoreinfo, address, self.blocks[0].start)
+
     @cached_property
     def utsname(self) -> Utsname:
         """The guest's names: from ``init_uts_ns`` in its memory, else what VMCOREINFO tells.
@@ -325,7 +341,7 @@ class Source(Translating):
         offset = self.vmcoreinfo.offset("uts_namespace.name")
         if virtual is None or offset is None:
             return None
-        address = self.arch.kernel_image_to_phys(self.vmcoreinfo, virtual + offset)
+        address = self.kernel_to_phys(virtual + offset)
         if address is None:
             return None
         try:

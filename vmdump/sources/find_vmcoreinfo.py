@@ -125,7 +125,7 @@ def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
     finding that needs page tables.
     """
     symbol = guest.vmcoreinfo.symbol("init_uts_ns")
-    if symbol is None or guest.arch.kernel_image_to_phys(guest.vmcoreinfo, symbol) is None:
+    if symbol is None or guest.kernel_to_phys(symbol) is None:
         return "unknown"
     return "right" if guest.utsname_in_memory() is not None else "wrong"
 

@@ -50,7 +50,7 @@ class _VirtualMemory:
         if find is None:
             return None
         symbol = source.vmcoreinfo.symbol("swapper_pg_dir")
-        root = None if symbol is None else source.arch.kernel_image_to_phys(source.vmcoreinfo, symbol)
+        root = None if symbol is None else source.kernel_to_phys(symbol)
         return find(source.cpus, source.vmcoreinfo, None if root is None else root % ADDRESS_LIMIT)
 
     def mappings(self, *, as_qemu: bool) -> Runs:
