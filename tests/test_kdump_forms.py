@@ -112,6 +112,12 @@ def test_every_codec_and_all_in_one_file(codecs: tuple[str, ...]) -> None:
         assert kinds == {PageKind[codec.upper()] if codec != "none" else PageKind.PLAIN for codec in codecs}
 
 
+@pytest.mark.parametrize(("byteorder", "arch"), [("little", "ppc64le"), ("big", "ppc64")])
+def test_little_endian_kernel_in_a_file_of_either_byte_order(byteorder: str, arch: str) -> None:
+    with vmdump.open(build_kdump(Build(PAGES, machine=b"ppc64le", byteorder=byteorder))) as dump:
+        assert (dump.arch.name, dump.byteorder) == (arch, byteorder)
+
+
 def test_64_kib_pages() -> None:
     pages = {pfn: page and page * 16 for pfn, page in PAGES.items()}
     with vmdump.open(build_kdump(Build(pages, block_size=65536))) as dump:

@@ -83,6 +83,9 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     family = {"i386": "i686", "i486": "i686", "i586": "i686"}.get(machine, machine)
     if family.startswith("armv"):
         family = arm.ARCH.uts_machine
+    if family == ppc64.LITTLE.uts_machine and byteorder == "big":
+        # QEMU 7.2 gives little-endian kernels big-endian headers.
+        family = ppc64.BIG.uts_machine
     for arch in ARCHES:
         if arch.uts_machine == family and arch.byteorder == byteorder:
             return arch
