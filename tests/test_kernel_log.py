@@ -15,6 +15,7 @@ import pytest
 from conftest import RunVmdump
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.direct_maps import DIRECT_MAPS, DirectMap
 
 import vmdump
 from vmdump import errors
@@ -290,6 +291,54 @@ def test_characters(size: int) -> None:
     assert lines_of(characters(text, size)) == expected
     last = list(vmdump.dmesg(characters(text, size)))[-1]
     assert (last.level, last.facility, last.text, last.timestamp) == (4, 0, b"half a li", None)
+
+
+OLD_LINES = "OSRELEASE=2.6.32\nPAGESIZE=4096\n"
+
+
+@pytest.mark.parametrize("place", DIRECT_MAPS, ids=lambda place: place.name)
+def test_memory_that_is_mapped_directly(place: DirectMap) -> None:
+    text = b"<6>first\n<3>second\n"
+    memory = bytearray(SIZE)
+    memory[TEXT : TEXT + len(text)] = text
+    head = ">" if place.byteorder == "big" else "<"
+    pointer = "I" if place.word == 4 else "Q"
+    struct.pack_into(f"{head}{pointer}II", memory, PRB, place.data + TEXT, 256, len(text))
+    names = {"log_buf": 0, "log_buf_len": place.word, "log_end": place.word + 4}
+    lines = "".join(f"SYMBOL({name})={place.image + PRB + at:x}\n" for name, at in names.items())
+    source = vmdump.BlockSource(
+        [(place.start, np.frombuffer(memory, np.uint8))],
+        arch=place.arch,
+        page_size=4096,
+        vmcoreinfo=(OLD_LINES + place.lines + lines).encode(),
+    )
+    assert lines_of(source) == ["<6>first", "<3>second"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "address", "lines"),
+    [
+        ("arm", 0xC0001000, ""),
+        ("arm", 0xB0301000, "SYMBOL(_stext)=b0300000\n"),  # a 3G_OPT kernel, or one that runs in flash memory
+        ("arm", 0xBF001000, "SYMBOL(_stext)=c0300000\n"),  # a module
+        ("i386", 0xB1001000, "SYMBOL(_stext)=b1000000\n"),
+        ("ppc", 0x1000, "SYMBOL(_stext)=c0000000\n"),
+        ("ppc64", 0xD000000000001000, ""),
+        ("mips", 0xC0001000, ""),
+        ("mips64", 0xFFFFFFFFC0001000, ""),
+        ("mips64", 0xC000000000001000, ""),
+        ("loongarch64", 0xFFFF800000001000, ""),
+        ("s390x", 0x1000, "KERNELOFFPHYS=0\nKERNELOFFSET=3ffe0000000\n"),
+        ("riscv32", 0xC0001000, ""),
+    ],
+)
+def test_memory_that_takes_page_tables(arch: str, address: int, lines: str) -> None:
+    lines = f"{OLD_LINES}{lines}SYMBOL(log_end)={address:x}\nSYMBOL(log_buf_len)={address:x}\n"
+    memory = np.full(SIZE, 1, np.uint8)
+    source = vmdump.BlockSource(memory, arch=arch, page_size=4096, vmcoreinfo=lines.encode())
+    assert source.kernel_to_phys(address) is None
+    with pytest.raises(errors.CapabilityError, match=f"{arch} "):
+        list(vmdump.dmesg(source))
 
 
 def test_characters_without_a_newline_are_not_gathered() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.direct_maps import DIRECT_MAPS, DirectMap
 from oracles.elf import ElfCore
 from oracles.elf_builder import note
 
@@ -43,10 +44,12 @@ class Kernel:
     uts: int = 40 * PAGE + 16
     """Guest-physical address of init_uts_ns."""
     extra: str = ""
+    image: int = KERNEL_MAP
+    """Virtual address at which the kernel's image is."""
 
     @property
     def text(self) -> bytes:
-        symbol = self.uts + KERNEL_MAP - self.phys_base
+        symbol = self.uts + self.image - self.phys_base
         lines = (
             f"OSRELEASE={self.release}",
             f"PAGESIZE={PAGE}",
@@ -187,6 +190,21 @@ def test_architectures_that_cannot_check(arch: str, byteorder: str, form: str) -
     assert search_vmcoreinfo(source) is None
 
 
+@pytest.mark.parametrize("place", DIRECT_MAPS, ids=lambda place: place.name)
+def test_memory_that_is_mapped_directly(place: DirectMap) -> None:
+    memory = zeros(128 * PAGE)
+    stale, right = (Kernel(release, extra=place.lines, image=place.image) for release in ("5.10.0", "6.1.0"))
+    source = guest((place.start, memory), arch=place.arch, page_size=PAGE)
+    right.put_names(memory)
+    put(memory, 10 * PAGE, stale.text)
+    # What cannot be known for sure must not be rejected.
+    assert search_vmcoreinfo(source) == (None if place.sure else stale.text)
+    put(memory, 20 * PAGE, right.text)
+    assert search_vmcoreinfo(source) == right.text
+    assert source.with_vmcoreinfo(right.text).utsname.version == b"#1 SMP"
+    assert source.with_vmcoreinfo(stale.text).utsname.version == b"unknown"
+
+
 def test_a_text_that_can_be_checked_beats_one_that_cannot() -> None:
     memory = zeros(128 * PAGE)
     right = Kernel()
@@ -222,14 +240,16 @@ wild = st.sampled_from(
 def test_lying_texts(page_size: str, symbol: str, offset: str, phys_base: str) -> None:
     text = (
         f"OSRELEASE=6.1.0\nPAGESIZE={page_size}\nSYMBOL(init_uts_ns)={symbol}\n"
-        f"OFFSET(uts_namespace.name)={offset}\nNUMBER(phys_base)={phys_base}\n"
+        f"OFFSET(uts_namespace.name)={offset}\nNUMBER(phys_base)={phys_base}\nSYMBOL(_stext)=c0000000\n"
+        f"KERNELOFFPHYS={phys_base}\nKERNELOFFSET={offset}\nIDENTITYBASE={page_size}\n"
     ).encode()
     memory = zeros(16 * PAGE)
     put(memory, 2 * PAGE, text)
     search_vmcoreinfo(guest((0, memory)))
     put(memory, 2 * PAGE, text.replace(b"PAGESIZE=", b"PAGESIZE=4096\nX="))
     search_vmcoreinfo(guest((0, memory)))
-    search_vmcoreinfo(guest((0, memory), arch="arm"))
+    for arch in ("arm", "s390x", "mips64"):
+        search_vmcoreinfo(guest((0, memory), arch=arch))
 
 
 @given(st.integers(0, 15), st.binary(min_size=1, max_size=PAGE - 16))

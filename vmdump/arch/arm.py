@@ -6,7 +6,7 @@ Sources of the layouts: Linux' ``struct pt_regs`` (arch/arm/include/asm/ptrace.h
 
 from __future__ import annotations
 
-from vmdump.arch.base import Arch, lowest_block
+from vmdump.arch.base import Arch, linear_map, lowest_block
 from vmdump.arch.registers import RegisterNote, numbered, prstatus, words
 from vmdump.formats.layout import Layout
 
@@ -33,4 +33,6 @@ ARCH = Arch(
         RegisterNote(b"LINUX", _NT_ARM_VFP, _VFP),
     ),
     phys_base=lowest_block,
+    kernel_to_phys=linear_map,
+    kernel_to_phys_is_sure=False,
 )

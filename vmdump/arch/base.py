@@ -15,9 +15,13 @@ from vmdump.formats.kdump import SubHeaderForm
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
-__all__ = ["Arch", "FindSpaces", "lowest_block"]
+__all__ = ["Arch", "FindSpaces", "linear_map", "lowest_block"]
 
 FindSpaces = Callable[[Sequence[Mapping[str, int]], Vmcoreinfo, int | None], AddressSpaces]
+
+_PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000)
+_NEAR = 0x1FFFFFFF
+"""_stext is in the first 512 MiB behind PAGE_OFFSET: i386 moves its image so far."""
 
 
 def _zero(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
@@ -31,6 +35,15 @@ def lowest_block(vmcoreinfo: Vmcoreinfo, lowest: int) -> int:
 
 def _unknown(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     return None
+
+
+def linear_map(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    """Find what a 32-bit Linux maps in one piece: memory from its start on, at PAGE_OFFSET.
+
+    No VMCOREINFO tells PAGE_OFFSET, which a kernel is built with; these are the usual ones.
+    """
+    begin = (vmcoreinfo.symbol("_stext") or 0) & ~_NEAR
+    return address - begin + lowest if begin in _PAGE_OFFSETS and address >= begin else None
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,9 @@ class Arch:
     kernel_to_phys : callable
         ``(vmcoreinfo, virtual address, start of the lowest block) -> int or None``, the guest-physical
         address of what Linux maps directly, its image above all; None where it takes page tables to know.
+    kernel_to_phys_is_sure : bool
+        False where that takes for granted what VMCOREINFO does not tell: what is not found there may be
+        elsewhere.
     address_spaces : callable or None
         ``(registers of each vCPU, vmcoreinfo, guest-physical address of swapper_pg_dir or None) ->
         AddressSpaces``; None where there is no page-table walk.
@@ -84,6 +100,7 @@ class Arch:
     max_end_32: int = 1 << 32
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
     kernel_to_phys: Callable[[Vmcoreinfo, int, int], int | None] = _unknown
+    kernel_to_phys_is_sure: bool = True
     address_spaces: FindSpaces | None = None
 
     def notes(self, cpus: Sequence[Mapping[str, int]], byteorder: ByteOrder | None = None) -> bytes:

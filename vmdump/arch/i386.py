@@ -6,11 +6,12 @@ names for the registers are the 64-bit ones.
 
 from __future__ import annotations
 
-from vmdump.arch.base import Arch
+from vmdump.arch.base import Arch, linear_map
 from vmdump.arch.paging.x86 import i386_spaces
 from vmdump.arch.registers import prstatus, words
 from vmdump.arch.x86_64 import QEMU_NOTE
 from vmdump.formats.layout import Field
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["ARCH"]
 
@@ -33,6 +34,12 @@ _REGISTERS = (
     *_selector("ss"),
 )
 
+
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    # A PC's memory begins at 0, also where a dump lacks its first pages.
+    return linear_map(vmcoreinfo, address, 0)
+
+
 # QEMU compares the end of memory with UINT_MAX here, so firmware that ends at 4 GiB makes a 64-bit file.
 ARCH = Arch(
     "i386",
@@ -44,5 +51,7 @@ ARCH = Arch(
     short_names=tuple((name, f"r{name[1:]}") for name in (*_GPRS, "esp", "eip", "eflags")),
     sub_header_32="32 packed",
     max_end_32=0xFFFFFFFF,
+    kernel_to_phys=_kernel_to_phys,
+    kernel_to_phys_is_sure=False,
     address_spaces=i386_spaces,
 )

@@ -9,8 +9,17 @@ from __future__ import annotations
 from vmdump.arch.base import Arch
 from vmdump.arch.registers import NT_FPREGSET, RegisterNote, numbered, prstatus, words
 from vmdump.formats.layout import Layout
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["ARCH"]
+
+_WINDOWS = (0x8000, 0x9000)
+"""Top 16 bits of the direct-mapped windows that Linux sets: memory without and with the caches."""
+
+
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    return address & (1 << 48) - 1 if address >> 48 in _WINDOWS else None
+
 
 ARCH = Arch(
     "loongarch64",
@@ -37,4 +46,5 @@ ARCH = Arch(
             ),
         ),
     ),
+    kernel_to_phys=_kernel_to_phys,
 )

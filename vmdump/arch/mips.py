@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmdump.arch.base import Arch
-from vmdump.arch.mips64 import SPECIAL
+from vmdump.arch.mips64 import SPECIAL, kernel_to_phys
 from vmdump.arch.registers import numbered, prstatus, words
 from vmdump.formats.layout import Field
 
@@ -27,5 +27,6 @@ BIG = Arch(
             padding=4,
         ),
     ),
+    kernel_to_phys=kernel_to_phys,
 )
 LITTLE = replace(BIG, name="mipsel", byteorder="little")

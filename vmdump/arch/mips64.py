@@ -10,10 +10,24 @@ from dataclasses import replace
 
 from vmdump.arch.base import Arch
 from vmdump.arch.registers import numbered, prstatus, words
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
-__all__ = ["BIG", "LITTLE", "SPECIAL"]
+__all__ = ["BIG", "LITTLE", "SPECIAL", "kernel_to_phys"]
 
 SPECIAL = ("lo", "hi", "cp0_epc", "cp0_badvaddr", "cp0_status", "cp0_cause")
+
+_KSEG0, _KSEG2 = 0x80000000, 0xC0000000
+_XKPHYS = 0b10
+"""Top two bits of addresses that are physical ones, with three bits about caches between."""
+
+
+def kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    """Find what the processor maps without tables: kseg0 and kseg1, and xkphys of 64 bits."""
+    # A 64-bit kernel has kseg0 and kseg1 with the sign extended.
+    if address >> 32 in (0, 0xFFFFFFFF) and _KSEG0 <= address & 0xFFFFFFFF < _KSEG2:
+        return address & (1 << 29) - 1
+    return address & (1 << 59) - 1 if address >> 62 == _XKPHYS else None
+
 
 BIG = Arch(
     "mips64",
@@ -28,5 +42,6 @@ BIG = Arch(
             "mips64", 8, (*numbered("r", "u8", 0, 32), *words("u8", *SPECIAL)), fpvalid=False, padding=7 * 8
         ),
     ),
+    kernel_to_phys=kernel_to_phys,
 )
 LITTLE = replace(BIG, name="mips64el", byteorder="little")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmdump.arch.base import Arch
+from vmdump.arch.base import Arch, linear_map
 from vmdump.arch.powerpc import register_notes, user_registers
 from vmdump.arch.registers import prstatus
 
@@ -18,4 +18,6 @@ ARCH = Arch(
     byteorder="big",
     page_sizes=(4096, 16384, 65536),
     register_notes=register_notes("ppc", "u4", others=(_LINUX,)),
+    kernel_to_phys=linear_map,
+    kernel_to_phys_is_sure=False,
 )

@@ -6,8 +6,17 @@ from dataclasses import replace
 
 from vmdump.arch.base import Arch
 from vmdump.arch.powerpc import register_notes
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["BIG", "LITTLE"]
+
+_DIRECT = 0xC
+"""Top four bits of the addresses at which all memory is mapped."""
+
+
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    return address & (1 << 60) - 1 if address >> 60 == _DIRECT else None
+
 
 # 64 KiB is what Linux uses on most of these machines, and what QEMU takes for pseries.
 BIG = Arch(
@@ -19,5 +28,6 @@ BIG = Arch(
     register_notes=register_notes("ppc64", "u8"),
     page_sizes=(4096, 65536),
     page_size=65536,
+    kernel_to_phys=_kernel_to_phys,
 )
 LITTLE = replace(BIG, name="ppc64le", uts_machine="ppc64le", byteorder="little")

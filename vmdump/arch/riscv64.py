@@ -11,7 +11,7 @@ from vmdump.arch.paging.riscv64 import riscv64_spaces
 from vmdump.arch.registers import prstatus, words
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
-__all__ = ["ARCH", "REGISTERS"]
+__all__ = ["ARCH", "REGISTERS", "kernel_to_phys"]
 
 REGISTERS = (
     *("pc", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"),
@@ -21,7 +21,8 @@ REGISTERS = (
 """pc, then x1 to x31 by their names in the calling convention."""
 
 
-def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+def kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    """Find the kernel's image."""
     offset = vmcoreinfo.number("va_kernel_pa_offset")
     return None if offset is None else address - offset
 
@@ -33,6 +34,6 @@ ARCH = Arch(
     elf_class=64,
     byteorder="little",
     register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
-    kernel_to_phys=_kernel_to_phys,
+    kernel_to_phys=kernel_to_phys,
     address_spaces=riscv64_spaces,
 )

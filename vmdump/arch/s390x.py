@@ -9,12 +9,24 @@ from __future__ import annotations
 from vmdump.arch.base import Arch
 from vmdump.arch.registers import NT_FPREGSET, RegisterNote, numbered, prstatus, wide, words
 from vmdump.formats.layout import Field, Layout
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["ARCH"]
 
 
 def _linux(number: int, name: str, *fields: Field) -> RegisterNote:
     return RegisterNote(b"LINUX", number, Layout(f"s390x {name} note", fields))
+
+
+def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
+    """Do what the kernel's ``__pa`` does (arch/s390/include/asm/page.h)."""
+    image_phys = vmcoreinfo.hexadecimal("KERNELOFFPHYS")
+    if image_phys is None:  # before 6.10: all memory is where it is, and KERNELOFFSET only tells of the image
+        return address
+    image, identity = vmcoreinfo.hexadecimal("KERNELOFFSET"), vmcoreinfo.hexadecimal("IDENTITYBASE")
+    if image is None or identity is None:
+        return None
+    return address - identity if address < image else address - image + image_phys
 
 
 ARCH = Arch(
@@ -50,4 +62,5 @@ ARCH = Arch(
         _linux(0x30A, "VXRS_HIGH", *wide("v", 16, 32)),
         _linux(0x30B, "GS_CB", *words("u8", "gs_reserved", "gsd", "gssm", "gs_epl_a")),
     ),
+    kernel_to_phys=_kernel_to_phys,
 )

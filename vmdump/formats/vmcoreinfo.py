@@ -59,7 +59,11 @@ class Vmcoreinfo(Mapping[str, str]):
 
     def symbol(self, name: str) -> int | None:
         """Read the virtual address ``SYMBOL(name)``, hexadecimal without 0x; None if absent."""
-        return _integer(self.get(f"SYMBOL({name})"), 16)
+        return self.hexadecimal(f"SYMBOL({name})")
+
+    def hexadecimal(self, key: str) -> int | None:
+        """Read the line of this key, a hexadecimal number without 0x such as KERNELOFFSET; None if absent."""
+        return _integer(self.get(key), 16)
 
     def offset(self, member: str) -> int | None:
         """Read ``OFFSET(struct.member)`` in bytes; None if absent."""

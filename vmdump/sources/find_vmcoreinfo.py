@@ -97,7 +97,7 @@ def search_vmcoreinfo(
     -------
     FoundVmcoreinfo or None
         One of which it was checked that the guest's ``init_uts_ns`` is where it says and names the same
-        release; on architectures where finding that needs page tables, the only text there is.
+        release; where it is not known for sure where that is, the only text there is.
 
     Raises
     ------
@@ -121,13 +121,14 @@ def search_vmcoreinfo(
 def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:
     """Tell whether a guest's VMCOREINFO is of the kernel that is in its memory.
 
-    Right if its ``init_uts_ns`` is where it says and names its release; unknown on architectures where
-    finding that needs page tables.
+    Right if its ``init_uts_ns`` is where it says and names its release; unknown where it is not known for
+    sure where that is.
     """
+    if guest.utsname_in_memory() is not None:
+        return "right"
     symbol = guest.vmcoreinfo.symbol("init_uts_ns")
-    if symbol is None or guest.kernel_to_phys(symbol) is None:
-        return "unknown"
-    return "right" if guest.utsname_in_memory() is not None else "wrong"
+    checked = symbol is not None and guest.kernel_to_phys(symbol) is not None
+    return "wrong" if checked and guest.arch.kernel_to_phys_is_sure else "unknown"
 
 
 def _candidates(source: Source, cancelled: Callable[[], bool]) -> Iterator[int]:
