@@ -146,11 +146,27 @@ def many_ranges(path: Path) -> None:
     )
 
 
+def far_bits(path: Path) -> None:
+    """Records of one byte each that set a bit far from the others: windows of 2 GiB, in 8 MiB."""
+    count = 500_000
+    small = kdump()
+    fields = {field.name: field for field in small.fields}
+    struct.pack_into("<I", small.data, fields["bitmap_blocks"].offset, 2 * count)
+    struct.pack_into("<Q", small.data, fields["max_mapnr_64"].offset, 8 * count * PAGE)
+    head = bytes(small.data[: 2 * PAGE])
+    bits = b"".join(struct.pack(">qqB", (2 + number) * PAGE, 1, 1) for number in range(count))
+    end = struct.pack(">qq", (2 + 2 * count) * PAGE, PAGE) + bytes(PAGE) + b"\xff" * 16
+    path.write_bytes(
+        b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1) + bytes(4064)
+        + struct.pack(">qq", 0, len(head)) + head + bits + end
+    )  # fmt: skip
+
+
 HOSTILE: dict[str, Callable[[Path], None]] = {
     make.__name__: make
     for make in (
         alternating_bitmap, one_byte_records, tiny_notes, tiny_cpus, one_note, long_vmcoreinfo, shared_notes,
-        many_loads, many_aliases, huge_sub_header, full_bitmap_of_bombs, many_ranges,
+        many_loads, many_aliases, huge_sub_header, full_bitmap_of_bombs, many_ranges, far_bits,
     )
 }  # fmt: skip
 

@@ -254,7 +254,7 @@ def test_bitmap_of_alternating_bits_is_refused() -> None:
         vmdump.open(data)
 
 
-def test_largest_bitmap_in_a_hole(tmp_path: Path) -> None:
+def test_too_large_a_bitmap_in_a_hole(tmp_path: Path) -> None:
     """Bitmaps of 8 GiB that the file has only as a hole are refused, not looked through."""
     data = bytearray(build_kdump(Build({3: text(3)})))
     struct.pack_into("<I", data, 436, 1 << 22)  # bitmap_blocks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.errors import FormatError
 from vmdump.kernels import bits
 from vmdump.readers.file import ByteFile
 from vmdump.sources.base import Pages
@@ -19,6 +21,8 @@ _ROW = WINDOW // 8
 _RUN_WINDOWS = 32
 """Windows whose runs are looked for at once: 8 MiB of them at most."""
 _CHUNK = 4 << 20
+_MAX_ROWS = 1 << 14
+"""64 MiB of windows, 2 TiB of a guest, that any file may have; more where it is larger."""
 
 
 class PageBitmap:
@@ -30,15 +34,16 @@ class PageBitmap:
         Pages.
     windows : (k,) intp
         Numbers of the windows that are kept, ascending.
-    rows : (k, WINDOW / 8) uint8
-        Their bits: bit ``pfn % 8`` of byte ``pfn // 8``; none is set from `size` on.
+    rows : (k + 1, WINDOW / 8) uint8
+        Their bits: bit ``pfn % 8`` of byte ``pfn // 8``; none is set from `size` on. The last row is zero,
+        and stands for all other windows. Not copied.
     """
 
     def __init__(self, size: int, windows: NDArray[np.intp], rows: Pages) -> None:
         self.size = size
         self.windows = windows
-        self._rows = np.concatenate([rows, np.zeros((1, _ROW), np.uint8)])  # the last one for all others
-        self._bits = self._rows.reshape(-1)
+        self.rows = rows
+        self._bits = rows.reshape(-1)
         count = -(-size // WINDOW)
         self._row_of = np.full(count, len(windows), np.int64)
         self._row_of[windows] = np.arange(len(windows))
@@ -49,11 +54,6 @@ class PageBitmap:
         # An item of a memoryview is a Python int, and takes a third of the time of an array's.
         self._rank_of = memoryview(np.cumsum(counts))
         self._places, self._bytes = memoryview(self._row_of), memoryview(self._bits)
-
-    @property
-    def rows(self) -> Pages:
-        """The bits of `windows`."""
-        return self._rows[:-1]
 
     @property
     def total(self) -> int:
@@ -79,7 +79,7 @@ class PageBitmap:
     def select(self, pfn: int, count: int) -> NDArray[np.bool_]:
         """Give the bits of pages ``[pfn, pfn + count)``; those beyond the bitmap are not set."""
         first = pfn // WINDOW
-        data = self._rows[self._row_of[first : -(-(pfn + count) // WINDOW)]].reshape(-1)
+        data = self.rows[self._row_of[first : -(-(pfn + count) // WINDOW)]].reshape(-1)
         bit = pfn - first * WINDOW
         flags = np.unpackbits(data[bit // 8 : -(-(bit + count) // 8)], bitorder="little")
         found = flags[bit % 8 :][:count].astype(np.bool_)
@@ -121,19 +121,29 @@ class PageBitmap:
     def __or__(self, other: PageBitmap) -> PageBitmap:
         """Give the pages of both."""
         windows = np.union1d(self.windows, other.windows)
-        rows = np.zeros((len(windows), _ROW), np.uint8)
+        rows = np.zeros((len(windows) + 1, _ROW), np.uint8)
         for bitmap in (self, other):
-            rows[np.searchsorted(windows, bitmap.windows)] |= bitmap.rows
+            for row, bits_there in zip(np.searchsorted(windows, bitmap.windows), bitmap.rows, strict=False):
+                rows[row] |= bits_there
         return PageBitmap(max(self.size, other.size), windows, rows)
 
 
 def read_bitmap(file: ByteFile, offset: int, page_count: int) -> PageBitmap:
-    """Read a bitmap of `page_count` pages; what is in a hole of the file is not read."""
+    """Read a bitmap of `page_count` pages; what is in a hole of the file is not read.
+
+    Raises
+    ------
+    FormatError
+        Its bits lie further apart than those of any guest: a window takes 4 KiB, and a flattened record that
+        sets one bit of it 17 bytes.
+    """
     size = -(-page_count // 8)
     memory = file.memory(offset, size, size)
-    windows, parts = [np.empty(0, np.intp)], [np.empty((0, _ROW), np.uint8)]
+    most = max(_MAX_ROWS, file.allocated // _ROW)
+    windows: list[NDArray[np.intp]] = [np.empty(0, np.intp)]
+    parts: deque[Pages] = deque()
     scratch = np.empty(min(_CHUNK, -(-size // _ROW) * _ROW), np.uint8)
-    done = 0
+    done = count = 0
     for begin, end in memory.extents():
         for start in range(max(done, begin - begin % _ROW), end, _CHUNK):
             done = min(start + _CHUNK, size)
@@ -144,6 +154,15 @@ def read_bitmap(file: ByteFile, offset: int, page_count: int) -> PageBitmap:
                     data[(size - 1) - start] &= (1 << page_count % 8) - 1
             rows = data.reshape(-1, _ROW)
             used = np.flatnonzero(rows.view(np.uint64).any(axis=1))
+            count += len(used)
+            if count > most:
+                raise FormatError("the pages lie too far apart", path=file.path, offset=offset + start)
             windows.append(used + start // _ROW)
             parts.append(rows[used])
-    return PageBitmap(page_count, np.concatenate(windows), np.concatenate(parts))
+    kept = np.zeros((count + 1, _ROW), np.uint8)
+    at = 0
+    while parts:
+        part = parts.popleft()
+        kept[at : at + len(part)] = part
+        at += len(part)
+    return PageBitmap(page_count, np.concatenate(windows), kept)

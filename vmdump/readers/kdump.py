@@ -174,9 +174,11 @@ class KdumpDump(Dump):
 
     def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
         """Keep the bitmaps; give the runs of pages that the guest had."""
-        memory, stored = (read_bitmap(file, offset, headers.max_mapnr) for offset in headers.bitmap_offsets)
+        first, second = headers.bitmap_offsets
+        memory = read_bitmap(file, first, headers.max_mapnr)
+        stored = memory if second == first else read_bitmap(file, second, headers.max_mapnr)
         self._stored = self._present = stored
-        self._known = memory | stored
+        self._known = memory if stored is memory else memory | stored
         self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
         runs = self._known.runs(MAX_BLOCKS)
         if runs is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -13,8 +15,8 @@ from vmdump.writers.lanes import Lane
 
 __all__ = ["bitmap_windows", "without", "write_bitmap"]
 
-_WINDOW = 1 << 20
-"""Bytes of a bitmap made at a time: 32 GiB of guest memory in 4 KiB pages."""
+_WINDOW = 1 << 16
+"""Bytes of a bitmap made at a time: 2 GiB of guest memory in 4 KiB pages. A single page takes as much."""
 
 
 def write_bitmap(
@@ -40,7 +42,10 @@ def write_bitmap(
         else:
             if excluding is not None and excluding.excluded_size:
                 _clear_excluded(excluding, window, first_pfn, ranges)
-            lane.write(window)
+            if window.any():
+                lane.write(window)
+            else:
+                lane.skip(length)
         first_pfn += 8 * length
 
 
@@ -60,7 +65,7 @@ def without(ranges: Sequence[tuple[int, int]], gone: Sequence[tuple[int, int]]) 
 
 
 def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, Pages | None]]:
-    """Give a bitmap in windows of 1 MiB.
+    """Give a bitmap in windows of 64 KiB.
 
     Parameters
     ----------
@@ -96,9 +101,10 @@ def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tup
 def _clear_excluded(source: Source, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
     """Clear the bits of excluded pages in the window that begins with `first_pfn`, a multiple of 8."""
     end_pfn = first_pfn + 8 * window.size
-    for low, high in ranges:
-        begin, end = max(low, first_pfn), min(high, end_pfn)
-        for pfn, mask in masks(source, begin, end):
+    for low, high in ranges[bisect_right(ranges, first_pfn, key=itemgetter(1)) :]:
+        if low >= end_pfn:
+            break
+        for pfn, mask in masks(source, max(low, first_pfn), min(high, end_pfn)):
             lead = (pfn - first_pfn) % 8
             bits = np.packbits(np.concatenate((np.zeros(lead, np.bool_), mask)), bitorder="little")
             at = (pfn - first_pfn) // 8
