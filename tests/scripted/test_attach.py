@@ -206,6 +206,14 @@ def test_headers_that_are_none(elf: bytes, tmp_path: Path, out: Path) -> None:
     assert error.path == qemu.path
 
 
+def test_qemu_ends_within_its_headers(tmp_path: Path, out: Path) -> None:
+    """It is not asked once more, as it is where the headers need a larger pipe."""
+    with FakeQemu(tmp_path, elf=HEADERS[:100], rules=[rule("dump-guest-memory", "done-close")]) as qemu:
+        error = refused(qemu, out, QmpError)
+        assert "during dump-guest-memory" in str(error)
+        assert qemu.commands.count("dump-guest-memory") == 1
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_headers_that_never_end(running: bool, tmp_path: Path, out: Path) -> None:
     """A stream that claims notes beyond all reason is cut off before it is read."""

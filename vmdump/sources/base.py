@@ -314,7 +314,7 @@ class Source(Translating):
         Returns
         -------
         int or None
-            None where it takes page tables to know.
+            None where it takes page tables to know. VMCOREINFO of another kernel may make it any number.
         """
         return self.arch.kernel_to_phys(self.vmcoreinfo, address, self.blocks[0].start)
 

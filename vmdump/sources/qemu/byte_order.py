@@ -15,7 +15,9 @@ from vmdump.formats.notes import build_note, iter_notes
 __all__ = ["in_guests_byte_order"]
 
 _MSR_LE = 1
-"""Bit of the machine state register: this vCPU runs little-endian. A kernel's do all, but in firmware."""
+"""Bit of the machine state register: what this vCPU runs is little-endian."""
+_MSR_PR = 1 << 14
+"""That is a program, which may have another byte order than the kernel."""
 
 
 def in_guests_byte_order(headers: ElfHeaders) -> ElfHeaders:
@@ -34,7 +36,9 @@ def in_guests_byte_order(headers: ElfHeaders) -> ElfHeaders:
     if headers.machine != BIG.machine or headers.byteorder != "big":
         return headers
     cpus = BIG.cpus(headers.notes)
-    if not any(cpu.get("msr", 0) & _MSR_LE for cpu in cpus):
+    states = [cpu.get("msr", 0) for cpu in cpus]
+    # One vCPU is enough: firmware, and one that was not started yet, are big-endian.
+    if not any(state & _MSR_LE for state in [state for state in states if not state & _MSR_PR] or states):
         return headers
     registers = {(kind.name, kind.type) for kind in BIG.register_notes}
     others = (

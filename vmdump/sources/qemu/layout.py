@@ -24,7 +24,8 @@ __all__ = ["GuestLayout", "ask_headers"]
 
 _FD_NAME = "vmdump"
 _PIPE_SIZES = (64 << 10, 1 << 20)
-"""Bytes. QEMU fails when such a pipe is full, and waits for nobody; x86's notes of 80 vCPUs fit, of 1,200."""
+"""Bytes. QEMU fails when such a pipe is full, and waits for nobody; x86's notes of 80 vCPUs fit, of 1,200.
+Beyond them it has to wait."""
 _POLL_MS = 20
 _HEADERS_WAIT = 120.0
 _MAX_HEADERS = 128 << 20
@@ -118,7 +119,7 @@ def _take_headers(
             if pipe_size is not None:
                 # Not before: QEMU makes what it is given blocking.
                 os.set_blocking(writer, False)
-                with suppress(PermissionError):  # beyond pipe-max-size, or the user's share
+                with suppress(OSError):  # beyond pipe-max-size, or the user's share; it is only a wish
                     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, pipe_size)
         except QmpError as error:
             if not error.error_class:
@@ -138,7 +139,7 @@ def _take_headers(
             refusal = answer.exception() if pipe.at_end else None
             if refusal is None:
                 raise
-            if pipe_size is not None and pipe.began:
+            if pipe_size is not None and pipe.began and isinstance(refusal, QmpError) and refusal.error_class:
                 return None
             with suppress(QmpError):
                 monitor.execute("closefd", {"fdname": _FD_NAME})
