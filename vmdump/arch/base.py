@@ -40,10 +40,11 @@ def _unknown(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
 def linear_map(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     """Find what a 32-bit Linux maps in one piece: memory from its start on, at PAGE_OFFSET.
 
-    No VMCOREINFO tells PAGE_OFFSET, which a kernel is built with; these are the usual ones.
+    No VMCOREINFO tells PAGE_OFFSET, which a kernel is built with; these are the usual ones. Nor does it tell
+    where that memory ends and vmalloc's begins.
     """
     begin = (vmcoreinfo.symbol("_stext") or 0) & ~_NEAR
-    return address - begin + lowest if begin in _PAGE_OFFSETS and address >= begin else None
+    return address - begin + lowest if begin in _PAGE_OFFSETS and begin <= address < 1 << 32 else None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ["BIG", "LITTLE"]
 
-_DIRECT = 0xC
-"""Top four bits of the addresses at which all memory is mapped."""
+_DIRECT_BITS = 51
+_DIRECT = 0xC000000000000000 >> _DIRECT_BITS
+"""Top 13 bits of the addresses at which all memory is mapped; vmalloc begins at 0xc008000000000000."""
 
 
 def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
-    return address & (1 << 60) - 1 if address >> 60 == _DIRECT else None
+    return address & (1 << _DIRECT_BITS) - 1 if address >> _DIRECT_BITS == _DIRECT else None
 
 
 # 64 KiB is what Linux uses on most of these machines, and what QEMU takes for pseries.
