@@ -228,6 +228,24 @@ class Guest:
         assert found, status
         return int(found[1]) * 1024
 
+    def mapped(self) -> int:
+        """Bytes of its memory that QEMU has mapped. What QEMU itself takes grows: its translated code."""
+        place = self.monitor.execute("human-monitor-command", command_line="gpa2hva 0")
+        begin = int(place.rpartition(" ")[2], 16)
+        end = begin + (int(self.memory[:-1]) << {"M": 20, "G": 30}[self.memory[-1]])
+        total = ranges = 0
+        inside = False
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            word, *rest = line.split()
+            if not word.endswith(":"):
+                low, high = (int(bound, 16) for bound in word.split("-"))
+                inside = low < end and high > begin
+                ranges += inside
+            elif inside and word == "Rss:":
+                total += int(rest[0]) * 1024
+        assert ranges, place
+        return total
+
     def ram_path(self) -> Path | None:
         """The file that is the guest's RAM, also where it has no name any more; None: private memory."""
         if self._ram_file is not None or self.share == "private":

@@ -22,7 +22,7 @@ from vmdump import errors
 
 
 def size(guest: Guest) -> tuple[int, int]:
-    return guest.rss(), guest.allocated()
+    return guest.mapped(), guest.allocated()
 
 
 def events_since(guest: Guest, known: int) -> list[str]:

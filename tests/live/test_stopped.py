@@ -81,13 +81,13 @@ def check_same(guest: Guest, scratch: Path, *, found: bool = False) -> tuple[Elf
     """Dump a guest that stands still in both formats and judge them by QEMU's; that, and its full pages."""
     state = guest.monitor.status()
     assert not guest.running()
-    begin = (guest.rss(), guest.allocated())
+    begin = (guest.mapped(), guest.allocated())
     report = succeeds(guest, scratch / "ours.elf", "-f", "elf")
     assert (report["fuzzy"], report["paused_seconds"], report["unreadable"]) == (False, 0, [])
     report = succeeds(guest, scratch / "ours.kdump")
     assert (report["fuzzy"], report["paused_seconds"], report["unreadable"]) == (False, 0, [])
     assert guest.monitor.status() == state
-    growth = (guest.rss() - begin[0], guest.allocated() - begin[1])
+    growth = (guest.mapped() - begin[0], guest.allocated() - begin[1])
     assert max(growth) < MIB, f"the dump made the guest {growth} bytes bigger"
     guest.monitor.dump(scratch / "theirs.elf")
     theirs = ElfCore(scratch / "theirs.elf")
@@ -215,10 +215,10 @@ LOW = 2 << 30
 
 def test_both_sides_of_the_hole_below_4_gib(linux_guest: Guest, scratch: Path) -> None:
     """The guest's RAM file is the judge: QEMU's own dump of 4 GiB takes half a minute."""
-    begin = (linux_guest.rss(), linux_guest.allocated())
+    begin = (linux_guest.mapped(), linux_guest.allocated())
     succeeds(linux_guest, scratch / "elf", "-f", "elf")
     succeeds(linux_guest, scratch / "kdump")
-    growth = (linux_guest.rss() - begin[0], linux_guest.allocated() - begin[1])
+    growth = (linux_guest.mapped() - begin[0], linux_guest.allocated() - begin[1])
     assert max(growth) < MIB, f"the dump made the guest {growth} bytes bigger"
 
     core, kdump = ElfCore(scratch / "elf").check_vmdump_layout(), Kdump(scratch / "kdump").check()
