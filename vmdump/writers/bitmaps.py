@@ -101,7 +101,8 @@ def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tup
 def _clear_excluded(source: Source, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
     """Clear the bits of excluded pages in the window that begins with `first_pfn`, a multiple of 8."""
     end_pfn = first_pfn + 8 * window.size
-    for low, high in ranges[bisect_right(ranges, first_pfn, key=itemgetter(1)) :]:
+    for index in range(bisect_right(ranges, first_pfn, key=itemgetter(1)), len(ranges)):
+        low, high = ranges[index]
         if low >= end_pfn:
             break
         for pfn, mask in masks(source, max(low, first_pfn), min(high, end_pfn)):
