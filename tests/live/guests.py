@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from oracles.smaps import resident
+
 IMAGE = Path(__file__).resolve().parents[2] / "build/guest"
 QEMU = "qemu-system-x86_64"
 SHM = Path("/dev/shm")
@@ -233,18 +235,9 @@ class Guest:
         place = self.monitor.execute("human-monitor-command", command_line="gpa2hva 0")
         begin = int(place.rpartition(" ")[2], 16)
         end = begin + (int(self.memory[:-1]) << {"M": 20, "G": 30}[self.memory[-1]])
-        total = ranges = 0
-        inside = False
-        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
-            word, *rest = line.split()
-            if not word.endswith(":"):
-                low, high = (int(bound, 16) for bound in word.split("-"))
-                inside = low < end and high > begin
-                ranges += inside
-            elif inside and word == "Rss:":
-                total += int(rest[0]) * 1024
-        assert ranges, place
-        return total
+        found = [size for low, high, size in resident(self.pid) if low < end and high > begin]
+        assert found, place
+        return sum(found)
 
     def ram_path(self) -> Path | None:
         """The file that is the guest's RAM, also where it has no name any more; None: private memory."""

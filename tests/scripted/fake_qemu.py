@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from oracles.elf_builder import Load, build_elf
+from oracles.smaps import resident
 
 from scripted import child as child_program
 from scripted.child import PAGE, TICK, page_of
@@ -57,14 +58,10 @@ class Child:
         self.ask("put", address=address, data=data.hex())
 
     def resident(self, address: int) -> int:
-        """Bytes of the mapping at an address that are resident: counted, not estimated as in VmRSS."""
-        found = False
-        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
-            head = line.split()[0]
-            if not head.endswith(":"):
-                found = int(head.partition("-")[0], 16) == address
-            elif found and head == "Rss:":
-                return int(line.split()[1]) * 1024
+        """Bytes of the mapping at an address that are resident."""
+        for begin, _, size in resident(self.pid):
+            if begin == address:
+                return size
         raise LookupError(f"no mapping at {address:#x}")
 
     def open_pipes(self) -> int:
