@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ from vmdump.errors import FormatError
 from vmdump.kernels import bits
 from vmdump.readers.file import ByteFile
 from vmdump.sources.base import Pages
+from vmdump.units import align_up
 
 __all__ = ["WINDOW", "PageBitmap", "read_bitmap"]
 
@@ -123,8 +123,9 @@ class PageBitmap:
         windows = np.union1d(self.windows, other.windows)
         rows = np.zeros((len(windows) + 1, _ROW), np.uint8)
         for bitmap in (self, other):
-            for row, bits_there in zip(np.searchsorted(windows, bitmap.windows), bitmap.rows, strict=False):
-                rows[row] |= bits_there
+            places = np.searchsorted(windows, bitmap.windows)
+            for place, row in zip(places, bitmap.rows[:-1], strict=True):
+                rows[place] |= row
         return PageBitmap(max(self.size, other.size), windows, rows)
 
 
@@ -141,8 +142,8 @@ def read_bitmap(file: ByteFile, offset: int, page_count: int) -> PageBitmap:
     memory = file.memory(offset, size, size)
     most = max(_MAX_ROWS, file.allocated // _ROW)
     windows: list[NDArray[np.intp]] = [np.empty(0, np.intp)]
-    parts: deque[Pages] = deque()
-    scratch = np.empty(min(_CHUNK, -(-size // _ROW) * _ROW), np.uint8)
+    parts: list[Pages] = []
+    scratch = np.empty(min(_CHUNK, align_up(size, _ROW)), np.uint8)
     done = count = 0
     for begin, end in memory.extents():
         for start in range(max(done, begin - begin % _ROW), end, _CHUNK):
@@ -159,10 +160,5 @@ def read_bitmap(file: ByteFile, offset: int, page_count: int) -> PageBitmap:
                 raise FormatError("the pages lie too far apart", path=file.path, offset=offset + start)
             windows.append(used + start // _ROW)
             parts.append(rows[used])
-    kept = np.zeros((count + 1, _ROW), np.uint8)
-    at = 0
-    while parts:
-        part = parts.popleft()
-        kept[at : at + len(part)] = part
-        at += len(part)
-    return PageBitmap(page_count, np.concatenate(windows), kept)
+    parts.append(np.zeros((1, _ROW), np.uint8))
+    return PageBitmap(page_count, np.concatenate(windows), np.concatenate(parts))

@@ -136,14 +136,14 @@ class SalvagedKdump(KdumpDump):
             found = zero_page(file, data, size)
             self._parts = [replace(part, zero=part.zero if found < 0 else found) for part in self._parts]
         windows, rows = self._stored.windows, np.zeros_like(self._stored.rows)
-        for window, row in zip(windows.tolist(), rows, strict=False):
+        for window, row in zip(windows.tolist(), rows[:-1], strict=True):
             begin, end = self._pages_of(window)
             readable = np.packbits(self._readable(self._parts[0], begin, end - begin), bitorder="little")
             row[: len(readable)] = readable
         self._present = PageBitmap(self._stored.size, windows, rows)
         batch = max(_BATCH // self.page_size, 8)
         out = np.empty((batch, self.page_size), np.uint8)
-        for window, row in zip(windows.tolist(), rows, strict=False):
+        for window, row in zip(windows.tolist(), rows[:-1], strict=True):
             begin, end = self._pages_of(window)
             for pfn in range(begin, end, batch):
                 if row[(pfn - begin) // 8 : (pfn - begin + batch) // 8].any():
