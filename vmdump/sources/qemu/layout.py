@@ -34,6 +34,10 @@ _ELSEWHERE = "is QEMU on another host, or behind a proxy? run vmdump where it is
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 
 
+class _PipeFull(Exception):
+    """QEMU's headers need more than the pipe holds."""
+
+
 class _Pipe:
     """The first bytes of what QEMU writes to a pipe, by offset."""
 
@@ -98,20 +102,13 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
         `cancelled` returned true.
     """
     for size in _PIPE_SIZES:
-        headers = _take_headers(monitor, cancelled, size)
-        if headers is not None:
-            break
-    else:
-        headers = _take_headers(monitor, cancelled, None)
-        assert headers is not None
-    monitor.demand_alive()
-    return headers
+        with suppress(_PipeFull):
+            return _take_headers(monitor, cancelled, size)
+    return _take_headers(monitor, cancelled, None)
 
 
-def _take_headers(
-    monitor: Monitor, cancelled: Callable[[], bool], pipe_size: int | None
-) -> ElfHeaders | None:
-    """Take the headers through a pipe of a size, or one whose writer waits; None where they need more."""
+def _take_headers(monitor: Monitor, cancelled: Callable[[], bool], pipe_size: int | None) -> ElfHeaders:
+    """Take the headers through a pipe of a size, which may raise _PipeFull, or one whose writer waits."""
     reader, writer = os.pipe()
     try:
         try:
@@ -140,7 +137,7 @@ def _take_headers(
             if refusal is None:
                 raise
             if pipe_size is not None and pipe.began and isinstance(refusal, QmpError) and refusal.error_class:
-                return None
+                raise _PipeFull from refusal
             with suppress(QmpError):
                 monitor.execute("closefd", {"fdname": _FD_NAME})
             raise refusal from None
@@ -149,6 +146,7 @@ def _take_headers(
     # It fails with EAGAIN or EPIPE, after which QEMU takes commands again; or all fitted into the pipe.
     with suppress(QmpError):
         answer.result()
+    monitor.demand_alive()
     return headers
 
 
