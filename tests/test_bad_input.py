@@ -377,3 +377,26 @@ def test_debug_shows_the_traceback(run_vmdump: RunVmdump, tmp_path: Path) -> Non
 def test_every_error_class_has_an_exit_code_of_its_own() -> None:
     classes = [getattr(errors, name) for name in errors.__all__]
     assert len({one.exit_code for one in classes}) == len(classes)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_threads_that_nothing_can_have(threads: int, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """Dumping, reading, verifying, repairing, choosing: one rule for all."""
+    path = tmp_path / "dump"
+    vmdump.dump(GUEST, path)
+    with vmdump.open(path) as dump:
+        calls: list[Callable[[], object]] = [
+            lambda: vmdump.dump(GUEST, tmp_path / "out", threads=threads),
+            lambda: vmdump.convert(path, tmp_path / "out", threads=threads),
+            lambda: vmdump.verify(path, threads=threads),
+            lambda: vmdump.repair(path, tmp_path / "out", threads=threads),
+            lambda: vmdump.bench(path, threads=threads),
+            lambda: dump.pages(0, 1, threads=threads),
+            lambda: next(dump.batches(threads=threads)),
+        ]
+        for call in calls:
+            with pytest.raises(errors.RequestError) as refused:
+                call()
+            assert refused.value.parameter == "threads"
+    for command in (("verify", path), ("convert", path, tmp_path / "out"), ("demo", "2M"), ("bench", path)):
+        Attempt(run_vmdump(*command, "-j", str(threads))).check(errors.RequestError.exit_code, "threads")

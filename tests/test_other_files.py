@@ -333,8 +333,8 @@ def test_wrong_arguments() -> None:
         ):
             with pytest.raises(ValueError, match="out must be"):
                 dump.pages(1, 1, out=wrong)
-        for count, threads in ((-1, 1), (1, 0)):
-            with pytest.raises(ValueError, match="cannot be"):
+        for count, threads, wrong_one in ((-1, 1, "count"), (1, 0, "threads")):
+            with pytest.raises(ValueError, match=wrong_one):
                 dump.pages(1, count, threads=threads)
         assert dump.pages(1, 0).shape == (0, PAGE)
         for address in (-1, 1 << 64, 1 << 70, "1", None):

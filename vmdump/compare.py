@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError
 from vmdump.kernels.bits import equal
-from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
+from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
 from vmdump.request import opened
@@ -156,13 +155,13 @@ def verify(
     Raises
     ------
     SourceError, FormatError, LayoutError, CapabilityError, RequestError
-        One of them cannot be opened.
+        One of them cannot be opened, or `threads` are not from 1 to 1024.
     SourceError, FormatError, CodecError
         The other guest cannot be read.
     GuestBusy, QmpError, AccessDenied
         Nor can a live one now.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = check_threads(threads)
     with opened(dump) as source:
         if against is None:
             return _scan(source, None, threads, progress)

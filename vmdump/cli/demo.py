@@ -18,6 +18,7 @@ from vmdump import open as open_dump
 from vmdump.cli.options import threads_option
 from vmdump.compare import compare
 from vmdump.errors import FormatError
+from vmdump.pipeline.workers import check_threads
 from vmdump.units import format_size
 
 __all__ = ["demo_command"]
@@ -48,7 +49,7 @@ def _cases() -> Iterator[_Case]:
 def demo_command(size: str, threads: int | None, as_json: bool) -> None:
     """Dump a synthetic guest of SIZE in every format and read each page back."""
     source = f"synthetic:{size}?seed=1&fill=0.5"
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = check_threads(threads)
     rows = []
     with tempfile.TemporaryDirectory(prefix="vmdump-demo-") as folder:
         for case in _cases():

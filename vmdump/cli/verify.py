@@ -8,7 +8,7 @@ import sys
 import click
 
 from vmdump import Verification, verify
-from vmdump.cli.options import as_source, json_option, quiet_option, source_name
+from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
 from vmdump.cli.progress import progress_bar
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
 from vmdump.units import format_size
@@ -22,7 +22,7 @@ _SHOWN = 8
 @click.command("verify")
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
-@click.option("-j", "--threads", type=click.IntRange(1, 1024), help="Threads; all processors, if not given.")
+@threads_option
 @json_option
 @quiet_option
 def verify_command(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
-from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
+from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
 from vmdump.units import ADDRESS_LIMIT, format_size, merge_runs
@@ -73,9 +73,12 @@ class Dump(Source):
             A page was left out of it.
         FormatError, CodecError, SourceError
             The dump is damaged or cannot be read.
+        RequestError
+            `threads` are not from 1 to 1024.
         """
-        if count < 0 or threads < 1:
-            raise ValueError(f"{count} pages in {threads} threads cannot be")
+        threads = check_threads(threads)
+        if count < 0:
+            raise ValueError(f"count: {count} is negative")
         self._demand(pfn, count)
         if out is None:
             out = np.empty((count, self.page_size), np.uint8)
@@ -152,7 +155,10 @@ class Dump(Source):
         ------
         FormatError, CodecError, SourceError
             The dump is damaged or cannot be read.
+        RequestError
+            `threads` are not from 1 to 1024.
         """
+        threads = check_threads(threads)
         batch = max(_BATCH // self.page_size, 1)
 
         def read(_: object, task: tuple[int, int]) -> Pages:
