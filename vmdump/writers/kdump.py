@@ -52,18 +52,23 @@ class EarlyPages:
         What they held, and their places.
     shared : SharedPages
         The same, by contents.
-    zero_offset, next_offset : int
-        File offsets of the shared zero page, and behind the last page.
+    data_offset, next_offset : int
+        File offsets of the first page, which is the shared zero page, and behind the last one.
     """
 
     known: KnownPages
     shared: SharedPages
-    zero_offset: int
+    data_offset: int
     next_offset: int
 
     def fit(self, plan: KdumpPlan, page_size: int) -> bool:
-        """Tell whether a file of another layout has room in front of these pages."""
-        return page_size == self.known.page_size and plan.data_offset <= self.zero_offset
+        """Tell whether a file of another layout has room in front of these pages.
+
+        Readers take the page of zeros for the one that begins right behind the last descriptor. Where that
+        has moved, there must be room for another one.
+        """
+        gap = self.data_offset - plan.data_offset
+        return page_size == self.known.page_size and (gap == 0 or gap >= page_size)
 
 
 def write_early(
@@ -213,7 +218,7 @@ def write_kdump(
     pfns = [(block.start // page_size, block.end // page_size) for block in source.blocks]
     lost: list[tuple[int, int]] = []
     tally = Tally()
-    zero_offset = early.zero_offset if early else plan.data_offset
+    zero_offset = plan.data_offset
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
         head = file.lane(0)
         head.write(plan.head)
@@ -228,6 +233,10 @@ def write_kdump(
         if flatten:
             bitmap = None if source.excluded_size else dumped
             checkpoints = Checkpoints(table, bitmap, plan.bitmap_size, zero_offset)
+        if early and early.data_offset != zero_offset:
+            zeros = file.lane(zero_offset)
+            zeros.write(bytes(page_size))
+            zeros.finish()
         next_offset = early.next_offset if early else None
         lane = file.lane(next_offset or zero_offset)
         shared = early.shared if early else SharedPages()
