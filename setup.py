@@ -80,7 +80,7 @@ def add_engine(pack: Extension, engine: str) -> str:
 
 
 codecs = [f"codec_{engine}.c" for engine in LIBRARIES]
-pack = extension("pack", "pack.c", "incompressible.c", "scan.c", "hash.c", *codecs)
+pack = extension("pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c", *codecs)
 summary = [add_engine(pack, engine) for engine in LIBRARIES]
 print("vmdump: compression engines", *summary, sep="\n", flush=True)
 
@@ -90,10 +90,10 @@ setup(
             extension("zero", "zero.c"),
             extension("bits", "bits.c"),
             extension("hash", "hash.c"),
-            extension("scan", "scan.c", "hash.c"),
+            extension("scan", "scan.c", "read.c", "hash.c"),
             extension("share", "share.c"),
             extension("gather", "gather.c"),
-            extension("records", "records.c"),
+            extension("records", "records.c", "read.c"),
             pack,
             extension("cache", "cache.c"),
         ],

@@ -3,9 +3,9 @@
 #include "records.h"
 
 #include <endian.h>
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "read.h"
 
 /* The bytes [begin, begin + length) of the stream, which must be inside it. */
 static int read_at(const struct vmd_stream *stream, uint64_t begin, uint8_t *out, uint64_t length, int *error)
@@ -14,19 +14,7 @@ static int read_at(const struct vmd_stream *stream, uint64_t begin, uint8_t *out
         memcpy(out, stream->bytes + begin, length);
         return VMD_OK;
     }
-    while (length) {
-        ssize_t n = pread(stream->fd, out, length, (off_t)begin);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            *error = n < 0 ? errno : 0;
-            return VMD_ERRNO;
-        }
-        out += n;
-        begin += (uint64_t)n;
-        length -= (uint64_t)n;
-    }
-    return VMD_OK;
+    return vmd_read_at(stream->fd, begin, out, length, error);
 }
 
 int vmd_records_scan(const struct vmd_stream *stream, uint64_t *position, uint64_t *begins, uint64_t *ends,
@@ -76,28 +64,13 @@ int vmd_records_scan(const struct vmd_stream *stream, uint64_t *position, uint64
     return status;
 }
 
-/* The first record that ends behind `offset`. */
-static size_t first_record(const uint64_t *ends, size_t count, uint64_t offset)
-{
-    size_t low = 0, high = count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (ends[middle] <= offset)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 int vmd_records_read(const struct vmd_stream *stream, const uint64_t *begins, const uint64_t *ends,
                      const uint64_t *places, size_t count, uint64_t offset, uint8_t *out, uint64_t length,
                      int *error)
 {
     uint64_t done = 0;
 
-    for (size_t i = first_record(ends, count, offset); i < count && done < length; i++) {
+    for (size_t i = vmd_first_behind(ends, sizeof(*ends), count, offset); i < count && done < length; i++) {
         uint64_t low = begins[i] > offset ? begins[i] - offset : 0;
         uint64_t high = ends[i] - offset;
 

@@ -1,10 +1,9 @@
 /* The pages of a chunk, window by window. */
-#define _GNU_SOURCE
 #include "scan.h"
 
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "read.h"
 
 size_t vmd_window_pages(size_t page_size)
 {
@@ -18,41 +17,12 @@ size_t vmd_window_size(size_t page_size)
     return vmd_window_pages(page_size) * page_size;
 }
 
-static int read_whole(const struct vmd_run *run, uint8_t *out, uint64_t begin, uint64_t end, int *error)
-{
-    while (begin < end) {
-        ssize_t n = pread((int)run->fd, out, end - begin, (off_t)((uint64_t)run->offset + begin - (uint64_t)run->begin));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            *error = n < 0 ? errno : 0;
-            return VMD_ERRNO;
-        }
-        out += n;
-        begin += (uint64_t)n;
-    }
-    return VMD_OK;
-}
-
-/* The first run that ends behind `begin`. */
-static size_t first_run(const struct vmd_scan *scan, uint64_t begin)
-{
-    size_t low = 0, high = scan->run_count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if ((uint64_t)scan->runs[middle].end <= begin)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 /* Fills `out` with the bytes [begin, end) of the chunk. */
 static int gather(const struct vmd_scan *scan, uint64_t begin, uint64_t end, uint8_t *out, int *error)
 {
-    for (size_t i = first_run(scan, begin); i < scan->run_count && begin < end; i++) {
+    size_t i = scan->run_count ? vmd_first_behind(&scan->runs->end, sizeof(*scan->runs), scan->run_count, begin) : 0;
+
+    for (; i < scan->run_count && begin < end; i++) {
         const struct vmd_run *run = &scan->runs[i];
         uint64_t low = (uint64_t)run->begin > begin ? (uint64_t)run->begin : begin;
         uint64_t high = (uint64_t)run->end < end ? (uint64_t)run->end : end;
@@ -60,7 +30,8 @@ static int gather(const struct vmd_scan *scan, uint64_t begin, uint64_t end, uin
         if (low >= end)
             break;
         memset(out, 0, low - begin);
-        int status = read_whole(run, out + (low - begin), low, high, error);
+        uint64_t offset = (uint64_t)run->offset + low - (uint64_t)run->begin;
+        int status = vmd_read_at((int)run->fd, offset, out + (low - begin), high - low, error);
         if (status != VMD_OK)
             return status;
         out += high - begin;
