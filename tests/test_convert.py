@@ -13,6 +13,7 @@ from converting import held, opened, parts, write
 from oracles import elf_builder, holdings, judges
 from oracles.holdings import Holdings
 from oracles.kdump import CODEC_FLAGS, Kdump
+from running import RunningGuest, noise
 
 import vmdump
 from vmdump import errors
@@ -238,3 +239,15 @@ def test_refusals_are_one_line_and_leave_no_file(
     assert done.stderr.count(b"\n") == 1
     assert what in done.stderr.decode()
     assert [path.name for path in tmp_path.iterdir()] == ["elf"]
+
+
+@pytest.mark.parametrize("split", [None, 2])
+def test_an_open_guest_that_runs_is_not_converted(split: int | None, tmp_path: Path) -> None:
+    """Its parts would be of different moments, and nothing would say so."""
+    guest = RunningGuest([(0, noise(1, 8))], [(0, noise(2, 8))])
+    with pytest.raises(errors.RequestError, match="live guest is dumped, not converted"):
+        vmdump.convert(guest, tmp_path / "out", format="kdump-lzo", split=split)
+    assert list(tmp_path.iterdir()) == []
+    with guest.held(pause=True, cancelled=lambda: False) as still:
+        vmdump.convert(still, tmp_path / "out", format="kdump-lzo", split=split)
+    assert len(list(tmp_path.iterdir())) == (split or 1)

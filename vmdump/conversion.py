@@ -132,10 +132,14 @@ def _check(
 
 
 def _open(source: AnyDump) -> tuple[Source, bool]:
+    live = RequestError("source: a live guest is dumped, not converted", parameter="source")
     if isinstance(source, Source):
+        # One that has to be held changes while it is read: the parts of a set would be of different moments.
+        if type(source).held is not Source.held:
+            raise live
         return source, False
     if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
-        raise RequestError("source: a live guest is dumped, not converted", parameter="source")
+        raise live
     return open_source(source), True
 
 
