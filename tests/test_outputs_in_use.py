@@ -170,9 +170,8 @@ def test_fifo_of_a_stranger(shared: Path, run_vmdump: RunVmdump) -> None:
     assert complaint.count(b"\n") == 1
     assert pass_through(shared / "fifo", run_vmdump, "--force") == (0, b"makedumpfile", b"")
 
-    for mode in (0o755, 0o777):
-        shared.chmod(mode)
-        assert pass_through(shared / "fifo", run_vmdump) == (0, b"makedumpfile", b"")
+    shared.chmod(0o755)
+    assert pass_through(shared / "fifo", run_vmdump) == (0, b"makedumpfile", b"")
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\u20ac" * 85])

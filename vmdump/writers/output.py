@@ -15,6 +15,7 @@ from typing import Self
 
 from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError, VmdumpError
 from vmdump.sources.base import HasDescriptor
+from vmdump.writers.place import Place
 
 __all__ = ["Output"]
 
@@ -35,6 +36,8 @@ _WAYS_OUT = {
     errno.ENOENT: "create the folder first",
     errno.ENOTDIR: "a part of the path is no folder",
     errno.EISDIR: "name a file, not a folder",
+    errno.EBUSY: "it is in use, mounted for instance; choose another",
+    errno.ESTALE: "somebody has put another one in its place; try again",
 }
 
 
@@ -45,10 +48,11 @@ class Output:
     ----------
     target : str or path
         A path, ``-`` for standard output, or ``fd:N``. A path that names a FIFO or a device is written
-        to; any other gets a new file of mode 0600 that has no name, or on some file systems a hidden one,
-        until it is whole and synced.
+        to, if :class:`vmdump.writers.place.Place` finds nothing against it; any other gets a new file of
+        mode 0600 that has no name, or on some file systems a hidden one, until it is whole and synced.
     force : bool
-        Replace a file that is there.
+        Replace a file that is there, and write to a FIFO or device whoever put it there. Nobody else's
+        symlink is followed, but replaced.
     cancelled : callable
         Asked while a FIFO waits for its reader.
 
@@ -87,6 +91,7 @@ class Output:
             raise RequestError("output: the name is empty", parameter="output")
         self._force = force
         self._final: str | None = None
+        self._last = ""
         self._temporary: str | None = None
         self._committed = False
         self._owned = False
@@ -109,43 +114,40 @@ class Output:
             )
 
     def _open(self, path: str, cancelled: Callable[[], bool]) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                if not self._force and _is_strangers(path, status):
-                    raise SinkError(
-                        "this FIFO is another user's, in a folder that all may write to",
-                        path=path,
-                        errno=errno.EACCES,
-                        hint="--force gives the guest to whoever reads it",
-                    )
-                return _open_special(path, cancelled)
-        if os.path.lexists(path) and not self._force:
-            raise self._exists(path)
-        self._final = path
-        try:
-            fd = os.open(self._folder, _NEW_FILE | os.O_TMPFILE, 0o600)
-            # Without /proc the file could never be given a name.
-            if os.path.exists(f"/proc/self/fd/{fd}"):
-                return fd
-            os.close(fd)
-        except OSError as error:
-            if error.errno not in _NO_TMPFILE or not os.path.isdir(self._folder):
-                raise
-        self._temporary = self._hidden_name()
-        return os.open(self._temporary, _NEW_FILE | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with Place(path) as place:
+            if place.refusal and not self._force:
+                raise SinkError(place.refusal, path=path, errno=errno.EACCES, hint=place.hint)
+            if place.special is not None:
+                return _open_special(place, place.special, cancelled)
+            if place.taken and not self._force:
+                raise self._exists(path)
+            self._final, self._last = path, place.name
+            self._home = os.fstat(place.folder)
+            try:
+                fd = os.open(".", _NEW_FILE | os.O_TMPFILE, 0o600, dir_fd=place.folder)
+                # Without /proc the file could never be given a name.
+                if os.path.exists(f"/proc/self/fd/{fd}"):
+                    return fd
+                os.close(fd)
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+            self._temporary = _hidden_name()
+            flags = _NEW_FILE | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            return os.open(self._temporary, flags, 0o600, dir_fd=place.folder)
 
     @property
     def folder(self) -> str | None:
         """Where the file will be; None for what is no new file."""
         return None if self._final is None else os.path.dirname(self._final) or "."
 
-    @property
-    def _folder(self) -> str:
-        return self.folder or "."
-
-    def _hidden_name(self) -> str:
-        return os.path.join(self._folder, f".vmdump-{os.urandom(8).hex()}.partial")
+    @contextlib.contextmanager
+    def _same_folder(self, path: str) -> Iterator[int]:
+        """Go to the folder once more: to keep it open would cost each part of a set another descriptor."""
+        with Place(path, look=False) as place:
+            if not os.path.samestat(os.fstat(place.folder), self._home):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield place.folder
 
     @staticmethod
     def _exists(path: str) -> OutputExists:
@@ -189,7 +191,7 @@ class Output:
         if self._final is None:
             return
         with self.errors(f"the dump needs at least {size} bytes"):
-            room = os.statvfs(self._folder)
+            room = os.fstatvfs(self.fd)
             if room.f_bavail * room.f_frsize < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -212,7 +214,7 @@ class Output:
                 mine.append(os.stat(self._final))
         for file in files:
             theirs = os.fstat(file.fd)
-            if any(os.path.samestat(status, theirs) for status in mine):
+            if any(_is_same(status, theirs) for status in mine):
                 raise SinkError("the output is the file that holds the guest", path=self.name)
         if self.sparse:
             if self._kept:
@@ -262,67 +264,65 @@ class Output:
         if self._final is None:
             return
         self.sync()
-        with self.errors("cannot finish the output"):
+        with self.errors("cannot finish the output"), self._same_folder(self._final) as folder:
             try:
-                self._publish(self._final)
+                self._publish(folder, self._last)
             except FileExistsError:
                 raise self._exists(self._final) from None
-        self._committed = True
-        # The file is whole and has its name; that its name is not yet safe from a power cut is no failure.
-        with contextlib.suppress(OSError):
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._committed = True
+            # The file is whole and has its name; a name that is not yet safe from a power cut is no failure.
+            with contextlib.suppress(OSError):
+                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    os.fsync(readable)
+                finally:
+                    os.close(readable)
 
-    def _publish(self, final: str) -> None:
+    def _publish(self, folder: int, final: str) -> None:
         if self._temporary is None:
-            temporary = self._hidden_name() if self._force else final
+            temporary = _hidden_name() if self._force else final
             # With a directory descriptor Python calls linkat, which follows the link in /proc.
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.link(
-                    f"/proc/self/fd/{self.fd}",
-                    os.path.abspath(temporary),
-                    src_dir_fd=folder,
-                    dst_dir_fd=folder,
-                    follow_symlinks=True,
-                )
-            finally:
-                os.close(folder)
+            os.link(
+                f"/proc/self/fd/{self.fd}",
+                temporary,
+                src_dir_fd=folder,
+                dst_dir_fd=folder,
+                follow_symlinks=True,
+            )
             if not self._force:
                 return
             self._temporary = temporary
         if not self._force:
             try:
-                os.link(self._temporary, final)
+                os.link(self._temporary, final, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
-                if os.path.lexists(final):
-                    raise self._exists(final) from None
+                if _is_there(final, folder):
+                    raise FileExistsError from None
             else:
-                os.unlink(self._temporary)
+                os.unlink(self._temporary, dir_fd=folder)
                 self._temporary = None
                 return
-        os.replace(self._temporary, final)
+        os.replace(self._temporary, final, src_dir_fd=folder, dst_dir_fd=folder)
         self._temporary = None
 
     def retract(self) -> None:
-        """Remove the file again if it has its name already."""
+        """Remove the file again if it has its name already, and still is the one of that name."""
         if self._final is not None and self._committed:
-            with contextlib.suppress(OSError):
-                os.unlink(self._final)
+            with contextlib.suppress(OSError), self._same_folder(self._final) as folder:
+                there = os.stat(self._last, dir_fd=folder, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(self.fd)):
+                    os.unlink(self._last, dir_fd=folder)
 
     def abort(self) -> None:
         """Leave nothing behind: no file, no bytes in a redirected one but those it had."""
         if self._final is None and self._kept is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.fd, self._kept)
-        if self._temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+        if self._final is not None and self._temporary is not None:
+            with contextlib.suppress(OSError), self._same_folder(self._final) as folder:
+                os.unlink(self._temporary, dir_fd=folder)
 
     def __enter__(self) -> Self:
         return self
@@ -363,21 +363,34 @@ def _descriptor(name: str) -> int | None:
     return None
 
 
-def _is_strangers(path: str, status: os.stat_result) -> bool:
-    """Tell whether a FIFO may have been put there to get at what is written (Linux' fs.protected_fifos)."""
-    folder = os.stat(os.path.dirname(path) or ".")
-    shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
-    strange = status.st_uid not in (os.geteuid(), folder.st_uid)
-    return bool(stat.S_ISFIFO(status.st_mode) and shared and strange)
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Tell whether two are the same file, or the same disk under two names."""
+    disks = stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode)
+    return os.path.samestat(one, other) or (disks and one.st_rdev == other.st_rdev)
 
 
-def _open_special(path: str, cancelled: Callable[[], bool]) -> int:
+def _hidden_name() -> str:
+    return f".vmdump-{os.urandom(8).hex()}.partial"
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _open_special(place: Place, status: os.stat_result, cancelled: Callable[[], bool]) -> int:
     """Open a FIFO or device; a FIFO waits for its reader, and can be cancelled meanwhile."""
+    flags = os.O_WRONLY | os.O_NONBLOCK
+    if stat.S_ISBLK(status.st_mode):
+        flags |= os.O_EXCL  # for a disk that means: not one that is mounted, or part of something
     while True:
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = place.open_special(flags)
         except OSError as error:
-            if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(status.st_mode):
                 raise
             if cancelled():
                 raise Cancelled("cancelled while the output waits for its reader") from None
