@@ -140,6 +140,25 @@ def test_only_the_command_line_prints_and_exits() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_whatever_is_printed_is_escaped_in_one_place() -> None:
+    wrong = []
+    for path, _ in sources():
+        # The guardian is a program of its own, and has nobody to talk to.
+        if path.name in ("printing.py", "guardian_main.py"):
+            continue
+        tree = ast.parse(path.read_text(), str(path))
+        for node in ast.walk(tree):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name | ast.ImportFrom) else ""
+            if re.fullmatch(
+                r"print|click\.(s?echo|echo_via_pager|style|progressbar|prompt|confirm|pause)"
+                r"|sys\.(__)?std(out|err)(__)?\.(write|writelines|buffer)"
+                r"|from rich(\.console)? import .*\b(Console|print)\b.*",
+                text,
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_c_knows_neither_python_nor_file_formats() -> None:
     files = sorted((ROOT / "csrc").rglob("*.[ch]"))
     assert files

@@ -11,8 +11,6 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from hypothesis import strategies as st
 
 import vmdump
 from vmdump.benchmark import Benchmark, Candidate, efficient
-from vmdump.cli.bench import _progress, _show, answer
+from vmdump.cli.bench import _show, answer
 from vmdump.cli.chart import draw_picture, draw_text, letters
 from vmdump.cli.progress import progress_bar
 from vmdump.writers.disk import DiskSpeed
@@ -357,15 +355,16 @@ def test_nothing_fits() -> None:
     assert found.fastest == found.candidates[0]
 
 
-@pytest.mark.parametrize("bar", [progress_bar, _progress])
+@pytest.mark.parametrize("of_bytes", [False, True])
 def test_progress_of_a_path_with_brackets(
-    bar: Callable[..., AbstractContextManager[Callable[[int, int], None]]],
+    of_bytes: bool,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They mean nothing: rich takes what is in brackets for a style, and ``[/...]`` for the end of one."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")
-    with bar("a[/b] [bold]", shown=True) as advance:
+    with progress_bar("a[/b] [bold]", shown=True, of_bytes=of_bytes) as advance:
+        assert advance is not None
         advance(1, 2)
     assert "a[/b] [bold]" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import click
 
 from vmdump.benchmark import Benchmark, Candidate, bench
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
 from vmdump.cli.options import as_size, as_source, quiet_option, source_name
+from vmdump.cli.printing import console, say
+from vmdump.cli.progress import progress_bar
 from vmdump.errors import RequestError
 from vmdump.units import format_size
 from vmdump.writers.output import Output
@@ -71,36 +72,20 @@ def bench_command(
                 )
             load_matplotlib()
             drawing = stack.enter_context(Output(picture, force=force))
-        with _progress(source_name(source), shown=sys.stderr.isatty() and not quiet) as progress:
+        shown = sys.stderr.isatty() and not quiet
+        with progress_bar(source_name(source), shown=shown, of_bytes=False) as progress:
             found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
         if drawing is not None:
             with drawing.errors("cannot write the picture"), open(drawing.fd, "wb", closefd=False) as file:
                 file.write(draw_picture(found, kind))
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
     else:
         _show(found, show_all=show_all, threads_given=threads is not None)
 
 
-@contextmanager
-def _progress(source: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on standard error."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # Without markup: a path may have brackets.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(source, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     named = letters(found.candidates)
@@ -113,8 +98,7 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     shown = [each for each in found.candidates if show_all or each.efficient or each.default]
     for each in shown:
         table.add_row(*_row(each, named.get(each, "")), style="" if each.efficient else "dim")
-    console = Console(highlight=False)
-    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    terminal = console()
     say(
         f"{found.source}: {format_size(found.data_bytes)} of data, {found.zero_share:.0%} of it zero pages "
         f"(sample: {format_size(found.sample_bytes)})"
@@ -122,7 +106,7 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     rates = found.disk.bytes_per_second, found.disk.slowest, found.disk.fastest
     rate, slowest, fastest = (f"{each / 1e6:.0f}" for each in rates)
     say(f"{found.disk.folder}: {rate} MB/s ({slowest} to {fastest}); {found.machine}")
-    console.print(table)
+    terminal.print(table)
     say("Letters: none is both faster and smaller. *: the default of its format.")
     say("MB/s, ratio: of pages that are not zero, by one processor; ±%: in three rounds.")
     say(f"MiB, s: the whole dump with {found.threads} threads; limit: what the other one waits for.")
@@ -135,11 +119,9 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
         say(f"{too_large} of {len(found.candidates)} are larger than the {format_size(room)} free there.")
     for name, reason in found.missing.items():
         say(f"{name}: {reason}")
-    if console.is_terminal:
-        say(f"\n{draw_text(found.candidates)}")
-    console.print()
-    for line in answer(found, f" -j {found.threads}" if threads_given else ""):
-        say(line)
+    if terminal.is_terminal:
+        say("", *draw_text(found.candidates).split("\n"))
+    say("", *answer(found, f" -j {found.threads}" if threads_given else ""))
 
 
 def _row(each: Candidate, letter: str) -> Sequence[str]:

@@ -7,6 +7,7 @@ import json
 import click
 
 from vmdump import Capabilities, capabilities
+from vmdump.cli.printing import console, say
 
 __all__ = ["capabilities_command"]
 
@@ -17,16 +18,15 @@ def capabilities_command(as_json: bool) -> None:
     """Show formats, codecs and engines: what there is, and why something is missing."""
     found = capabilities()
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
     else:
         _show(found)
 
 
 def _show(found: Capabilities) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    terminal = console()
     formats = Table("format", "codec", "default engine", "state", title="Formats")
     for known in found.formats:
         formats.add_row(
@@ -49,5 +49,5 @@ def _show(found: Capabilities) -> None:
         state = missing or ("in use" if name == found.default_zero_kernel else "available")
         kernels.add_row(name, state)
     for table in (formats, engines, kernels):
-        console.print(table)
-    console.print(f"Layouts of kdump files: {', '.join(found.layouts)}")
+        terminal.print(table)
+    terminal.print(f"Layouts of kdump files: {', '.join(found.layouts)}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmdump.benchmark import Benchmark, Candidate
+from vmdump.cli.printing import harmless
 from vmdump.errors import CapabilityError
 from vmdump.units import format_size
 
@@ -152,14 +153,14 @@ def draw_picture(found: Benchmark, kind: str) -> bytes:
         _draw_points(axes, found)
         _draw_frontier(axes, found)
         figure.suptitle("Which compression for this guest?", fontsize=13, fontweight="bold")
-        # A path may have bytes that are no text, and dollars.
-        source = found.source.encode(errors="replace").decode()
         axes.set_title(
-            f"{source}: {format_size(found.data_bytes)} of data, "
-            f"sample of {format_size(found.sample_bytes)}; {found.machine}",
+            harmless(
+                f"{found.source}: {format_size(found.data_bytes)} of data, "
+                f"sample of {format_size(found.sample_bytes)}; {found.machine}"
+            ),
             fontsize=8,
             color="0.3",
-            parse_math=False,
+            parse_math=False,  # a path may have dollars
         )
         axes.set_xscale("log")
         axes.set_xlabel("speed of one processor, MB/s of pages that are not zero")

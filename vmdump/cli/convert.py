@@ -17,6 +17,7 @@ from vmdump.cli.options import (
     quiet_option,
     threads_option,
 )
+from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
 
 __all__ = ["convert_command"]
@@ -71,6 +72,6 @@ def convert_command(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(report.as_dict()))
+        say(json.dumps(report.as_dict()))
     elif shown:
-        click.echo(summary(report), err=True)
+        say(summary(report), err=True)

@@ -16,6 +16,7 @@ import click
 from vmdump import Report, capabilities, dump, open_source
 from vmdump import open as open_dump
 from vmdump.cli.options import threads_option
+from vmdump.cli.printing import console, say, say_for_now
 from vmdump.compare import compare
 from vmdump.errors import FormatError
 from vmdump.pipeline.workers import check_threads
@@ -55,16 +56,16 @@ def demo_command(size: str, threads: int | None, as_json: bool) -> None:
         for case in _cases():
             path = os.path.join(folder, f"{case.format}-{case.layout}-{case.engine}")
             if sys.stderr.isatty():
-                click.echo(f"\r\033[K{case.format} {case.engine or ''} ...", err=True, nl=False)
+                say_for_now(f"{case.format} {case.engine or ''} ...")
             report = dump(
                 source, path, format=case.format, layout=case.layout, engine=case.engine, threads=threads
             )
             rows.append((report, _verify(source, path, threads)))
             os.unlink(path)
     if sys.stderr.isatty():
-        click.echo("\r\033[K", err=True, nl=False)
+        say_for_now("")
     if as_json:
-        click.echo(json.dumps([_as_json(report, pages) for report, pages in rows]))
+        say(json.dumps([_as_json(report, pages) for report, pages in rows]))
     else:
         _show(source, threads, rows)
 
@@ -85,8 +86,8 @@ def _as_json(report: Report, pages: int) -> dict[str, Any]:
 
 def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     guest_size = format_size(rows[0][0].guest_bytes)
     # 79 columns: the width of a terminal nobody has resized.
@@ -112,11 +113,11 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
             f"{report.bytes_per_second / 1e6:.0f}",
             f"{report.output_bytes / (1 << 20):.1f}",
             f"{report.output_bytes / report.guest_bytes:.3f}",
-            f"[green]{pages}[/]",
+            Text(str(pages), "green"),
         )
-    console = Console()
-    console.print(table)
-    console.print(
+    terminal = console()
+    terminal.print(table)
+    terminal.print(
         f"{platform.system()} {platform.release()}, {platform.machine()}, "
         f"Python {platform.python_version()}. "
         "MB/s: guest memory dumped a second, syncing to disk included. Ratio: dump to guest. "

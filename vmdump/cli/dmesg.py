@@ -6,6 +6,7 @@ import click
 
 from vmdump import dmesg
 from vmdump.cli.options import as_source
+from vmdump.cli.printing import say
 
 __all__ = ["dmesg_command"]
 
@@ -19,4 +20,4 @@ def dmesg_command(source: str | tuple[str, ...]) -> None:
     debugging symbols.
     """
     for record in dmesg(source):
-        click.echo(record.line())
+        say(*record.line().split("\n"))

@@ -21,6 +21,7 @@ from vmdump.cli.options import (
     quiet_option,
     threads_option,
 )
+from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.errors import IncompleteDump
 from vmdump.job import Report
@@ -97,9 +98,9 @@ def dump_command(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(report.as_dict()))
+        say(json.dumps(report.as_dict()))
     elif sys.stderr.isatty() and not quiet:
-        click.echo(summary(report), err=True)
+        say(summary(report), err=True)
     if report.unreadable:
         raise _incomplete(report)
 

@@ -9,6 +9,7 @@ import click
 
 from vmdump import DumpInfo, info
 from vmdump.cli.options import as_source
+from vmdump.cli.printing import say
 from vmdump.units import format_size
 
 __all__ = ["info_command"]
@@ -28,10 +29,10 @@ def info_command(dump: str | tuple[str, ...], as_json: bool) -> None:
     """
     found = info(dump)
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
         return
     for name, text in _rows(found):
-        click.echo(f"{name:<12} {_harmless(text)}")
+        say(f"{name:<12} {text}")
 
 
 def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
@@ -66,8 +67,3 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
         yield "VMCOREINFO", "none"
     for index, (key, value) in enumerate(found.vmcoreinfo.items()):
         yield "" if index else "VMCOREINFO", f"{key}={value}"
-
-
-def _harmless(text: str) -> str:
-    """Escape what would steer the terminal: all of it comes from the file."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

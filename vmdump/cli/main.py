@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 import click
 
 from vmdump import __version__
+from vmdump.cli.printing import harmless, say
 from vmdump.errors import RequestError, SinkError, VmdumpError
 
 __all__ = ["main"]
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as request:
         return request.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        say(*error.format_message().split("\n"), err=True)
         return RequestError.exit_code
     except click.ClickException as error:
         return _fail(f"{error.format_message()}; vmdump --help tells more", RequestError.exit_code, words)
@@ -117,16 +119,22 @@ def _open_standard_streams() -> None:
             break
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error's: names need not fit a locale
 
 
 def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:
     if "--debug" in words:
-        for line in traceback.format_exc().splitlines():
-            click.echo(_harmless(line), err=True)
-    click.echo(f"vmdump: {_harmless(' '.join(message.splitlines()))}", err=True)
+        say(*_traceback(), err=True)
+    say(f"vmdump: {message}", err=True)
     return exit_code
 
 
-def _harmless(text: str) -> str:
-    """Escape what would steer the terminal: parts of a text may come from elsewhere, a QEMU for example."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def _traceback() -> list[str]:
+    """Give the lines of the error's traceback; the text of an error has no lines of its own."""
+    text = traceback.format_exc()
+    error = sys.exception()
+    while error is not None:
+        text = text.replace(str(error), harmless(str(error)))
+        error = error.__cause__ or error.__context__
+    return text.splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vmdump.cli.printing import console, harmless
 from vmdump.job import Report
 from vmdump.units import format_size
 
@@ -12,12 +13,13 @@ __all__ = ["progress_bar", "summary"]
 
 
 @contextmanager
-def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on standard error; rich is loaded only for that, it costs 50 ms."""
+def progress_bar(
+    label: str, *, shown: bool, of_bytes: bool = True
+) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on standard error."""
     if not shown:
         yield None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -27,15 +29,15 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
         TransferSpeedColumn,
     )
 
+    amounts = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if of_bytes else ()
     columns = (
         TextColumn("{task.description}", markup=False),  # a path may have brackets
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *amounts,
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
+    with Progress(*columns, console=console(err=True), transient=True) as bar:
+        task = bar.add_task(harmless(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -10,6 +10,7 @@ import click
 
 from vmdump import Source, open_source
 from vmdump.cli.options import as_size, as_source
+from vmdump.cli.printing import say
 from vmdump.errors import RequestError
 from vmdump.units import ADDRESS_LIMIT
 from vmdump.writers.output import Output
@@ -55,7 +56,7 @@ def read_command(
             raise RequestError("hex: goes to standard output, not to a file", parameter="hex")
         if as_hex or to_terminal:
             for at, piece in _pieces(source, address, length, virtual=virtual):
-                click.echo("\n".join(_lines(at, piece)))
+                say(*_lines(at, piece))
             return
         with Output(output, force=force) as target:
             target.begin(source.files)

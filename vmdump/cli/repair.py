@@ -9,6 +9,7 @@ import click
 
 from vmdump import repair
 from vmdump.cli.options import check_report, json_option, quiet_option, threads_option
+from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar
 
 __all__ = ["repair_command"]
@@ -32,7 +33,7 @@ def repair_command(
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress:
         done = repair(damaged, output, threads=threads, force=force, progress=progress)
     if as_json:
-        click.echo(json.dumps(done.as_dict()))
+        say(json.dumps(done.as_dict()))
         return
     mark = "marked as incomplete" if done.incomplete else "nothing was lost"
-    click.echo(f"{output}: {done.kept_pages} pages kept, {done.lost_pages} lost; {mark}", err=True)
+    say(f"{output}: {done.kept_pages} pages kept, {done.lost_pages} lost; {mark}", err=True)

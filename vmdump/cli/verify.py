@@ -9,6 +9,7 @@ import click
 
 from vmdump import Verification, verify
 from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
+from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
 from vmdump.units import format_size
@@ -38,7 +39,7 @@ def verify_command(
     with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress:
         found = verify(dump, against=against, threads=threads, progress=progress)
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        say(json.dumps(found.as_dict()))
     else:
         _show(name, against, found)
     error = _error(name, against, found)
@@ -48,29 +49,29 @@ def verify_command(
 
 def _show(dump: str, against: str | None, found: Verification) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-    click.echo(f"{dump}: {found.pages} pages: {kinds or 'none whole'}; {found.damaged_pages} damaged")
+    say(f"{dump}: {found.pages} pages: {kinds or 'none whole'}; {found.damaged_pages} damaged")
     for damage in found.damaged[:_SHOWN]:
-        click.echo(f"  damaged: pfn {damage.pfn:#x}: {damage.reason}")
+        say(f"  damaged: pfn {damage.pfn:#x}: {damage.reason}")
     _tell_more(found.damaged_pages)
     compared = found.comparison
     if compared is None:
         return
-    click.echo(
+    say(
         f"against {against}: {format_size(compared.bytes_compared)} compared, "
         f"{compared.different_pages} pages differ, {compared.excluded_pages} excluded pages not compared"
     )
     for address in compared.different[:_SHOWN]:
-        click.echo(f"  different: pfn {address // found.page_size:#x}")
+        say(f"  different: pfn {address // found.page_size:#x}")
     _tell_more(compared.different_pages)
     for name, ranges in ((dump, compared.only_in_dump), (against, compared.only_in_guest)):
         for begin, end in ranges[:_SHOWN]:
-            click.echo(f"  only in {name}: {begin:#x}-{end:#x}")
+            say(f"  only in {name}: {begin:#x}-{end:#x}")
         _tell_more(len(ranges))
 
 
 def _tell_more(count: int) -> None:
     if count > _SHOWN:
-        click.echo(f"  and {count - _SHOWN} more")
+        say(f"  and {count - _SHOWN} more")
 
 
 def _error(dump: str, against: str | None, found: Verification) -> VmdumpError | None:

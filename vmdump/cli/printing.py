@@ -1,0 +1,61 @@
+"""The one way to the terminal: whatever is printed goes through here, and none of it steers the terminal.
+
+Names of files, what a dump says of its guest, what a QEMU answers: all of that comes from elsewhere, and may
+hold escape sequences, newlines that forge a line, or characters that turn the direction of writing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console", "harmless", "say", "say_for_now"]
+
+_NEW_LINE = "\r\033[K"
+"""Back to the start of the line, which is erased."""
+
+
+def harmless(text: str) -> str:
+    r"""Escape everything but printable characters and spaces, as Python writes it in a string.
+
+    Bytes of a name that are no UTF-8 are lone surrogates in Python: 0xff is ``\udcff``.
+
+    Examples
+    --------
+    >>> print(harmless("a\x1b[2J\u202e\n\udcff"))
+    a\x1b[2J\u202e\n\udcff
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print each text as one line, on standard output or on standard error."""
+    click.echo("\n".join(map(harmless, lines)), err=err)
+
+
+def say_for_now(text: str) -> None:
+    """Put a text in the place of the last one on the terminal's line, on standard error."""
+    click.echo(f"{_NEW_LINE}{harmless(text)}", err=True, nl=False)
+
+
+def console(*, err: bool = False) -> Console:
+    """Make what prints tables; rich is loaded only for that, it costs 50 ms.
+
+    Texts mean what they say: brackets are no markup, and ``:names:`` no pictures.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class HarmlessConsole(Console):
+        def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+            return super().render_str(harmless(text), *args, **options)
+
+    return HarmlessConsole(stderr=err, markup=False, emoji=False, highlight=False)
