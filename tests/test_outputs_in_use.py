@@ -17,6 +17,7 @@ from conftest import RunVmdump
 import vmdump
 from vmdump import errors
 from vmdump.compare import compare
+from vmdump.writers.split import part_names
 
 PAGE = 4096
 
@@ -101,6 +102,10 @@ def test_every_name_of_standard_output(name: str, run_vmdump: RunVmdump, tmp_pat
     done = run_vmdump("dump", "synthetic:4M", name)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"makedumpfile\0")
+    done = run_vmdump("dump", "synthetic:4M", name, "--json")
+    assert (done.returncode, done.stdout) == (errors.RequestError.exit_code, b"")
+    with pytest.raises(errors.RequestError):
+        part_names(name, 2)
     path = tmp_path / "redirected"
     with path.open("wb") as file:
         assert run_vmdump("dump", "synthetic:4M", name, stdout=file).returncode == 0

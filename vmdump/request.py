@@ -149,7 +149,7 @@ class Request:
                     and self.engine is not None
                     and (self.compat or not output.seekable)  # QEMU 7.2 knows no other
                 )
-                output.begin(self.source.files)
+                output.begin(self.source.files, self.source.in_use)
                 early = _Early(self, output, control)
                 with (
                     closing(early),

@@ -7,6 +7,7 @@ import click
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.units import parse_size
+from vmdump.writers.output import named_descriptor
 
 __all__ = [
     "as_size",
@@ -19,6 +20,8 @@ __all__ = [
     "source_name",
     "threads_option",
 ]
+
+_STDOUT = 1
 
 format_option = click.option(
     "-f",
@@ -66,7 +69,7 @@ def check_report(output: str, *, as_json: bool) -> None:
     RequestError
         Both would go to standard output.
     """
-    if as_json and output in ("-", "fd:1"):
+    if as_json and named_descriptor(output) == _STDOUT:
         raise RequestError(
             "json: the dump and the report cannot both go to standard output", parameter="json"
         )

@@ -59,7 +59,7 @@ def read_command(
                 say(*_lines(at, piece))
             return
         with Output(output, force=force) as target:
-            target.begin(source.files)
+            target.begin(source.files, source.in_use)
             for _, piece in _pieces(source, address, length, virtual=virtual):
                 with target.errors("cannot write"):
                     _write(target.fd, piece)

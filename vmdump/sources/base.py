@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ class Source(Translating):
     ----------
     files : tuple
         Open files that hold its memory, each with a descriptor `fd`; none for memory in buffers.
+    in_use : sequence of os.stat_result
+        Files and disks that a live guest needs, its memory apart: nothing may be written to them.
     fuzzy : bool
         True if the guest may have run while its memory was read.
     paused_seconds : float or None
@@ -159,6 +162,7 @@ class Source(Translating):
     """
 
     files: tuple[HasDescriptor, ...] = ()
+    in_use: Sequence[os.stat_result] = ()
     fuzzy = False
     paused_seconds: float | None = None
     unreadable: Sequence[tuple[int, int]] = ()

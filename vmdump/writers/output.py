@@ -17,7 +17,7 @@ from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError, Vmdu
 from vmdump.sources.base import HasDescriptor
 from vmdump.writers.place import Place
 
-__all__ = ["Output"]
+__all__ = ["Output", "named_descriptor"]
 
 _STDOUT = 1
 _FIFO_WAIT = 0.05
@@ -95,7 +95,7 @@ class Output:
         self._temporary: str | None = None
         self._committed = False
         self._owned = False
-        descriptor = _descriptor(self.name)
+        descriptor = named_descriptor(self.name)
         if descriptor is not None:
             self.fd = descriptor
         else:
@@ -195,13 +195,15 @@ class Output:
             if room.f_bavail * room.f_frsize < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def begin(self, files: Iterable[HasDescriptor]) -> None:
+    def begin(self, files: Iterable[HasDescriptor], in_use: Iterable[os.stat_result] = ()) -> None:
         """Get ready for the first byte: bytes that a descriptor's file held before are gone afterwards.
 
         Parameters
         ----------
         files : iterable
             Open files of the guest, none of which may be the output.
+        in_use : iterable of os.stat_result
+            What else must not be it: files that the guest's QEMU has open.
 
         Raises
         ------
@@ -216,6 +218,12 @@ class Output:
             theirs = os.fstat(file.fd)
             if any(_is_same(status, theirs) for status in mine):
                 raise SinkError("the output is the file that holds the guest", path=self.name)
+        if any(_is_same(status, theirs) for theirs in in_use for status in mine):
+            raise SinkError(
+                "the guest's QEMU has this open: it may be a disk of the guest",
+                path=self.name,
+                hint="choose another output",
+            )
         if self.sparse:
             if self._kept:
                 self.clear()
@@ -348,8 +356,14 @@ class Output:
             os.close(self.fd)
 
 
-def _descriptor(name: str) -> int | None:
-    """Give the descriptor that an output names; None for a path."""
+def named_descriptor(name: str) -> int | None:
+    """Give the descriptor that an output names; None for a path.
+
+    Raises
+    ------
+    RequestError
+        What should be its number is none.
+    """
     if name in ("-", "/dev/stdout"):
         return _STDOUT
     for prefix in ("fd:", "/dev/fd/", "/proc/self/fd/"):

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from vmdump.errors import RequestError
-from vmdump.writers.output import Output
+from vmdump.writers.output import Output, named_descriptor
 
 __all__ = ["OutputSet", "part_names"]
 
@@ -22,7 +22,7 @@ def part_names(target: str | os.PathLike[str], count: int) -> list[str]:
         The target is no path.
     """
     name = os.fspath(target)
-    if not name or name == "-" or name.startswith("fd:"):
+    if not name or named_descriptor(name) is not None:
         raise RequestError("output: a split set goes to files, name a path", parameter="output")
     return [f"{name}.{number}" for number in range(1, count + 1)]
 

@@ -126,6 +126,10 @@ class Attachment:
         machine = self._monitor.execute("qom-get", {"path": _MACHINE, "property": "type"})
         return Emulator(str(target), str(machine))
 
+    def open_files(self) -> tuple[os.stat_result, ...]:
+        """Find the files and disks that QEMU has open."""
+        return () if self._process is None else self._process.open_files()
+
     def attached(self) -> None:
         """Note that the attach is over: what the guest stood still until now is vmdump's doing."""
         self._paused_at_attach = self._monitor.stand_still.seconds

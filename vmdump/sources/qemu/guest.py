@@ -69,6 +69,11 @@ class _LaidOutGuest(Source):
         """The target architecture and the machine that QEMU tells."""
         return self._attachment.emulator()
 
+    @property
+    def in_use(self) -> tuple[os.stat_result, ...]:  # type: ignore[override]
+        """What QEMU has open: the guest's disks, among others."""
+        return self._attachment.open_files()
+
     def release(self) -> None:
         """Let the guest run again, if it was stopped for this; SourceError if memory was unplugged."""
         self._attachment.release(self._layout.demand_in_place)

@@ -145,6 +145,19 @@ class Process:
         except OSError as error:
             self.fail(name, error)
 
+    def open_files(self) -> tuple[os.stat_result, ...]:
+        """Find the files and disks that it has open, as far as this process may look."""
+        found = []
+        with contextlib.suppress(SourceError):
+            folder = self.open("fd")
+            try:
+                for name in os.listdir(folder):
+                    with contextlib.suppress(OSError):  # closed again meanwhile
+                        found.append(os.stat(name, dir_fd=folder))
+            finally:
+                os.close(folder)
+        return tuple(each for each in found if stat.S_ISREG(each.st_mode) or stat.S_ISBLK(each.st_mode))
+
     def fail(self, name: str, error: OSError) -> NoReturn:
         """Raise the SourceError of a system call on a file of the process's folder."""
         gone = error.errno in (errno.ESRCH, errno.ENOENT)
