@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import RunVmdump
 from oracles.elf_builder import note
 
 import vmdump
@@ -178,3 +179,24 @@ def test_table_that_does_not_fit_into_the_temporary_folder(monkeypatch: pytest.M
         thread.join()
         os.close(reader)
     assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "dump"),
+        ("info", "dump", "--json"),
+        ("read", "dump", "0", "64", "--hex"),
+        ("bench", "raw:ram"),
+        ("capabilities",),
+        ("dump", "raw:ram", "out", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_standard_output_is_full(words: tuple[str, ...], tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    (tmp_path / "ram").write_bytes(b"sheep" * 4096 + bytes(3 * 4096))
+    vmdump.dump(f"raw:{tmp_path / 'ram'}", tmp_path / "dump")
+    with open("/dev/full", "wb") as full:
+        done = run_vmdump(*words, stdout=full, cwd=tmp_path)
+    assert done.returncode == errors.SinkError.exit_code, done.stderr
+    assert done.stderr == b"vmdump: standard output: cannot print: No space left on device\n"

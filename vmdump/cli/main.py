@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from vmdump import __version__
-from vmdump.cli.printing import harmless, say
+from vmdump.cli.printing import harmless, printing, say
 from vmdump.errors import RequestError, SinkError, VmdumpError
 
 __all__ = ["main"]
@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _interrupt)
         with _vmdump.make_context("vmdump", list(words)) as context:
             _vmdump.invoke(context)
-        sys.stdout.flush()
+        with printing():
+            sys.stdout.flush()
     except click.exceptions.Exit as request:
         return request.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

@@ -6,14 +6,20 @@ hold escape sequences, newlines that forge a line, or characters that turn the d
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmdump.errors import SinkError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "harmless", "say", "say_for_now"]
+__all__ = ["console", "harmless", "printing", "say", "say_for_now"]
 
 _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
@@ -36,9 +42,34 @@ def harmless(text: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Turn the OSError of printing into a SinkError: what was printed into is full, or was not open."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python flushes standard output once more at its exit, and would complain.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SinkError("cannot print", path="standard output", errno=error.errno) from error
+
+
 def say(*lines: str, err: bool = False) -> None:
-    """Print each text as one line, on standard output or on standard error."""
-    click.echo("\n".join(map(harmless, lines)), err=err)
+    """Print each text as one line, on standard output or on standard error.
+
+    Raises
+    ------
+    SinkError
+        Standard output cannot be written to.
+    """
+    text = "\n".join(map(harmless, lines))
+    if err:
+        click.echo(text, err=True)
+    else:
+        with printing():
+            click.echo(text)
 
 
 def say_for_now(text: str) -> None:
@@ -57,5 +88,9 @@ def console(*, err: bool = False) -> Console:
     class HarmlessConsole(Console):
         def render_str(self, text: str, *args: Any, **options: Any) -> Text:
             return super().render_str(harmless(text), *args, **options)
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            with contextlib.nullcontext() if err else printing():
+                super().print(*objects, **options)
 
     return HarmlessConsole(stderr=err, markup=False, emoji=False, highlight=False)
