@@ -142,13 +142,26 @@ class LayoutError(VmdumpError, ValueError):
     ----------
     address : int or None
         Guest-physical address at which the list of blocks goes wrong.
+    layouts : tuple of str
+        Of raw memory that may have a hole: the options that would fit, as ``machine=q35``.
+    confirmed : str
+        The one of them that the guest's kernel or its QEMU confirms; empty where nothing does.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, address: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        address: int | None = None,
+        layouts: tuple[str, ...] = (),
+        confirmed: str = "",
+    ) -> None:
         super().__init__(message)
         self.address = address
+        self.layouts = layouts
+        self.confirmed = confirmed
 
 
 class SinkError(_OsError):

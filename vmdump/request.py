@@ -33,7 +33,7 @@ from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Sou
 from vmdump.sources.buffers import BlockSource
 from vmdump.sources.files import GuestFile
 from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
-from vmdump.sources.rawfile import open_raw
+from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import split_options
 from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, plan_kdump, write_early, write_kdump
@@ -80,7 +80,7 @@ def open_source(source: Paths) -> Source:
     ----------
     source : str, path, or sequence of str or path
         ``qmp:SOCKET``, ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``,
-        the path of a dump, or those of all parts of a split set.
+        the path of a dump, or those of all parts of a split set; several ``raw:PATH?...`` of one guest.
 
     Returns
     -------
@@ -101,6 +101,8 @@ def open_source(source: Paths) -> Source:
         scheme, colon, rest = os.fspath(name).partition(":")
         if not colon or scheme not in _SCHEMES:
             continue
+        if name is not source and scheme == "raw":
+            return open_raws(parts)
         if name is not source:
             raise RequestError(f"source: {name} is no file of a split set", parameter="source")
         return _SCHEMES[scheme](*split_options(rest))

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from vmdump.errors import RequestError
 
-__all__ = ["ADDRESS_LIMIT", "align_up", "format_size", "is_power_of_two", "merge_runs", "parse_size"]
+__all__ = [
+    "ADDRESS_LIMIT",
+    "align_up",
+    "format_size",
+    "is_power_of_two",
+    "merge_runs",
+    "parse_ranges",
+    "parse_size",
+]
 
 ADDRESS_LIMIT = 1 << 64
 """Guest-physical addresses are below this."""
@@ -52,6 +60,33 @@ def parse_size(text: str, *, parameter: str = "size") -> int:
     if value > ADDRESS_LIMIT:
         raise RequestError(f"{parameter}: {text} does not fit into 64 bits", parameter=parameter)
     return value
+
+
+def parse_ranges(text: str, *, parameter: str = "ranges") -> list[tuple[int, int]]:
+    """Read ranges ``BEGIN-END,BEGIN-END,...``; each number as of :func:`parse_size`, the end is outside.
+
+    Raises
+    ------
+    RequestError
+        A part is no such range, or an empty one.
+
+    Examples
+    --------
+    >>> parse_ranges("0-2G,0x100000000-5G")
+    [(0, 2147483648), (4294967296, 5368709120)]
+    """
+    ranges = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not dash:
+            raise RequestError(
+                f"{parameter}: {part!r} is no range; write BEGIN-END,..., as 0-2G,4G-5G", parameter=parameter
+            )
+        begin, end = parse_size(first, parameter=parameter), parse_size(last, parameter=parameter)
+        if begin >= end:
+            raise RequestError(f"{parameter}: {part} ends where it begins, or before", parameter=parameter)
+        ranges.append((begin, end))
+    return ranges
 
 
 def format_size(size: int) -> str:

@@ -1,37 +1,30 @@
-"""A raw RAM file as a dump that was opened."""
+"""Raw RAM files as a dump that was opened."""
 
 from __future__ import annotations
 
 from vmdump.readers.dump import Dump
-from vmdump.sources.rawfile import open_raw
+from vmdump.sources.rawfile import RawSource
 
 __all__ = ["RawDump"]
 
 
 class RawDump(Dump):
-    """The guest's memory from one address on, and nothing else.
+    """The guest's memory, and nothing else.
 
     Parameters
     ----------
-    path : str
-        A regular file or block device; its holes are never read.
-    options : dict of str
-        ``base``, ``arch`` and ``page_size``, as of :func:`vmdump.sources.rawfile.open_raw`.
-
-    Raises
-    ------
-    SourceError, LayoutError, RequestError
-        As of :class:`vmdump.sources.rawfile.RawSource`.
+    raw : RawSource
+        The files; closed with the dump.
     """
 
     format = "raw"
 
-    def __init__(self, path: str, options: dict[str, str]) -> None:
-        self._raw = raw = open_raw(path, options)
-        self.path = path
+    def __init__(self, raw: RawSource) -> None:
+        self._raw = raw
+        self.path = raw.files[0].path
         self.files = raw.files
         super().__init__(raw.blocks, raw.arch, page_size=raw.page_size)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._raw.close()

@@ -21,6 +21,7 @@ from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump
 from vmdump.readers.raw import RawDump
 from vmdump.readers.salvage import SalvagedBytes, SalvagedKdump
+from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import check_options, split_options
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     Parameters
     ----------
     source : str, path, buffer, or sequence of str or path
-        A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0``,
-        a LiME or AVML file of another architecture than x86_64 ``lime:PATH?arch=aarch64`` or ``avml:...``.
+        A file, its contents, or all parts of a split set. Raw memory is named ``raw:PATH?base=0x0`` (several,
+        if it is in several files), a LiME or AVML file of another architecture than x86_64
+        ``lime:PATH?arch=aarch64`` or ``avml:...``.
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
     damaged : bool
@@ -86,7 +88,12 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     given = None if arch is None else arch_by_name(arch)
     if isinstance(source, str) and source.startswith(_RAW):
         _refuse(given, "raw memory names it in its options")
-        return RawDump(*split_options(source.removeprefix(_RAW)))
+        return RawDump(open_raw(*split_options(source.removeprefix(_RAW))))
+    if isinstance(source, list | tuple) and any(
+        isinstance(name, str) and name.startswith(_RAW) for name in source
+    ):
+        _refuse(given, "raw memory names it in its options")
+        return RawDump(open_raws(source))
     with ExitStack() as opened:
         if isinstance(source, list | tuple) and len(source) != 1:
             _refuse(given, "a kdump file names its own")

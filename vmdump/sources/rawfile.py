@@ -1,29 +1,42 @@
-"""A raw RAM file: the guest's memory from one address on, and nothing else."""
+"""Raw RAM files: the guest's memory, and nothing else."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from vmdump.arch import arch_by_name
-from vmdump.errors import LayoutError, SourceError
-from vmdump.sources.base import MIN_PAGE_SIZE, Block, Source
-from vmdump.sources.files import FileMemory, GuestFile
-from vmdump.sources.spec import check_options
-from vmdump.units import parse_size
+from vmdump.errors import RequestError, SourceError
+from vmdump.sources.base import Source, check_blocks
+from vmdump.sources.files import GuestFile
+from vmdump.sources.raw.places import RawPart, lay_out, place
+from vmdump.sources.spec import check_options, split_options
+from vmdump.units import parse_ranges, parse_size
 
-__all__ = ["RawSource", "open_raw"]
+__all__ = ["RawPart", "RawSource", "open_raw", "open_raws"]
+
+_SCHEME = "raw:"
+_PLACES = ("base", "blocks", "machine", "max_ram_below_4g")
 
 
 class RawSource(Source):
-    """A guest with one block, the whole of a file.
+    """A guest whose memory is whole files.
 
     Parameters
     ----------
-    path : str
-        A regular file or block device; its holes are never read.
-    base : int
-        Guest-physical address of the first byte.
+    path : str, path, or sequence of str, path or RawPart
+        A regular file or block device; its holes are never read. Of several, each continues the one in front
+        of it, as QEMU's NUMA nodes do; those with places of their own are `RawPart`.
+    base : int, optional
+        Guest-physical address of the first byte; 0, if nothing says where the memory is.
+    blocks : sequence of (int, int), optional
+        Guest-physical ranges ``[begin, end)`` that consecutive bytes go to; together as many bytes as there
+        are.
+    machine : str, optional
+        QEMU's machine whose whole RAM this is, and by whose rules it lies: ``q35``, ``pc-i440fx-7.2``.
+    max_ram_below_4g : int, optional
+        The property of the machine, in bytes, where it was set.
     arch : str
         The guest's architecture.
     page_size : int, optional
@@ -34,57 +47,137 @@ class RawSource(Source):
     Raises
     ------
     SourceError
-        The file is missing, unreadable or empty.
+        A file is missing, unreadable or empty.
     LayoutError
-        Its size is no multiple of 4096, or the page size is wrong.
+        A size is no multiple of 4096, or not that of `blocks`; blocks overlap; the page size is wrong.
     RequestError
-        The architecture is not known, or `cpus` are wrong.
+        The architecture or the machine is not known, several places are given, or `cpus` are wrong.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawPart],
         *,
-        base: int = 0,
+        base: int | None = None,
+        blocks: Sequence[tuple[int, int]] | None = None,
+        machine: str | None = None,
+        max_ram_below_4g: int | None = None,
         arch: str = "x86_64",
         page_size: int | None = None,
         cpus: Sequence[Mapping[str, int]] | None = None,
     ) -> None:
         known_arch = arch_by_name(arch)
-        self._file = file = GuestFile(path)
-        self.files = (file,)
+        parts = _parts(path, RawPart(("",), base, blocks, machine, max_ram_below_4g))
+        self.files: tuple[GuestFile, ...] = ()
         try:
-            if file.size == 0:
-                raise SourceError("the file is empty", path=file.path)
-            if file.size % MIN_PAGE_SIZE or base % MIN_PAGE_SIZE:
-                raise LayoutError(
-                    f"{file.path}: {file.size:#x} bytes at {base:#x} are no whole pages of "
-                    f"{MIN_PAGE_SIZE} bytes",
-                    address=base,
-                )
-            block = Block(base, FileMemory(file, 0, file.size))
-            super().__init__([block], known_arch, page_size=page_size, cpus=cpus)
+            found = []
+            for part in parts:
+                files = [self._open(name) for name in part.paths]
+                found += place(lay_out(part, files, arch), files)
+            found = sorted(found, key=attrgetter("start"))
+            super().__init__(check_blocks(found), known_arch, page_size=page_size, cpus=cpus)
         except BaseException:
             self.close()
             raise
 
+    def _open(self, path: str | os.PathLike[str]) -> GuestFile:
+        file = GuestFile(path)
+        self.files = (*self.files, file)
+        if file.size == 0:
+            raise SourceError("the file is empty", path=file.path)
+        return file
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self.files:
+            file.close()
+
+
+def _parts(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawPart], placed: RawPart
+) -> list[RawPart]:
+    """Give the parts of a source; plain paths continue what is in front of them."""
+    names = [path] if isinstance(path, str | os.PathLike) else path
+    parts: list[RawPart] = []
+    for name in names:
+        if isinstance(name, RawPart):
+            if placed.is_placed:
+                raise RequestError("source: its parts say where they are", parameter="source")
+            parts.append(name)
+        elif parts:
+            parts[-1] = _with_paths(parts[-1], (*parts[-1].paths, name))
+        else:
+            parts.append(_with_paths(placed, (name,)))
+    if not parts:
+        raise RequestError("source: no file is named", parameter="source")
+    return parts
+
+
+def _with_paths(part: RawPart, paths: Sequence[str | os.PathLike[str]]) -> RawPart:
+    return RawPart(paths, part.base, part.blocks, part.machine, part.max_ram_below_4g)
 
 
 def open_raw(path: str, options: dict[str, str]) -> RawSource:
-    """Open what ``raw:PATH?base=...&arch=...&page_size=...`` names.
+    """Open what ``raw:PATH?base=...&arch=...&page_size=...`` names; also ``blocks=`` or ``machine=``.
 
     Raises
     ------
     RequestError
         An option is not known or no number; and what :class:`RawSource` raises.
     """
-    check_options(options, ("base", "arch", "page_size"), "raw")
+    return _open_parts([(path, options)])
+
+
+def open_raws(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
+    """Open raw files of one guest, each named ``raw:PATH`` with options of its own.
+
+    Where the memory is, is said with each file; one that does not say continues the one in front of it.
+    ``arch`` and ``page_size`` are said with any of them.
+
+    Raises
+    ------
+    RequestError
+        One of them is no raw file, or they contradict each other; and as of :func:`open_raw`.
+    """
+    named = []
+    for given in sources:
+        source = os.fspath(given)
+        if not source.startswith(_SCHEME):
+            raise RequestError(f"source: {source} is no raw:PATH as the others are", parameter="source")
+        named.append(split_options(source.removeprefix(_SCHEME)))
+    return _open_parts(named)
+
+
+def _open_parts(named: Sequence[tuple[str, dict[str, str]]]) -> RawSource:
+    parts: list[RawPart] = []
+    common: dict[str, str] = {}
+    for path, options in named:
+        check_options(options, (*_PLACES, "arch", "page_size"), "raw")
+        for name in ("arch", "page_size"):
+            if name in options and common.setdefault(name, options[name]) != options[name]:
+                raise RequestError(
+                    f"{name}: the files say {common[name]} and {options[name]}", parameter=name
+                )
+        if parts and not any(name in options for name in _PLACES):
+            parts[-1] = _with_paths(parts[-1], (*parts[-1].paths, path))
+        else:
+            parts.append(_part(path, options))
+    page_size = common.get("page_size")
     return RawSource(
-        path,
-        base=parse_size(options.get("base", "0"), parameter="base"),
-        arch=options.get("arch", "x86_64"),
-        page_size=parse_size(options["page_size"], parameter="page_size") if "page_size" in options else None,
+        parts,
+        arch=common.get("arch", "x86_64"),
+        page_size=None if page_size is None else parse_size(page_size, parameter="page_size"),
+    )
+
+
+def _part(path: str, options: dict[str, str]) -> RawPart:
+    def size(name: str) -> int | None:
+        return parse_size(options[name], parameter=name) if name in options else None
+
+    return RawPart(
+        (path,),
+        base=size("base"),
+        blocks=parse_ranges(options["blocks"], parameter="blocks") if "blocks" in options else None,
+        machine=options.get("machine"),
+        max_ram_below_4g=size("max_ram_below_4g"),
     )

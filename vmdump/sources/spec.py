@@ -9,7 +9,7 @@ from vmdump.errors import RequestError
 
 __all__ = ["check_options", "split_options"]
 
-_OPTIONS = re.compile(r"(.*)\?([a-z_]+=[^?]*)", re.DOTALL)
+_OPTIONS = re.compile(r"(.*)\?([a-z_][a-z_0-9]*=[^?]*)", re.DOTALL)
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Where raw memory lies: the rules of machines, lists of ranges, and doubts."""
