@@ -244,7 +244,7 @@ def live_warm(bench: Bench, group: Group) -> None:
             f"live guest of {memory}, warm: {format_size(guest.allocated())} resident,"
             f" {format_size(data)} of it before QEMU's first dump"
         )
-        limits.load(f"raw:{guest.ram_path()}")
+        limits.load(f"raw:{guest.ram_path()}?base=0")
         running = live_contestants(bench, limits, lambda *_: guest, lambda turn: None)
         take_turns(group, [*running, *paused_contestants(bench, guest)], bench.rounds)
 
@@ -258,7 +258,7 @@ def live_cold(bench: Bench, group: Group) -> None:
 
         def prepare(turn: int) -> None:
             if turn not in loaded:
-                limits.load(f"raw:{fresh.get(turn, 'vmdump').ram_path()}")
+                limits.load(f"raw:{fresh.get(turn, 'vmdump').ram_path()}?base=0")
                 loaded.add(turn)
 
         take_turns(
@@ -315,13 +315,13 @@ def raw_file(bench: Bench, group: Group) -> None:
     group.about = f"a raw file in memory, {format_size(data_size(raw))} of data"
 
     def by_vmdump(name: str, threads: int, turn: int) -> Sample:
-        sample = dump_with_vmdump(f"raw:{raw}", bench.output, name, threads, data=data_size(raw))
+        sample = dump_with_vmdump(f"raw:{raw}?base=0", bench.output, name, threads, data=data_size(raw))
         if turn == 0:
-            demand_equal(f"raw:{raw}", bench.output, bench.threads)
+            demand_equal(f"raw:{raw}?base=0", bench.output, bench.threads)
         return sample
 
     with Limits() as limits:
-        limits.load(f"raw:{raw}")
+        limits.load(f"raw:{raw}?base=0")
         contestants = []
         for name in FORMATS:
             for threads in sorted({1, bench.threads}):
@@ -366,7 +366,7 @@ def scale(bench: Bench, group: Group) -> None:
     group.about = f"raw files in memory, {format_size(size)} of data, in {PIECES} pieces or in one"
 
     def by_vmdump(path: Path, turn: int) -> Sample:
-        sample = dump_with_vmdump(f"raw:{path}", bench.output, "kdump-lzo", bench.threads, data=size)
+        sample = dump_with_vmdump(f"raw:{path}?base=0", bench.output, "kdump-lzo", bench.threads, data=size)
         if turn == 0:
             demand_pieces(path, bench.output, size // PIECES)
         return sample

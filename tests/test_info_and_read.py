@@ -82,7 +82,7 @@ def test_info_escapes_what_the_file_says(run_vmdump: RunVmdump, tmp_path: Path) 
 def test_info_of_a_huge_hole(tmp_path: Path) -> None:
     with (tmp_path / "ram").open("wb") as file:
         file.truncate(1 << 43)
-    found = vmdump.info(f"raw:{tmp_path / 'ram'}")
+    found = vmdump.info(f"raw:{tmp_path / 'ram'}?base=0")
     assert found.pages == 1 << 31
 
 

@@ -65,7 +65,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def dump_and_measure(source: Path, output: Path, *options: str, through_pipe: bool = False) -> int:
     """Dump in a process of its own; its peak resident memory in KiB."""
     told = output.with_name("rss")
-    arguments = ["-m", "vmdump", "dump", f"raw:{source}", "-" if through_pipe else str(output), "-j", "2"]
+    to = "-" if through_pipe else str(output)
+    arguments = ["-m", "vmdump", "dump", f"raw:{source}?base=0", to, "-j", "2"]
     command = [sys.executable, "-c", LAUNCHER, str(told), *arguments, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE if through_pipe else None) as child:
         if child.stdout is not None:

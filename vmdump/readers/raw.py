@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from vmdump.readers.dump import Dump
 from vmdump.sources.rawfile import RawSource
 
@@ -24,6 +26,11 @@ class RawDump(Dump):
         self.path = raw.files[0].path
         self.files = raw.files
         super().__init__(raw.blocks, raw.arch, page_size=raw.page_size)
+
+    def with_vmcoreinfo(self, text: bytes) -> Self:
+        """Give the same guest with another VMCOREINFO; see :meth:`vmdump.sources.rawfile.RawSource`."""
+        self._raw.with_vmcoreinfo(text)
+        return super().with_vmcoreinfo(text)
 
     def close(self) -> None:
         """Close the files."""

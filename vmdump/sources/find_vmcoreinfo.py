@@ -18,7 +18,7 @@ from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Pages, Source
 
-__all__ = ["FoundVmcoreinfo", "check_vmcoreinfo", "search_vmcoreinfo"]
+__all__ = ["FoundVmcoreinfo", "check_vmcoreinfo", "search_vmcoreinfo", "vmcoreinfo_texts"]
 
 _CHUNK = 4 << 20
 _TEXT_START = b"OSRELEASE="
@@ -105,17 +105,32 @@ def search_vmcoreinfo(
         The memory cannot be read.
     """
     unchecked: dict[bytes, FoundVmcoreinfo] = {}
-    for address in _candidates(source, cancelled):
-        text = _text_at(source, address)
-        if text is None or text in unchecked:
+    for found in vmcoreinfo_texts(source, cancelled):
+        if found.text in unchecked:
             continue
-        guest = source.with_vmcoreinfo(text)
+        guest = source.with_vmcoreinfo(found.text)
         verdict = _verdict(guest)
         if verdict == "right":
-            return FoundVmcoreinfo(address, text)
+            return found
         if verdict == "unknown":
-            unchecked[text] = FoundVmcoreinfo(address, text)
+            unchecked[found.text] = found
     return next(iter(unchecked.values())) if len(unchecked) == 1 else None
+
+
+def vmcoreinfo_texts(
+    source: Source, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[FoundVmcoreinfo]:
+    """Give all that looks like VMCOREINFO in a guest's memory, whatever kernel it is of.
+
+    Raises
+    ------
+    SourceError
+        The memory cannot be read.
+    """
+    for address in _candidates(source, cancelled):
+        text = _text_at(source, address)
+        if text is not None:
+            yield FoundVmcoreinfo(address, text)
 
 
 def _verdict(guest: Source) -> Literal["right", "wrong", "unknown"]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import Self
 
 from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
 from vmdump.sources.base import Source, check_blocks
 from vmdump.sources.files import GuestFile
+from vmdump.sources.raw.machines import may_be_elsewhere
 from vmdump.sources.raw.places import RawPart, lay_out, place
 from vmdump.sources.spec import check_options, split_options
 from vmdump.units import parse_ranges, parse_size
@@ -29,7 +31,8 @@ class RawSource(Source):
         A regular file or block device; its holes are never read. Of several, each continues the one in front
         of it, as QEMU's NUMA nodes do; those with places of their own are `RawPart`.
     base : int, optional
-        Guest-physical address of the first byte; 0, if nothing says where the memory is.
+        Guest-physical address of the first byte; 0, if nothing says where the memory is. Then a file that may
+        lie elsewhere is refused.
     blocks : sequence of (int, int), optional
         Guest-physical ranges ``[begin, end)`` that consecutive bytes go to; together as many bytes as there
         are.
@@ -49,7 +52,9 @@ class RawSource(Source):
     SourceError
         A file is missing, unreadable or empty.
     LayoutError
-        A size is no multiple of 4096, or not that of `blocks`; blocks overlap; the page size is wrong.
+        A size is no multiple of 4096, or not that of `blocks`; blocks overlap; the page size is wrong. Or
+        nothing says where the memory is, and it may have a hole, or its kernel or a QEMU that has it mapped
+        say that it is not at 0: `layouts` and `confirmed` tell where it may be.
     RequestError
         The architecture or the machine is not known, several places are given, or `cpus` are wrong.
     """
@@ -68,7 +73,9 @@ class RawSource(Source):
     ) -> None:
         known_arch = arch_by_name(arch)
         parts = _parts(path, RawPart(("",), base, blocks, machine, max_ram_below_4g))
+        self.is_placed = len(parts) > 1 or parts[0].is_placed
         self.files: tuple[GuestFile, ...] = ()
+        self._asked: set[bytes] = set()
         try:
             found = []
             for part in parts:
@@ -76,6 +83,10 @@ class RawSource(Source):
                 found += place(lay_out(part, files, arch), files)
             found = sorted(found, key=attrgetter("start"))
             super().__init__(check_blocks(found), known_arch, page_size=page_size, cpus=cpus)
+            if not self.is_placed and may_be_elsewhere(arch, self.size):
+                from vmdump.sources.raw.doubt import check_place  # few files are so large
+
+                check_place(self, self.files)
         except BaseException:
             self.close()
             raise
@@ -86,6 +97,24 @@ class RawSource(Source):
         if file.size == 0:
             raise SourceError("the file is empty", path=file.path)
         return file
+
+    def with_vmcoreinfo(self, text: bytes) -> Self:
+        """Give the same guest with another VMCOREINFO.
+
+        Raises
+        ------
+        LayoutError
+            Nothing said where the memory is, and the page tables of this kernel say that it is elsewhere.
+        """
+        other = super().with_vmcoreinfo(text)
+        if not self.is_placed and text not in self._asked:
+            from vmdump.sources.raw.doubt import MAX_KERNELS, check_kernel
+
+            # A search tries all that looks like VMCOREINFO, and hostile memory may be nothing else.
+            if len(self._asked) < MAX_KERNELS:
+                check_kernel(other, self.files)
+                self._asked.add(text)
+        return other
 
     def close(self) -> None:
         """Close the files."""

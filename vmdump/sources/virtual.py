@@ -23,6 +23,7 @@ __all__ = ["Translating"]
 _PAGE = 4096
 _PAGES_PER_TABLE = 8
 """Of a guest whose memory is an eighth page tables; Linux has one of 100 pages."""
+_IMAGE = 1 << 39
 _SMALL_GUEST = 4096
 """Tables that any guest may have: tables are shared more often the less memory there is."""
 
@@ -83,6 +84,18 @@ class _VirtualMemory:
             self._is_memory,
             max_tables=min(pages // _PAGES_PER_TABLE + _SMALL_GUEST, MAX_TABLES),
             as_qemu=as_qemu,
+        )
+
+    def kernel_half(self) -> Runs:
+        """List what the kernel's tables map in the upper half, without the 512 GiB at its end."""
+        space = self._known("page tables").kernel
+        if space is None:
+            raise CapabilityError("page tables: VMCOREINFO does not tell where the kernel's are")
+        end = 1 << space.format.bits
+        # Of 2 MiB each; it takes as many again for what is not mapped directly.
+        tables = self._source.size // (1 << 20) + _SMALL_GUEST
+        return walk(
+            space, self._read_tables, begin=end // 2, end=end - _IMAGE, max_tables=min(tables, MAX_TABLES)
         )
 
     def _known(self, what: str) -> AddressSpaces:
@@ -211,6 +224,26 @@ class Translating:
             They cannot be read.
         """
         return self._virtual.mappings(as_qemu=as_qemu)
+
+    def kernel_half(self) -> Runs:
+        """List all that the kernel's own page tables map in the upper half, memory of this guest or not.
+
+        Returns
+        -------
+        Runs
+            Virtual addresses without the bits that are not translated; without the last 512 GiB, where x86
+            has the kernel's image.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            The page tables stand for more than a guest of this size has.
+        SourceError
+            They cannot be read.
+        """
+        return self._virtual.kernel_half()
 
     def translate(self, address: int, *, cpu: int | None = None) -> int:
         """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.
