@@ -25,7 +25,8 @@ def open(source: AnyDump, *, arch: str | None = None) -> Dump:
     ----------
     source : str, path, buffer, or sequence of str or path
         An ELF core, a kdump-compressed file in either layout, a LiME or AVML file; any of these in a buffer;
-        all parts of a split set; or raw memory as ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``.
+        all parts of a split set; or raw memory as ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
+        ``raw:PATH?blocks=0-2G,4G-6G`` or ``raw:PATH?base=0x0``, in one or several files.
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
 

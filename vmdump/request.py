@@ -79,8 +79,9 @@ def open_source(source: Paths) -> Source:
     Parameters
     ----------
     source : str, path, or sequence of str or path
-        ``qmp:SOCKET``, ``raw:PATH?base=0x0&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``,
-        the path of a dump, or those of all parts of a split set; several ``raw:PATH?...`` of one guest.
+        ``qmp:SOCKET``, ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
+        ``synthetic:SIZE?seed=1&fill=0.3``, the path of a dump, or those of all parts of a split set; several
+        ``raw:PATH?...`` of one guest.
 
     Returns
     -------

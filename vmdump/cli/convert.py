@@ -52,9 +52,10 @@ def convert_command(
 ) -> None:
     """Write the dump SOURCE again as OUTPUT, in another format or layout.
 
-    SOURCE is the path of a dump of any kind, raw:PATH?base=0x0&arch=x86_64&page_size=4K, or the paths of all
-    parts of a split set. OUTPUT is a path, - for standard output, or fd:N. Pages that are compressed with the
-    codec of FORMAT already are copied as they are, unless --engine or --level is given.
+    SOURCE is the path of a dump of any kind, raw:PATH?machine=q35&arch=x86_64&page_size=4K (see 'vmdump dump
+    --help'), or the paths of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N.
+    Pages that are compressed with the codec of FORMAT already are copied as they are, unless --engine or
+    --level is given.
     """
     check_report(output, as_json=as_json)
     shown = sys.stderr.isatty() and not quiet

@@ -74,9 +74,10 @@ def dump_command(
     """Write the memory of SOURCE to OUTPUT.
 
     SOURCE is qmp:SOCKET for a live guest of QEMU, which stands still meanwhile,
-    raw:PATH?base=0x0&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or those
-    of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N. Sizes and addresses take
-    0x, K, M, G and T.
+    raw:PATH?machine=q35&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or
+    those of all parts of a split set. Where raw memory lies is said by machine=, as in QEMU, with
+    max_ram_below_4g=, by blocks=0-2G,4G-6G, or by base=; several raw:PATH are one guest. OUTPUT is a path, -
+    for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
     """
     check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
