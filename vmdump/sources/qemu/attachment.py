@@ -12,6 +12,7 @@ from vmdump.sources.base import Emulator
 from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
+from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
 from vmdump.sources.qemu.memory import ProcessMemory
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.process import Process
@@ -49,6 +50,7 @@ class Attachment:
         self._watched: tuple[str, int] | None = None
         self._monitor = Monitor(path)
         try:
+            refuse_unsafe_libvirt(self._monitor)
             self._refuse_encrypted()
             self.refuse_busy()
             if self._monitor.pid == 0:

@@ -1,0 +1,153 @@
+"""Guests of libvirt: refused before anything is asked that its daemon hears of, unless that is known to be safe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import vmdump
+from scripted.fake_qemu import FakeQemu
+from vmdump.errors import CapabilityError, QmpError
+from vmdump.sources.qemu import libvirt
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+DAEMON = "vmdump-virtd"
+MONITOR = "charmonitor"
+# A process with a name and a mapped file, as a daemon is seen from outside.
+PROGRAM = """
+import ctypes, mmap, sys
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode())
+with open(sys.argv[2], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+MakeDaemon = Callable[[str], Path]
+
+
+def devices(
+    place: str = "unix:/home/user/.config/libvirt/qemu/lib/domain-1-web/monitor.sock,server=on",
+) -> object:
+    """What query-chardev says of a guest of libvirt."""
+    other = {"frontend-open": True, "filename": "unix:/run/qmp,server=on", "label": "compat_monitor0"}
+    return [other, {"frontend-open": True, "filename": place, "label": MONITOR}]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeDaemon]:
+    """daemon("libvirt.so.0.9000.0"): a process that is taken for libvirt's, with that file mapped."""
+    monkeypatch.setattr(libvirt, "_DAEMONS", (DAEMON,))
+    with ExitStack() as stack:
+
+        def start(name: str) -> Path:
+            library = tmp_path / name
+            library.write_bytes(bytes(4096))
+            child = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", PROGRAM, DAEMON, str(library)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            stack.callback(child.kill)
+            return library
+
+        yield start
+
+
+def refused(qemu: FakeQemu, out: Path) -> str:
+    """The dump ends with the way out, and QEMU was not asked for anything that libvirt hears of."""
+    with pytest.raises(CapabilityError) as caught:
+        vmdump.dump(qemu.source, out / "guest")
+    assert not list(out.iterdir())
+    assert set(qemu.commands) <= {"qmp_capabilities", "query-chardev"}
+    text = str(caught.value)
+    assert qemu.path in text
+    assert "virsh dump --memory-only" in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [
+        ("libvirt.so.0.9000.0", "9.0.0"),
+        ("libvirt.so.0.8000.0", "8.0.0"),
+        ("libvirt.so.0.11002.5", "11.2.5"),
+        ("libvirt.so.0", "unknown version"),
+        ("xlibvirt.so.0.11003.0", "unknown version"),
+    ],
+)
+def test_daemon_that_may_crash(
+    library: str, told: str, daemon: MakeDaemon, tmp_path: Path, out: Path
+) -> None:
+    daemon(library)
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert told in refused(qemu, out)
+
+
+@pytest.mark.parametrize("library", ["libvirt.so.0.11003.0", "libvirt.so.0.12000.1"])
+def test_safe_daemon(library: str, daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon(library)
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        vmdump.dump(qemu.source, out / "guest")
+        assert qemu.running
+
+
+def test_upgraded_since_it_was_started(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.9000.0").unlink()
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "9.0.0" in refused(qemu, out)
+
+
+def test_one_of_two_daemons_may_crash(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.11003.0")
+    daemon("libvirt.so.0.10000.0")
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "10.0.0" in refused(qemu, out)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the daemon of root's session is the system's user's as well")
+def test_another_users_daemon_does_not_count(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.11003.0")
+    place = "unix:/var/lib/libvirt/qemu/domain-1-web/monitor.sock,server=on"
+    with FakeQemu(tmp_path, answers={"query-chardev": devices(place)}) as qemu:
+        assert "no daemon" in refused(qemu, out)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_no_daemon(tmp_path: Path, out: Path) -> None:
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "no daemon" in refused(qemu, out)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["qemu", "-name", "guest=web,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
+    monkeypatch.setattr(libvirt, "_command_line", lambda pid: "\0" + "\0".join(words))
+    with FakeQemu(tmp_path, answers={"query-chardev": []}) as qemu:
+        assert "--memory-only web " in refused(qemu, out)
+    # A QEMU that does not know the command.
+    (tmp_path / "other").mkdir()
+    with FakeQemu(tmp_path / "other") as qemu:
+        assert "--memory-only web " in refused(qemu, out)
+
+
+def test_other_guests(tmp_path: Path, out: Path) -> None:
+    with FakeQemu(tmp_path, answers={"query-chardev": [{"label": "serial0", "filename": "pty"}]}) as qemu:
+        vmdump.dump(qemu.source, out / "guest")
+
+
+@pytest.mark.parametrize("answer", [None, {}, "devices", [None], ["charmonitor"]])
+def test_list_of_devices_that_is_none(answer: object, tmp_path: Path, out: Path) -> None:
+    with FakeQemu(tmp_path, answers={"query-chardev": answer}) as qemu:
+        with pytest.raises(QmpError, match="query-chardev"):
+            vmdump.dump(qemu.source, out / "guest")
+        assert "dump-guest-memory" not in qemu.commands

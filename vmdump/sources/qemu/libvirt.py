@@ -1,0 +1,121 @@
+"""Guests of libvirt: QEMU's word that a dump has ended may crash the daemon that did not ask for one.
+
+QEMU sends DUMP_COMPLETED to each of its monitors, libvirt's own too. The handler of libvirt 9.0.0 (Debian 12)
+follows a null pointer where the daemon has no job for the domain, and every domain of the host is without its
+daemon. 11.3.0 looks first. What is not known to be safe counts as unsafe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vmdump.errors import CapabilityError, QmpError
+from vmdump.sources.qemu.monitor import Monitor
+
+__all__ = ["refuse_unsafe_libvirt"]
+
+_SAFE = (11, 3, 0)
+"""The oldest release that was seen to live on."""
+_MONITOR = "charmonitor"
+"""The name of the character device of libvirt's own monitor, in all releases that speak QMP."""
+_DAEMONS = ("libvirtd", "virtqemud")
+_SYSTEM_FOLDER = "unix:/var/lib/libvirt/"
+_NAME = re.compile(r"\0-name\0(?:guest=)?([^\0,]+)")
+# Not what is installed: an upgrade does not end the daemon, which has the old library mapped. libvirt 11.3.0
+# is libvirt.so.0.11003.0, and loads no driver of another release.
+_LIBRARY = re.compile(r"/libvirt\.so\.0\.(\d+)\.(\d+)(?: \(deleted\))?$", re.MULTILINE)
+_THOUSAND = 1000
+
+
+@dataclass(frozen=True)
+class _Daemon:
+    pid: int
+    name: str
+    version: tuple[int, int, int] | None
+
+    def __str__(self) -> str:
+        version = "of unknown version" if self.version is None else ".".join(map(str, self.version))
+        return f"{self.name} {version}, process {self.pid}"
+
+
+def refuse_unsafe_libvirt(monitor: Monitor) -> None:
+    """Refuse a guest of libvirt, unless its daemon is known to survive a dump that is not its own.
+
+    Asks nothing of QEMU that a monitor would be told of.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        The guest's.
+
+    Raises
+    ------
+    CapabilityError
+        The daemon may crash, or cannot be looked at.
+    QmpError
+        QEMU does not answer.
+    """
+    words = _command_line(monitor.pid)
+    place = _place_of_monitor(monitor)
+    if place is None and f"id={_MONITOR}," not in words:
+        return
+    daemons = list(_daemons(monitor.pid, place or ""))
+    unsafe = [daemon for daemon in daemons if daemon.version is None or daemon.version < _SAFE]
+    if daemons and not unsafe:
+        return
+    safe = ".".join(map(str, _SAFE))
+    if unsafe:
+        why = f"its daemon ({unsafe[0]}) may crash when a dump that it did not begin ends"
+    else:
+        why = "no daemon of it can be seen from here, and one before that may crash when such a dump ends"
+    match = _NAME.search(words)
+    name = match[1] if match else "DOMAIN"
+    raise CapabilityError(
+        f"{monitor.path}: the guest {name} is libvirt's, and not known to be safe with it: {why}; "
+        f"use virsh dump --memory-only {name} FILE, which vmdump reads, or libvirt {safe} or later"
+    )
+
+
+def _place_of_monitor(monitor: Monitor) -> str | None:
+    """Give where libvirt's monitor is, in QEMU's words; None where QEMU tells of none."""
+    try:
+        devices = monitor.execute("query-chardev")
+    except QmpError as error:
+        if not error.error_class:
+            raise
+        return None
+    return next((str(device.get("filename")) for device in devices if device.get("label") == _MONITOR), None)
+
+
+def _command_line(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", errors="surrogateescape") as file:
+        return "\0" + file.read()
+    return ""
+
+
+def _daemons(qemu: int, place: str) -> Iterator[_Daemon]:
+    """Find the daemons that the guest may belong to: those of the system, or of QEMU's own user."""
+    owners = {0}
+    if not place.startswith(_SYSTEM_FOLDER):
+        with contextlib.suppress(OSError):
+            owner = os.stat(f"/proc/{qemu}").st_uid
+            owners = {owner} if place else {0, owner}
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{number}/comm", errors="surrogateescape") as file:
+                name = file.read().strip()
+            if name in _DAEMONS and os.stat(f"/proc/{number}").st_uid in owners:
+                yield _Daemon(int(number), name, _version(number))
+
+
+def _version(number: str) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError), open(f"/proc/{number}/maps", errors="surrogateescape") as file:
+        found = {(int(major), int(micro)) for major, micro in _LIBRARY.findall(file.read())}
+        if len(found) == 1:
+            combined, micro = found.pop()
+            return combined // _THOUSAND, combined % _THOUSAND, micro
+    return None
