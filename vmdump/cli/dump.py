@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 
@@ -23,6 +20,7 @@ from vmdump.cli.options import (
 )
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
+from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import IncompleteDump
 from vmdump.job import Report
 from vmdump.units import format_size
@@ -80,7 +78,7 @@ def dump_command(
     for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
     """
     check_report(output, as_json=as_json)
-    with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, _unstoppable(source):
+    with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(source):
         report = dump(
             source,
             output,
@@ -104,22 +102,6 @@ def dump_command(
         say(summary(report), err=True)
     if report.unreadable:
         raise _incomplete(report)
-
-
-@contextmanager
-def _unstoppable(source: str | tuple[str, ...]) -> Iterator[None]:
-    """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stand still with it."""
-    numbers = (
-        (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN)
-        if isinstance(source, str) and source.startswith("qmp:")
-        else ()
-    )
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _incomplete(report: Report) -> IncompleteDump:

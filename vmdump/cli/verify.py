@@ -11,6 +11,7 @@ from vmdump import Verification, verify
 from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar
+from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
 from vmdump.units import format_size
 
@@ -36,7 +37,7 @@ def verify_command(
     18, and what differs makes it 19.
     """
     name = source_name(dump)
-    with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress:
+    with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(against):
         found = verify(dump, against=against, threads=threads, progress=progress)
     if as_json:
         say(json.dumps(found.as_dict()))
