@@ -117,8 +117,8 @@ class Monitor:
     rules : list of dict
         ``{"command": name or "", "nth": from 1, "do": what}``; no nth means always. What is done:
         ``error``, ``close`` (before it is done), ``done-close`` (after), ``silent`` (not done), ``ignored``
-        (done, not answered), ``resumed`` (somebody lets the guest run just before), ``stolen`` (somebody
-        has stopped it, and the client has not heard of it).
+        (done, not answered), ``twice`` (answered two times), ``resumed`` (somebody lets the guest run just
+        before), ``stolen`` (somebody has stopped it, and the client has not heard of it).
     running : bool
         Whether the guest runs.
     endless : bool
@@ -149,6 +149,7 @@ class Monitor:
         self._endless = endless
         self._greets = greets
         self._events = 0
+        self._stamp: dict[str, Any] = {}
         self._fds: dict[str, int] = {}
         self._passed: list[int] = []
         self._connection: socket.socket | None = None
@@ -185,12 +186,12 @@ class Monitor:
             self._running = {"STOP": False, "RESUME": True}.get(name, self._running)
             self._log(event=name)
             whole = int(stamp)
-            self._send(
-                {
-                    "event": name,
-                    "timestamp": {"seconds": whole, "microseconds": round((stamp - whole) * 1_000_000)},
-                }
-            )
+            time = {"seconds": whole, "microseconds": round((stamp - whole) * 1_000_000)}
+            self._send({"event": name, "timestamp": time, **self._stamp})
+
+    def stamp(self, stamp: object) -> None:
+        """Give all events this in the place of their time."""
+        self._stamp = {"timestamp": stamp}
 
     def answer(self, command: str, answer: object) -> None:
         """Answer a command differently from now on."""
@@ -263,7 +264,7 @@ class Monitor:
             answer = self._answer(command, request.get("arguments", {}))
         if deed == "done-close":
             raise _Closed
-        if deed != "ignored":
+        for _ in range({"ignored": 0, "twice": 2}.get(deed, 1)):
             self._send({**answer, "id": request["id"]} if "id" in request else answer)
 
     def _deed(self, command: str) -> str:
@@ -370,6 +371,9 @@ def main() -> None:
 
     def do_event(*, name: str) -> None:
         monitors[-1].event(name)
+
+    def do_stamp(*, stamp: object) -> None:
+        monitors[-1].stamp(stamp)
 
     def do_answer(*, command: str, answer: object) -> None:
         monitors[-1].answer(command, answer)

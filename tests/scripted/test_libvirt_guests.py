@@ -1,4 +1,4 @@
-"""Guests of libvirt: refused before anything is asked that its daemon hears of, unless that is known to be safe."""
+"""Guests of libvirt: refused before its daemon hears of anything, unless that is known to be safe."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from vmdump.errors import Cancelled, QmpError, SourceError
+from vmdump.sources.qemu.answers import check_answer, event_seconds
 
 __all__ = ["Monitor", "StandStill"]
 
@@ -36,7 +37,6 @@ _POLL = 0.1
 _MAX_TEXT = 500
 """Characters of QEMU's that go into an error."""
 _UCRED = struct.Struct("3i")
-_MICROSECONDS = 1e-6
 _Result = TypeVar("_Result")
 
 
@@ -63,10 +63,9 @@ class StandStill(EventListener):
 
     async def put(self, event: Message) -> None:
         """Count an event, in the order in which QEMU sent them."""
-        if not self.accept(event):
+        if not isinstance(event["event"], str) or not self.accept(event):
             return
-        stamp: Any = event["timestamp"]
-        now = stamp["seconds"] + stamp["microseconds"] * _MICROSECONDS
+        now = event_seconds(event)
         if event["event"] == "STOP":
             self.stops += 1
             self._began = now
@@ -113,12 +112,13 @@ class Monitor:
         self.pid: int = _UCRED.unpack(credentials)[0]
         self.stand_still = StandStill()
         self._lost = threading.Event()
-        # Not epoll: its state is in the kernel, and a forked child that ends would change this process's.
-        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._client = QMPClient("vmdump")
         self._client.register_listener(self.stand_still)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
-        self._thread.start()
+        try:
+            self._start_loop()
+        except BaseException:
+            self.connection.close()
+            raise
         # The interpreter would complain of tasks that are still waiting for QEMU.
         atexit.register(self.close)
         try:
@@ -127,6 +127,19 @@ class Monitor:
             atexit.unregister(self.close)
             self._end_loop()
             self.connection.close()
+            raise
+
+    def _start_loop(self) -> None:
+        # Where the loop gets no pair of its own, it complains once more when it is collected.
+        for end in socket.socketpair():
+            end.close()
+        # Not epoll: its state is in the kernel, and a forked child that ends would change this process's.
+        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
             raise
 
     def _greet(self) -> None:
@@ -138,7 +151,8 @@ class Monitor:
             sock.close()
             raise QmpError(
                 f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
-                "and another (libvirt?) may hold this one: give QEMU one more, -qmp unix:PATH,server,nowait"
+                "and another may hold this one (libvirt never gives its own away: leave it alone, and use "
+                "virsh dump --memory-only); give QEMU one more, -qmp unix:PATH,server,nowait"
             ) from None
         except ConnectError as error:
             raise QmpError(f"{self.path}: no QMP server answers: {_one_line(error.exc)}") from error
@@ -217,7 +231,7 @@ class Monitor:
         """
         try:
             async with asyncio.timeout(_ANSWER_WAIT):
-                return await self._client.execute(command, arguments or {})
+                answer = await self._client.execute(command, arguments or {})
         except TimeoutError:
             raise QmpError(
                 f"{self.path}: no answer to {command} within {_ANSWER_WAIT:.0f} s", command=command
@@ -232,6 +246,7 @@ class Monitor:
                 f"{self.path}: QEMU has ended, or closed the QMP connection, during {command}",
                 command=command,
             ) from error
+        return check_answer(self.path, command, answer)
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         """Execute a QMP command.
@@ -271,8 +286,8 @@ class Monitor:
         atexit.unregister(self.close)
         try:
             self.wait(asyncio.wait_for(self._client.disconnect(), _GREETING_WAIT))
-        except (OSError, EOFError, QMPError, TimeoutError):
-            pass  # it had ended before
+        except Exception:
+            pass  # it had ended before: what ended it is raised here, whatever it was
         finally:
             self._end_loop()
             if hang_up:
