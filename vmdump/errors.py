@@ -8,6 +8,7 @@ built-in exception a caller would expect.
 
 from __future__ import annotations
 
+import errno as codes
 import os
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,7 @@ __all__ = [
     "GuestBusy",
     "IncompleteDump",
     "LayoutError",
+    "OutOfResources",
     "OutputExists",
     "QmpError",
     "ReadError",
@@ -78,6 +80,16 @@ class RequestError(VmdumpError, ValueError):
         self.parameter = parameter
 
 
+_FILES = "raise the limit of open files: ulimit -n, or LimitNOFILE= of a service"
+_MEMORY = "ulimit -v, the control group or the host leaves no more memory; fewer threads (-j) take less"
+_SHORTAGES = {
+    codes.EMFILE: _FILES,
+    codes.ENFILE: "the host has as many files open as /proc/sys/fs/file-max allows",
+    codes.ENOMEM: _MEMORY,
+}
+"""The way out where the host or a limit is the cause, whatever was being done."""
+
+
 class _OsError(VmdumpError, OSError):
     """A system call failed; `errno`, `strerror` and `filename` are kept.
 
@@ -95,6 +107,7 @@ class _OsError(VmdumpError, OSError):
         text = message if path is None else f"{os.fspath(path)}: {message}"
         if errno:
             text += f": {os.strerror(errno)}"
+        hint = _SHORTAGES.get(errno or 0, hint)
         if hint:
             text += f"; {hint}"
         super().__init__(text)
@@ -370,6 +383,28 @@ class DifferentMemory(VmdumpError, ValueError):
     def __init__(self, message: str, *, pages: int) -> None:
         super().__init__(message)
         self.pages = pages
+
+
+class OutOfResources(VmdumpError, OSError):
+    """The host, or a limit of this process, has no more open files, memory, processes or threads to give."""
+
+    exit_code = 20
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self | None:
+        """Make the error of one of Python's own; None if that has another cause."""
+        # The second is what the dynamic linker says of a library for which there is no room.
+        if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+            return cls(f"out of memory; {_MEMORY}")
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return cls(
+                "no more threads; use fewer (-j), or raise the limit of processes: ulimit -u, or pids.max of "
+                "the control group"
+            )
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            what = f"{error.filename}: " if error.filename else ""
+            return cls(f"{what}{os.strerror(error.errno)}; {_SHORTAGES[error.errno]}")
+        return None
 
 
 class Cancelled(VmdumpError):

@@ -17,7 +17,7 @@ import click
 
 from vmdump import __version__
 from vmdump.cli.printing import harmless, printing, say
-from vmdump.errors import RequestError, SinkError, VmdumpError
+from vmdump.errors import OutOfResources, RequestError, SinkError, VmdumpError
 
 __all__ = ["main"]
 
@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail("standard output: the reader went away", SinkError.exit_code, words)
     except Exception as error:
+        if shortage := OutOfResources.of(error):
+            return _fail(str(shortage), shortage.exit_code, words)
         return _fail(f"{type(error).__name__}: {error}; --debug shows where", VmdumpError.exit_code, words)
     return 0
 

@@ -30,6 +30,9 @@ _POLL_MS = 20
 _HEADERS_WAIT = 120.0
 _MAX_HEADERS = 128 << 20
 """Bytes: 65533 blocks need 4 MiB of program headers, 4096 vCPUs some 16 MiB of notes."""
+_MAX_BLOCKS = 1 << 17
+"""2 KiB of this process each; QEMU's own tables of memory slots end at 32764."""
+_ASKED_AT_ONCE = 4096
 _ELSEWHERE = "is QEMU on another host, or behind a proxy? run vmdump where it is, on its own socket"
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 
@@ -151,17 +154,19 @@ def _take_headers(monitor: Monitor, cancelled: Callable[[], bool], pipe_size: in
 
 
 async def _host_addresses(monitor: Monitor, addresses: list[int]) -> list[int]:
-    lines = [f"gpa2hva {address:#x}" for address in addresses]
-    # All at once: one by one each takes the time of a round trip, and the guest stands still.
-    texts = await asyncio.gather(
-        *(monitor.ask("human-monitor-command", {"command-line": line}) for line in lines)
-    )
     found = []
-    for address, line, text in zip(addresses, lines, texts, strict=True):
-        match = _HVA.fullmatch(text)
-        if match is None:
-            raise LayoutError(f"{monitor.path}: {line}: {' '.join(text[:200].split())}", address=address)
-        found.append(int(match[1], 16))
+    # Many at once: one by one each takes the time of a round trip, and the guest stands still.
+    for first in range(0, len(addresses), _ASKED_AT_ONCE):
+        part = addresses[first : first + _ASKED_AT_ONCE]
+        lines = [f"gpa2hva {address:#x}" for address in part]
+        texts = await asyncio.gather(
+            *(monitor.ask("human-monitor-command", {"command-line": line}) for line in lines)
+        )
+        for address, line, text in zip(part, lines, texts, strict=True):
+            match = _HVA.fullmatch(text)
+            if match is None:
+                raise LayoutError(f"{monitor.path}: {line}: {' '.join(text[:200].split())}", address=address)
+            found.append(int(match[1], 16))
     return found
 
 
@@ -220,6 +225,9 @@ class GuestLayout:
             if not has_no_dump(refusal):
                 raise
             self.headers = describe_guest(monitor, refusal)
+        count = len(self.headers.loads)
+        if count > _MAX_BLOCKS:
+            raise LayoutError(f"{monitor.path}: {count} blocks of memory; at most {_MAX_BLOCKS} are read")
         ranges = sorted((int(load["p_paddr"]), int(load["p_memsz"])) for load in self.headers.loads)
         bounds = [start for start, _ in ranges] + [start + size - 1 for start, size in ranges]
         self._mappings = process.mappings()

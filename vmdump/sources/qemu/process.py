@@ -89,7 +89,10 @@ class Process:
             self._folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             raise SourceError(
-                f"there is no process {pid}", path=f"/proc/{pid}", errno=error.errno, hint=_NAMESPACE_HINT
+                f"there is no process {pid}" if error.errno == errno.ENOENT else f"cannot open process {pid}",
+                path=f"/proc/{pid}",
+                errno=error.errno,
+                hint=_NAMESPACE_HINT if error.errno == errno.ENOENT else "",
             ) from error
         try:
             self.lock = self._keep(self.open("maps"))
