@@ -32,7 +32,7 @@ MakeDaemon = Callable[[str], Path]
 
 
 def devices(
-    place: str = "unix:/home/user/.config/libvirt/qemu/lib/domain-1-web/monitor.sock,server=on",
+    place: str = "unix:/run/user/7/libvirt/qemu/lib/monitor.sock,server=on",
 ) -> object:
     """What query-chardev says of a guest of libvirt."""
     other = {"frontend-open": True, "filename": "unix:/run/qmp,server=on", "label": "compat_monitor0"}

@@ -322,38 +322,6 @@ def test_signals_that_stop_a_process(number: signal.Signals, tmp_path: Path) -> 
         check_goes_on(child, qemu)
 
 
-# Waits inside the stop, for a line.
-VERIFY = """
-import sys
-import vmdump.compare
-from vmdump.cli.main import main
-
-module = sys.modules["vmdump.compare"]
-scan = module._scan
-
-def hold(*arguments):
-    print("held", flush=True)
-    sys.stdin.readline()
-    return scan(*arguments)
-
-module._scan = hold
-sys.exit(main(["verify", sys.argv[1], "--against", sys.argv[2]]))
-"""
-
-
-@pytest.mark.timeout(PATIENCE)
-@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN])
-def test_signals_that_stop_a_process_that_verifies(number: signal.Signals, tmp_path: Path, out: Path) -> None:
-    with FakeQemu(tmp_path) as qemu:
-        vmdump.dump(qemu.source, out / "first")
-        with started("-c", VERIFY, out / "first", qemu.source, process_group=0) as child:
-            assert line_of(child) == "held"
-            assert not qemu.running
-            child.send_signal(number)
-            go_on(child)
-            check_goes_on(child, qemu)
-
-
 # What a shell does with a foreground job.
 SHELL = """
 import fcntl, os, signal, subprocess, sys, termios
