@@ -29,6 +29,9 @@ class Build:
     notes: bytes = b""
     vmcoreinfo: bytes = b""
     split: tuple[int, int] | None = None
+    names: bytes = b""
+    """The six names as they lie in the header, where they are not to be right."""
+    head: Mapping[str, int] = field(default_factory=dict)
     sub: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -60,15 +63,26 @@ def pack_page(codec: str, page: bytes) -> bytes:
     return page
 
 
+def pack_names(*names: bytes) -> bytes:
+    """Lay out utsname: 65 bytes a name."""
+    return b"".join(name.ljust(65, b"\0") for name in names)
+
+
 def _header(build: Build, sub_blocks: int, bitmap_blocks: int) -> bytes:
     words = "ii" if build.bits == 32 else "qq"
-    names = [b"Linux", b"guest", b"6.1.0", b"#1", build.machine, b"(none)"]
     head = struct.pack(build.prefix + "8si", b"KDUMP   ", build.version)
-    head += b"".join(name.ljust(65, b"\0") for name in names)
+    head += build.names or pack_names(b"Linux", b"guest", b"6.1.0", b"#1", build.machine, b"(none)")
     head += bytes(2 if build.bits == 32 else 6)
     head += struct.pack(build.prefix + words, 1_700_000_000, 0)
-    head += struct.pack(build.prefix + "IiiII", 1, build.block_size, sub_blocks, bitmap_blocks, build.end)
-    return head + struct.pack(build.prefix + "IIIIi", 0, 0, 0, 0, 1)
+    head += struct.pack(
+        build.prefix + "IiiII",
+        build.head.get("status", 1),
+        build.block_size,
+        sub_blocks,
+        bitmap_blocks,
+        build.head.get("max_mapnr", build.end),
+    )
+    return head + struct.pack(build.prefix + "IIIIi", 0, 0, 0, 0, build.head.get("nr_cpus", 1))
 
 
 def _sub_header(build: Build, notes_at: int) -> bytes:

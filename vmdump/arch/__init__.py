@@ -23,6 +23,7 @@ from vmdump.errors import RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import NT_PRSTATUS, iter_notes
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = [
     "ARCHES",
@@ -52,6 +53,13 @@ ARCHES = (
     mips64.BIG,
     mips64.LITTLE,
 )
+
+_LINES = {
+    "NUMBER(phys_base)": x86_64.ARCH,
+    "NUMBER(kimage_voffset)": aarch64.ARCH,
+    "NUMBER(va_kernel_pa_offset)": riscv64.ARCH,
+}
+"""Lines of VMCOREINFO that only the kernels of one architecture have."""
 
 
 def arch_by_name(name: str) -> Arch:
@@ -92,7 +100,9 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     return unknown_arch(_EM_NONE, elf_class, byteorder)
 
 
-def arch_of_kdump(machine: str, elf_class: ElfClass, byteorder: ByteOrder, notes: bytes) -> Arch:
+def arch_of_kdump(
+    machine: str, elf_class: ElfClass, byteorder: ByteOrder, notes: bytes, vmcoreinfo: Vmcoreinfo
+) -> Arch:
     """Find the architecture of a kdump file.
 
     Parameters
@@ -104,6 +114,8 @@ def arch_of_kdump(machine: str, elf_class: ElfClass, byteorder: ByteOrder, notes
     notes : bytes
         Its notes: where the machine is not known, the size of NT_PRSTATUS tells, which differs between all
         architectures of one class and byte order that QEMU dumps.
+    vmcoreinfo : Vmcoreinfo
+        Where there are none, it has a line that one architecture's kernels have.
     """
     arch = arch_by_uts_machine(machine, elf_class, byteorder)
     if arch.machine != _EM_NONE:
@@ -112,6 +124,9 @@ def arch_of_kdump(machine: str, elf_class: ElfClass, byteorder: ByteOrder, notes
     for known in ARCHES:
         sizes = [kind.layout.size for kind in known.register_notes if kind.type == NT_PRSTATUS]
         if (known.elf_class, known.byteorder, sizes) == (elf_class, byteorder, [size]):
+            return known
+    for line, known in _LINES.items():
+        if line in vmcoreinfo and (known.elf_class, known.byteorder) == (elf_class, byteorder):
             return known
     return arch
 

@@ -19,6 +19,7 @@ __all__ = [
     "HEADER",
     "HEADER_BLOCKS",
     "HEADER_VERSION",
+    "MAX_DUMP_LEVEL",
     "PAGE_DESCRIPTOR",
     "SIGNATURE",
     "STATUS_INCOMPLETE",
@@ -31,6 +32,9 @@ HEADER_VERSION = 6
 HEADER_BLOCKS = 1
 DUMP_LEVEL = 1
 """The level QEMU and vmdump write: zero pages share one page of data."""
+
+MAX_DUMP_LEVEL = 31
+"""makedumpfile's: all five kinds of pages."""
 
 CODEC_FLAGS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
 FLAG_CODECS = {flag: codec for codec, flag in CODEC_FLAGS.items()}

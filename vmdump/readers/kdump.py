@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import SupportsIndex
 
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_kdump
+from vmdump.arch.registers import MAX_CPUS
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.kernels.engines import PageUnpacker, make_unpacker
 from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.cache import BytesCache
@@ -23,8 +25,9 @@ from vmdump.readers.file import ByteFile
 from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_spans, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
-from vmdump.sources.base import Pages, Utsname
+from vmdump.sources.base import Pages
 from vmdump.sources.blocks import MAX_BLOCKS, BlockList
+from vmdump.sources.utsname import Utsname, names_told
 
 __all__ = ["KdumpDump"]
 
@@ -115,11 +118,14 @@ class KdumpDump(Dump):
                 self, block_size, int(memory[index, 0]), int(memory[index, 1] - memory[index, 0])
             ),
         )
-        machine = headers.header["machine"].decode("ascii", "replace")
+        names = names_told(headers.utsname, b"")
+        machine = (names.machine if names else headers.header["machine"]).decode("ascii", "replace")
         told = find_vmcoreinfo(headers.notes, headers.byteorder) is None and headers.vmcoreinfo
         super().__init__(
             blocks,
-            arch_of_kdump(machine, headers.elf_class, headers.byteorder, headers.notes),
+            arch_of_kdump(
+                machine, headers.elf_class, headers.byteorder, headers.notes, Vmcoreinfo(headers.vmcoreinfo)
+            ),
             byteorder=headers.byteorder,
             elf_class=headers.elf_class,
             page_size=block_size,
@@ -127,14 +133,11 @@ class KdumpDump(Dump):
             vmcoreinfo=headers.vmcoreinfo if told else None,
         )
         self.incomplete = bool(headers.header["status"] & kdump.STATUS_INCOMPLETE)
-        uts = Utsname(**{field.name: headers.header[field.name] for field in fields(Utsname)})
-        if uts.sysname:
-            # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.
-            self.utsname = uts
         self.codec = next(
             (codec for codec, flag in kdump.CODEC_FLAGS.items() if headers.header["status"] & flag), ""
         )
-        self.dump_level = headers.sub_header["dump_level"]
+        level = headers.sub_header["dump_level"]
+        self.dump_level = level if 0 <= level <= kdump.MAX_DUMP_LEVEL else kdump.DUMP_LEVEL
 
     @property
     def phys_base(self) -> int:
@@ -146,7 +149,12 @@ class KdumpDump(Dump):
     @cached_property
     def nr_cpus(self) -> int:
         """By the register notes, else by the header."""
-        return count_cpus(self.notes, self.byteorder) or max(self.headers.header["nr_cpus"], 1)
+        told: int = self.headers.header["nr_cpus"]
+        return count_cpus(self.notes, self.byteorder) or (told if 0 < told <= MAX_CPUS else 1)
+
+    def _names_told(self, release: bytes) -> Utsname | None:
+        # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.
+        return names_told(self.headers.utsname, release)
 
     @cached_property
     def eraseinfo(self) -> bytes:

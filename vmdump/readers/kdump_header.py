@@ -19,6 +19,7 @@ _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
 _MAX_NOTES = 64 << 20
 """Bytes: 16 KiB for each of 4096 vCPUs."""
+_UTS_FIELD = 65
 _MAX_BITMAP_HOLE = 4 << 30
 """Bytes that one bitmap may have in any file: 128 TiB of addresses, looked through in 2 s. More have to be in
 the file, not in a hole."""
@@ -76,6 +77,12 @@ class KdumpHeaders:
         return size
 
     @property
+    def utsname(self) -> bytes:
+        """The names as they lie in the file, each in 65 bytes."""
+        names = ("sysname", "nodename", "release", "version", "machine", "domainname")
+        return b"".join(self.header[name].ljust(_UTS_FIELD, b"\0") for name in names)
+
+    @property
     def split(self) -> bool:
         """True for one part of a split set."""
         return bool(self.sub_header.get("split", 0))
@@ -92,9 +99,11 @@ def read_headers(file: ByteFile) -> KdumpHeaders:
     elf_class, byteorder, header = _read_header(file)
     block_size = header["block_size"]
     second = _read_sub_header(file, elf_class, byteorder, header)
-    max_mapnr = second.get("max_mapnr_64", header["max_mapnr"])
     bitmaps = (kdump.HEADER_BLOCKS + header["sub_hdr_size"]) * block_size
     room = header["bitmap_blocks"] * block_size
+    max_mapnr = second.get("max_mapnr_64", 0)
+    if not 0 < max_mapnr <= 8 * room:  # there is none before version 6, or it is damaged
+        max_mapnr = header["max_mapnr"]
     needed = -(-max_mapnr // 8)
     if needed > room:
         raise FormatError("the bitmaps are too small for max_mapnr", path=file.path, offset=block_size)

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
 from types import TracebackType
@@ -15,8 +15,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch import Arch
-from vmdump.errors import ExcludedPage, LayoutError, ReadError, RequestError
+from vmdump.arch import Arch, arch_by_uts_machine
+from vmdump.errors import CodecError, ExcludedPage, FormatError, LayoutError, ReadError, RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import (
@@ -37,6 +37,7 @@ from vmdump.sources.blocks import (
     file_runs,
     find_block,
 )
+from vmdump.sources.utsname import UTS_SIZE, Utsname
 from vmdump.sources.virtual import Translating
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
@@ -82,22 +83,6 @@ class Emulator:
 
     target: str
     machine: str
-
-
-@dataclass(frozen=True)
-class Utsname:
-    """What ``uname -a`` prints in the guest; empty where it is not known."""
-
-    sysname: bytes = b""
-    nodename: bytes = b""
-    release: bytes = b""
-    version: bytes = b""
-    machine: bytes = b""
-    domainname: bytes = b""
-
-
-_UTS_FIELD = 65
-_UTS_SIZE = 6 * _UTS_FIELD
 
 
 class Source(Translating):
@@ -324,23 +309,30 @@ class Source(Translating):
 
     @cached_property
     def utsname(self) -> Utsname:
-        """The guest's names: from ``init_uts_ns`` in its memory, else what VMCOREINFO tells.
+        """The guest's names: from ``init_uts_ns`` in its memory, else those told, else by VMCOREINFO.
 
-        A guest without VMCOREINFO is not known to be Linux; then only the machine is set.
+        A guest without VMCOREINFO is not known to be Linux; then only the machine is set, unless a dump
+        tells more. All of it is what readers take.
         """
-        machine = self.arch.uts_machine.encode()
-        release = self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
-        if not release:
-            return Utsname(machine=machine)
-        found = self.utsname_in_memory()
-        if found is not None:
-            return found
-        # Readers take a utsname for damaged unless version says something.
-        return Utsname(sysname=b"Linux", release=release, version=b"unknown", machine=machine)
+        release = self._os_release
+        names = (self.utsname_in_memory() if release else None) or self._names_told(release)
+        names = names or Utsname.of_release(release)
+        machine, arch = names.machine, self.arch
+        if arch.uts_machine:
+            meant = arch_by_uts_machine(machine.decode("ascii", "replace"), self.elf_class, self.byteorder)
+            machine = machine if meant.machine == arch.machine else arch.uts_machine.encode()
+        return names.completed(machine) if names.release else replace(names, machine=machine)
+
+    @property
+    def _os_release(self) -> bytes:
+        return self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
+
+    def _names_told(self, release: bytes) -> Utsname | None:
+        """Give the names that a file tells in its own header; None where they are not of this release."""
+        return None
 
     def utsname_in_memory(self) -> Utsname | None:
         """Read ``init_uts_ns`` where VMCOREINFO says it is; None if something else is there."""
-        release = self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
         virtual = self.vmcoreinfo.symbol("init_uts_ns")
         offset = self.vmcoreinfo.offset("uts_namespace.name")
         if virtual is None or offset is None:
@@ -349,13 +341,11 @@ class Source(Translating):
         if address is None:
             return None
         try:
-            raw = self.read(address, _UTS_SIZE)
-        except ReadError:
+            names = Utsname.unpack(self.read(address, UTS_SIZE))
+        except (ReadError, FormatError, CodecError):  # not there, or damaged
             return None
-        fields = [raw[at : at + _UTS_FIELD].split(b"\0", 1)[0] for at in range(0, _UTS_SIZE, _UTS_FIELD)]
-        uts = Utsname(*fields)
-        plausible = uts.sysname == b"Linux" and uts.release == release and uts.version and uts.machine
-        return uts if plausible else None
+        plausible = names is not None and names.is_of(self._os_release) and names.version and names.machine
+        return names if plausible else None
 
     def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
         """Tell which pages inside the blocks are not in the dump that this guest comes from.
