@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
 
 
-def open(source: AnyDump, *, arch: str | None = None) -> Dump:
+def open(source: AnyDump, *, arch: str | None = None, search: bool = True) -> Dump:
     """Open a dump.
 
     Parameters
@@ -29,6 +29,9 @@ def open(source: AnyDump, *, arch: str | None = None) -> Dump:
         ``raw:PATH?blocks=0-2G,4G-6G`` or ``raw:PATH?base=0x0``, in one or several files.
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
+    search : bool
+        Look for VMCOREINFO in the guest's memory where the dump tells none: when `vmcoreinfo`, or what
+        follows from it, is first asked for. That reads all memory.
 
     Returns
     -------
@@ -42,7 +45,9 @@ def open(source: AnyDump, *, arch: str | None = None) -> Dump:
     """
     from vmdump.readers.sniff import open_dump  # 2 ms to load, 7 without bytecode: see open_source()
 
-    return open_dump(source, arch=arch)
+    dump = open_dump(source, arch=arch)
+    dump.search = search
+    return dump
 
 
 def dump(
@@ -85,7 +90,10 @@ def dump(
         Stop a running guest while it is read, and let it run again. Without it the dump of a running guest
         is fuzzy: each page is valid, but not all are of one moment.
     vmcoreinfo : bytes, str or path, optional
-        VMCOREINFO in the place of what the guest gives: its text, or a file of it.
+        VMCOREINFO in the place of what the guest gives: its text, a file of it, or ``"found:N"``, the Nth of
+        those that :func:`info` finds in the guest's memory. A file of such a name is a `Path`.
+    search : bool
+        Look for VMCOREINFO in the guest's memory where nothing tells it; not for `compat`.
     compat : {"qemu"}, optional
         Write, byte for byte, the file that QEMU 7.2 would have written of the guest: elf, or kdump-zlib,
         which is flattened unless another layout is asked for.

@@ -162,10 +162,10 @@ def verify(
         Nor can a live one now.
     """
     threads = check_threads(threads)
-    with opened(dump) as source:
+    with opened(dump, search=False) as source:
         if against is None:
             return _scan(source, None, threads, progress)
-        with opened(against) as other, other.held(pause=True, cancelled=lambda: False) as guest:
+        with opened(against, search=False) as other, other.held(pause=True, cancelled=lambda: False) as guest:
             return _scan(source, guest, threads, progress)
 
 

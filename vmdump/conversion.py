@@ -14,7 +14,7 @@ from vmdump.job import Report
 from vmdump.pipeline.control import Control
 from vmdump.request import Request, check_request, open_source
 from vmdump.sources.base import Source
-from vmdump.writers.kdump import KdumpPlan, plan_split, write_kdump
+from vmdump.writers.kdump import plan_split, write_kdump
 from vmdump.writers.split import OutputSet, part_names
 from vmdump.writers.tally import Tally
 
@@ -38,6 +38,8 @@ class ConvertOptions(TypedDict, total=False):
     engine: str | None
     level: int | None
     threads: int | None
+    vmcoreinfo: bytes | str | os.PathLike[str] | None
+    search: bool
     force: bool
 
 
@@ -62,7 +64,7 @@ def convert(
         As for :func:`dump`; with `split` the path to which the numbers of the parts are added.
     progress : callable, optional
         Called with (done, total) in bytes of guest memory after each chunk.
-    format, layout, engine, level, threads, force
+    format, layout, engine, level, threads, vmcoreinfo, search, force
         As for :func:`dump`.
     split : int, optional
         Write so many files, 2 or more, ``output.1``, ``output.2`` and so on: a split set of kdump files of
@@ -97,6 +99,8 @@ def _check(
     engine: str | None = None,
     level: int | None = None,
     threads: int | None = None,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
     force: bool = False,
 ) -> Callable[[Control], Report]:
     """Refuse what cannot be done before anything is created; give what does it."""
@@ -119,12 +123,15 @@ def _check(
             engine=engine,
             level=level,
             threads=threads,
+            vmcoreinfo=vmcoreinfo,
+            search=search,
             force=force,
             owned=owned,
         )
         if request.engine is None or split is None:
             return request.run
-        return _Splitting(request, plan_split(guest, request.engine.codec, split), names).run
+        plan_split(request.source.without_search(), request.engine.codec, split)
+        return _Splitting(request, names).run
     except BaseException:
         if owned:
             guest.close()
@@ -148,22 +155,23 @@ class _Splitting:
     """A request whose output is a split set."""
 
     request: Request
-    plans: list[KdumpPlan]
     names: list[str]
 
     def run(self, control: Control) -> Report:
         """Write the parts one after another, each with all threads."""
         began = time.perf_counter()
-        request, guest = self.request, self.request.source
+        request = self.request
         assert request.engine is not None
         tally = Tally()
         try:
             with OutputSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
+                guest = request.searched(control)
+                plans = plan_split(guest, request.engine.codec, len(self.names))
                 control.start(guest.size)
                 make_packer = request.packers(guest)
                 for output in parts.outputs:
                     output.begin(guest.files)
-                for plan, output in zip(self.plans, parts.outputs, strict=True):
+                for plan, output in zip(plans, parts.outputs, strict=True):
                     tally += write_kdump(
                         guest,
                         plan,
@@ -185,5 +193,6 @@ class _Splitting:
                 parts=self.names,
             )
         finally:
+            request.source.search_progress = None
             if request.owned:
-                guest.close()
+                request.source.close()

@@ -60,6 +60,9 @@ class Report:
         From the first to the last byte, syncing included.
     parts : tuple of str
         The files of a split set; empty for a dump in one file.
+    vmcoreinfo_found : int or None
+        Guest-physical address at which the dump's VMCOREINFO was found; None if the source told it, if it
+        was given, or if there is none.
     """
 
     output: str
@@ -83,6 +86,7 @@ class Report:
     paused_seconds: float | None
     seconds: float
     parts: tuple[str, ...] = ()
+    vmcoreinfo_found: int | None = None
 
     @property
     def bytes_per_second(self) -> float:

@@ -10,16 +10,16 @@ bounded by what a kernel can have.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmdump.errors import CapabilityError, FormatError, ReadError
 from vmdump.request import opened
 from vmdump.sources.base import Source
-from vmdump.sources.find_vmcoreinfo import search_vmcoreinfo
 from vmdump.units import ADDRESS_LIMIT
 
 if TYPE_CHECKING:
@@ -97,14 +97,24 @@ class LogRecord:
         return head + ("\n" + " " * len(head)).join(lines)
 
 
-def dmesg(source: AnySource) -> Iterator[LogRecord]:
+def dmesg(
+    source: AnySource,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[LogRecord]:
     """Read the log of a guest's Linux kernel, the oldest record first.
 
     Parameters
     ----------
     source : str, path, sequence of paths, Source, buffer, or list of blocks
-        A dump or a guest, as :func:`vmdump.dump` takes it. Without VMCOREINFO of its own, that is looked
-        for in its memory.
+        A dump or a guest, as :func:`vmdump.dump` takes it.
+    vmcoreinfo, search
+        As for :func:`vmdump.dump`.
+    progress : callable, optional
+        Called with (done, total) in bytes of memory, while VMCOREINFO is looked for, if that takes longer
+        than a second.
 
     Yields
     ------
@@ -112,6 +122,8 @@ def dmesg(source: AnySource) -> Iterator[LogRecord]:
 
     Raises
     ------
+    RequestError
+        `vmcoreinfo` is no VMCOREINFO, or of a number that was not found.
     CapabilityError
         The guest has no VMCOREINFO, or that of a kernel without a log.
     TranslationError
@@ -121,14 +133,9 @@ def dmesg(source: AnySource) -> Iterator[LogRecord]:
     ReadError, SourceError, CodecError
         Memory of the log is not there, or cannot be read.
     """
-    with opened(source) as guest:
+    with opened(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as guest:
         if not guest.vmcoreinfo:
-            found = search_vmcoreinfo(guest)
-            if found is None:
-                raise CapabilityError(
-                    "no VMCOREINFO: the guest is no Linux, or does not tell where its log is"
-                )
-            guest = guest.with_vmcoreinfo(found.text)
+            raise CapabilityError("no VMCOREINFO: the guest is no Linux, or does not tell where its log is")
         yield from _log(guest)
 
 

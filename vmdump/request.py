@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, cast
 
-import numpy as np
-
 from vmdump.arch.paging import Runs
+from vmdump.early import Early
 from vmdump.errors import CapabilityError, RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import (
@@ -25,18 +24,16 @@ from vmdump.job import Report
 from vmdump.kernels.engines import Engine, PagePacker, find_engine, make_packer
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.copies import Copies
-from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Source
+from vmdump.sources.base import MIN_PAGE_SIZE, Block, Memory, Source
 from vmdump.sources.buffers import BlockSource
-from vmdump.sources.files import GuestFile
-from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
+from vmdump.sources.find_vmcoreinfo import read_vmcoreinfo, with_found
 from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import split_options
-from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf, write_elf_early
-from vmdump.writers.kdump import EarlyPages, KdumpPlan, plan_kdump, write_early, write_kdump
+from vmdump.writers.elf import write_elf
+from vmdump.writers.kdump import KdumpPlan, plan_kdump, write_kdump
 from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
@@ -73,7 +70,7 @@ _SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
 }
 
 
-def open_source(source: Paths) -> Source:
+def open_source(source: Paths, *, search: bool = True) -> Source:
     """Open a guest as the command line names it.
 
     Parameters
@@ -82,6 +79,8 @@ def open_source(source: Paths) -> Source:
         ``qmp:SOCKET``, ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
         ``synthetic:SIZE?seed=1&fill=0.3``, the path of a dump, or those of all parts of a split set; several
         ``raw:PATH?...`` of one guest.
+    search : bool
+        Look for VMCOREINFO in the guest's memory where nothing tells it, when it is first asked for.
 
     Returns
     -------
@@ -97,6 +96,12 @@ def open_source(source: Paths) -> Source:
     AccessDenied, GuestBusy, QmpError
         Nor can a live one.
     """
+    guest = _open(source)
+    guest.search = search
+    return guest
+
+
+def _open(source: Paths) -> Source:
     parts = [source] if isinstance(source, str | os.PathLike) else source
     for name in parts:
         scheme, colon, rest = os.fspath(name).partition(":")
@@ -130,6 +135,26 @@ class Request:
     compat: bool
     repack: bool
     list_mappings: Callable[[Source], Runs | None]
+    found: int | None
+
+    def searched(self, control: Control) -> Source:
+        """Give the source with the VMCOREINFO that is found in its memory.
+
+        Raises
+        ------
+        RequestError
+            There is none of the number that is wanted.
+        Cancelled
+            The owner wants the dump to stop.
+        SourceError
+            The memory cannot be read.
+        """
+        source = self.source
+        source.search_progress = control.side_work()
+        if self.found is not None or not source.finds_when_held:
+            source = with_found(source, self.found, cancelled=control.cancelled)
+        control.check()
+        return source
 
     def run(self, control: Control) -> Report:
         """Dump the guest.
@@ -153,10 +178,11 @@ class Request:
                     and (self.compat or not output.seekable)  # QEMU 7.2 knows no other
                 )
                 output.begin(self.source.files, self.source.in_use)
-                early = _Early(self, output, control)
+                source = self.searched(control)
+                early = Early(self, output, control)
                 with (
                     closing(early),
-                    self.source.held(
+                    source.held(
                         pause=self.pause,
                         cancelled=control.cancelled,
                         prepare=early.write if output.sparse and not (flatten or self.compat) else None,
@@ -213,6 +239,7 @@ class Request:
                 seconds=time.perf_counter() - began,
             )
         finally:
+            self.source.search_progress = None
             if self.owned:
                 self.source.close()
 
@@ -250,6 +277,7 @@ class Request:
             paused_seconds=guest.paused_seconds,
             seconds=seconds,
             parts=tuple(parts),
+            vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
         )
 
     def copies(self, guest: Source) -> Copies | None:
@@ -277,77 +305,6 @@ class Request:
         return make
 
 
-class _Early:
-    """What was written of a running guest before it was stopped.
-
-    Attributes
-    ----------
-    make_packer : callable or None
-        What made the packers, for those pages that have to be packed again.
-    """
-
-    def __init__(self, request: Request, output: Output, control: Control) -> None:
-        self._request = request
-        self._output = output
-        self._control = control
-        self.make_packer: Callable[[int], PagePacker] | None = None
-        self._known: KnownPages | None = None
-        self._pages: EarlyPages | None = None
-        self._plan: ElfPlan | None = None
-
-    def write(self, guest: Source) -> None:
-        """Write the guest as it is now."""
-        request, threads, control = self._request, self._request.threads, self._control
-        slices, plan = request.lay_out(guest)
-        control.start(sum(piece.size for piece in slices))
-        self.close()
-        self._known = known = KnownPages(guest.page_size if plan else UNIT, self._output.folder)
-        if plan is None:
-            self._plan = write_elf_early(
-                guest,
-                slices,
-                self._output,
-                known,
-                threads=threads,
-                control=control,
-                mappings=request.list_mappings(guest),
-            )
-        else:
-            self.make_packer = make_packer = request.packers(guest)
-            self._pages = write_early(
-                guest, plan, self._output, known, make_packer=make_packer, threads=threads, control=control
-            )
-
-    def pages_for(self, guest: Source, plan: KdumpPlan) -> EarlyPages | None:
-        """Give what is there of a kdump file; None, and an empty output, if it is of no use for the plan."""
-        if self._pages is not None and not self._pages.fit(plan, guest.page_size):
-            self._pages = self.make_packer = None
-            self._output.clear()
-        return self._pages
-
-    def units_for(self, guest: Source, slices: list[Slice]) -> tuple[ElfPlan, KnownPages | None]:
-        """Give the plan, and what is there of an ELF file.
-
-        It is None, and the output empty, if its memory is elsewhere now.
-        """
-        mappings, early = self._request.list_mappings(guest), self._plan
-        # With mappings there is room in front of memory, as nobody knows how many there will be.
-        room = len(early.head) if early is not None and mappings is not None else 0
-        plan = plan_elf(guest, slices, mappings, memory_offset=room)
-        if early is None:
-            return plan, None
-        if not early.same_places(plan):
-            self._output.clear()
-            return plan, None
-        return plan, self._known
-
-    def close(self) -> None:
-        """Give back its temporary file."""
-        if self._known is not None:
-            self._known.close()
-            self._known = None
-
-
 class DumpOptions(TypedDict, total=False):
     """The options of :func:`dump` and :func:`start_dump`; :func:`dump` says what they mean."""
 
@@ -362,6 +319,7 @@ class DumpOptions(TypedDict, total=False):
     force: bool
     pause: bool
     vmcoreinfo: bytes | str | os.PathLike[str] | None
+    search: bool
     compat: str | None
 
 
@@ -380,6 +338,7 @@ def check_request(
     force: bool = False,
     pause: bool = True,
     vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
     compat: str | None = None,
     owned: bool = False,
 ) -> Request:
@@ -420,7 +379,9 @@ def check_request(
     else:
         chosen = None if codec is None else find_engine(codec, engine)
         chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
-    text = None if vmcoreinfo is None else _read_vmcoreinfo(vmcoreinfo)
+    text = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
+    if isinstance(text, int) and not search:
+        raise RequestError("search: found:N names what a search finds", parameter="search")
 
     def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
         plan = None
@@ -450,9 +411,11 @@ def check_request(
     try:
         if paging and compat is None and guest.arch.address_spaces is None:
             raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
-        if text is not None:
+        if isinstance(text, bytes):
             guest = guest.with_vmcoreinfo(text)
-        lay_out(guest)
+        if compat is not None or not search:  # QEMU does not search
+            guest = guest.without_search()
+        lay_out(guest.without_search())
     except BaseException:
         if owned:
             guest.close()
@@ -472,21 +435,39 @@ def check_request(
         compat=compat is not None,
         repack=engine is not None or level is not None,
         list_mappings=list_mappings,
+        found=text if isinstance(text, int) else None,
     )
 
 
-def _read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes:
-    if isinstance(given, bytes):
-        return check_vmcoreinfo(given)
-    with closing(GuestFile(given)) as file:
-        text = np.empty(min(file.size, MAX_PAGE_SIZE + 1), np.uint8)
-        file.read_into(0, text)
-    return check_vmcoreinfo(text.tobytes())
+@contextmanager
+def opened(
+    source: AnySource,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[Source]:
+    """Open a source for as long as a context lasts; one that is open already stays so.
 
-
-def opened(source: AnySource) -> AbstractContextManager[Source]:
-    """Open a source for as long as a context lasts; one that is open already stays so."""
-    return nullcontext(source) if isinstance(source, Source) else _as_source(source)
+    Parameters
+    ----------
+    source
+        As :func:`vmdump.dump` takes it.
+    vmcoreinfo, search
+        As for :func:`vmdump.dump`.
+    progress : callable, optional
+        Told (done, total) of a search that takes longer than a second.
+    """
+    given = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
+    with nullcontext(source) if isinstance(source, Source) else _as_source(source) as guest:
+        used = guest if search else guest.without_search()
+        if isinstance(given, bytes):
+            used = used.with_vmcoreinfo(given)
+        used.search_progress = progress
+        try:
+            yield with_found(used, given) if isinstance(given, int) else used
+        finally:
+            used.search_progress = None
 
 
 def _as_source(source: AnySource) -> Source:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vmdump.errors import SourceError
 from vmdump.formats import kdump
 from vmdump.formats.elf import EHDR
 from vmdump.formats.notes import VMCOREINFO_NAME, is_fuzzy, iter_notes
@@ -19,17 +20,49 @@ from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kinds import PageKind
 from vmdump.request import opened
 from vmdump.sources.base import Source, Utsname
+from vmdump.sources.find_vmcoreinfo import with_found
 from vmdump.units import align_up, merge_runs
 
 if TYPE_CHECKING:
     from vmdump.request import AnySource
 
-__all__ = ["DumpInfo", "data_runs", "info", "name_kinds"]
+__all__ = ["DumpInfo", "VmcoreinfoPlace", "data_runs", "info", "name_kinds"]
 
 _WINDOW = 1 << 20
 """Pages whose kinds are asked for together."""
 _QEMU_EHSIZE = 8
 """QEMU 7.2 and later write this for e_ehsize."""
+
+
+@dataclass(frozen=True)
+class VmcoreinfoPlace:
+    """A VMCOREINFO in a guest's memory.
+
+    Attributes
+    ----------
+    number : int
+        ``found:N`` names it.
+    address : int
+        Guest-physical.
+    osrelease : str
+        The kernel's release.
+    crashtime : int or None
+        Seconds since 1970 at which it crashed; None if it did not.
+    verdict : str
+        ``right`` if that kernel is in memory, ``wrong`` if not, ``unknown`` if nothing tells.
+    cpus : int
+        vCPUs that are in that kernel.
+    chosen : bool
+        It is taken for the guest's.
+    """
+
+    number: int
+    address: int
+    osrelease: str
+    crashtime: int | None
+    verdict: str
+    cpus: int
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,9 @@ class DumpInfo:
         Number of notes by name.
     vmcoreinfo : dict of str to str
         VMCOREINFO's lines.
+    vmcoreinfo_found : tuple of VmcoreinfoPlace
+        Where it, and that of other kernels, was found in memory, ascending; empty where nothing was looked
+        for, because the guest tells it.
     """
 
     format: str
@@ -99,26 +135,36 @@ class DumpInfo:
     kinds: dict[str, int]
     notes: dict[str, int]
     vmcoreinfo: dict[str, str]
+    vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, for JSON."""
         return asdict(self)
 
 
-def info(source: AnySource) -> DumpInfo:
-    """Tell what a dump is. Descriptors are read, pages are not.
+def info(
+    source: AnySource, *, search: bool = True, progress: Callable[[int, int], object] | None = None
+) -> DumpInfo:
+    """Tell what a dump is.
+
+    Descriptors are read. Pages are where nothing tells VMCOREINFO: it is looked for in all of them.
 
     Parameters
     ----------
     source : str, path, sequence of paths, Source, buffer, or list of blocks
         A dump, or whatever else :func:`vmdump.dump` takes.
+    search : bool
+        Look for VMCOREINFO.
+    progress : callable, optional
+        Called with (done, total) in bytes of memory, if that takes longer than a second.
 
     Raises
     ------
     VmdumpError
         It cannot be opened, or is damaged.
     """
-    with opened(source) as guest:
+    with opened(source, search=search, progress=progress) as source_itself:
+        guest = _searched(source_itself)
         blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
         pages = sum(-(-end // guest.page_size) - begin // guest.page_size for begin, end in blocks)
         return DumpInfo(
@@ -142,6 +188,29 @@ def info(source: AnySource) -> DumpInfo:
             kinds=_count_kinds(guest, pages) if isinstance(guest, Dump) else {},
             notes=dict(Counter(_text(note.name) for note in iter_notes(guest.notes, guest.byteorder))),
             vmcoreinfo=dict(guest.vmcoreinfo),
+            vmcoreinfo_found=tuple(_places(guest)),
+        )
+
+
+def _searched(source: Source) -> Source:
+    try:
+        return with_found(source)
+    except SourceError:
+        if source.finds_when_held:
+            raise
+        return source.without_search()  # a disk with a bad sector; what the headers tell is known
+
+
+def _places(guest: Source) -> Iterator[VmcoreinfoPlace]:
+    for number, found in enumerate(guest.findings or (), 1):
+        yield VmcoreinfoPlace(
+            number,
+            found.address,
+            found.lines.get("OSRELEASE", ""),
+            found.crash_time,
+            found.verdict,
+            found.cpus,
+            found is guest.found_vmcoreinfo,
         )
 
 

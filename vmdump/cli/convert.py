@@ -15,7 +15,9 @@ from vmdump.cli.options import (
     json_option,
     layout_option,
     quiet_option,
+    search_option,
     threads_option,
+    vmcoreinfo_option,
 )
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
@@ -34,6 +36,8 @@ __all__ = ["convert_command"]
     "--level", type=int, help="Compression level, on the engine's own scale; packs all pages again."
 )
 @threads_option
+@vmcoreinfo_option
+@search_option
 @click.option("--force", is_flag=True, help="Replace output files that are there.")
 @json_option
 @quiet_option
@@ -46,6 +50,8 @@ def convert_command(
     engine: str | None,
     level: int | None,
     threads: int | None,
+    vmcoreinfo: str | None,
+    no_search: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -69,6 +75,8 @@ def convert_command(
             engine=engine,
             level=level,
             threads=threads,
+            vmcoreinfo=vmcoreinfo,
+            search=not no_search,
             force=force,
             progress=progress,
         )

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import chain, islice
+
 import click
 
 from vmdump import dmesg
-from vmdump.cli.options import as_source
+from vmdump.cli.options import as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
+from vmdump.cli.progress import late_bar
 
 __all__ = ["dmesg_command"]
 
 
 @click.command("dmesg")
 @click.argument("source", nargs=-1, required=True, callback=as_source, metavar="DUMP...")
-def dmesg_command(source: str | tuple[str, ...]) -> None:
+@vmcoreinfo_option
+@search_option
+def dmesg_command(source: str | tuple[str, ...], vmcoreinfo: str | None, no_search: bool) -> None:
     """Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.
 
     DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. It takes no
     debugging symbols.
     """
-    for record in dmesg(source):
+    with late_bar(source_name(source), shown=sys.stderr.isatty()) as progress:
+        records = dmesg(source, vmcoreinfo=vmcoreinfo, search=not no_search, progress=progress)
+        first = list(islice(records, 1))
+    for record in chain(first, records):
         say(*record.line().split("\n"))

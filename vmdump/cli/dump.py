@@ -16,7 +16,9 @@ from vmdump.cli.options import (
     json_option,
     layout_option,
     quiet_option,
+    search_option,
     threads_option,
+    vmcoreinfo_option,
 )
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
@@ -46,7 +48,8 @@ _SHOWN = 3
 @click.option("--length", callback=as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
 @click.option("--no-pause", is_flag=True, help="Let a running guest run on: the dump is fuzzy.")
-@click.option("--vmcoreinfo", metavar="FILE", help="VMCOREINFO to use instead of the guest's.")
+@vmcoreinfo_option
+@search_option
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
 @json_option
@@ -64,6 +67,7 @@ def dump_command(
     paging: bool,
     no_pause: bool,
     vmcoreinfo: str | None,
+    no_search: bool,
     compat: str | None,
     force: bool,
     as_json: bool,
@@ -93,6 +97,7 @@ def dump_command(
             force=force,
             pause=not no_pause,
             vmcoreinfo=vmcoreinfo,
+            search=not no_search,
             compat=compat,
             progress=progress,
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import click
 
 from vmdump import DumpInfo, info
-from vmdump.cli.options import as_source
+from vmdump.cli.options import as_source, search_option, source_name
 from vmdump.cli.printing import say
+from vmdump.cli.progress import late_bar
 from vmdump.units import format_size
 
 __all__ = ["info_command"]
@@ -21,13 +23,15 @@ _BLOCKS_SHOWN = 16
 @click.command("info")
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
-def info_command(dump: str | tuple[str, ...], as_json: bool) -> None:
+@search_option
+def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) -> None:
     """Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.
 
     DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. Page
-    descriptors are read, pages are not.
+    descriptors are read; pages only where nothing tells VMCOREINFO, which is looked for in all of them then.
     """
-    found = info(dump)
+    with late_bar(source_name(dump), shown=sys.stderr.isatty()) as progress:
+        found = info(dump, search=not no_search, progress=progress)
     if as_json:
         say(json.dumps(found.as_dict()))
         return
@@ -63,7 +67,14 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield "pages", f"{found.pages}{': ' if kinds else ''}{kinds}"
     yield "notes", ", ".join(f"{count} {name}" for name, count in found.notes.items()) or "none"
+    for place in found.vmcoreinfo_found:
+        crashed = "" if place.crashtime is None else f", crashed at {place.crashtime}"
+        yield (
+            f"found:{place.number}",
+            f"VMCOREINFO found in memory at {place.address:#x}: {place.osrelease}{crashed}, "
+            f"{place.cpus} vCPUs in it, {place.verdict}{', taken' if place.chosen else ''}",
+        )
     if not found.vmcoreinfo:
-        yield "VMCOREINFO", "none"
+        yield "VMCOREINFO", "none is taken of those found" if found.vmcoreinfo_found else "none"
     for index, (key, value) in enumerate(found.vmcoreinfo.items()):
         yield "" if index else "VMCOREINFO", f"{key}={value}"

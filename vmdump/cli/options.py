@@ -17,8 +17,10 @@ __all__ = [
     "json_option",
     "layout_option",
     "quiet_option",
+    "search_option",
     "source_name",
     "threads_option",
+    "vmcoreinfo_option",
 ]
 
 _STDOUT = 1
@@ -42,6 +44,14 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a report as JSON on standard output."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+search_option = click.option(
+    "--no-search", is_flag=True, help="Do not look for VMCOREINFO in the guest's memory."
+)
+vmcoreinfo_option = click.option(
+    "--vmcoreinfo",
+    metavar="FILE|found:N",
+    help="VMCOREINFO to use instead of the guest's: a file, or one of those that 'vmdump info' finds.",
+)
 
 
 def as_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

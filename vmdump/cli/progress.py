@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from vmdump.cli.printing import console, harmless
 from vmdump.job import Report
 from vmdump.units import format_size
 
-__all__ = ["progress_bar", "summary"]
+__all__ = ["late_bar", "progress_bar", "summary"]
 
 
 @contextmanager
@@ -39,6 +39,25 @@ def progress_bar(
     with Progress(*columns, console=console(err=True), transient=True) as bar:
         task = bar.add_task(harmless(label), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def late_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar from the first time on that something is told: most often, nothing is."""
+    if not shown:
+        yield None
+        return
+    with ExitStack() as stack:
+        bar: Callable[[int, int], None] | None = None
+
+        def tell(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(progress_bar(label, shown=True))
+            if bar is not None:
+                bar(done, total)
+
+        yield tell
 
 
 def summary(report: Report) -> str:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import click
 
-from vmdump import Source, open_source
-from vmdump.cli.options import as_size, as_source
+from vmdump import Source
+from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
+from vmdump.cli.progress import late_bar
 from vmdump.errors import RequestError
+from vmdump.request import opened
 from vmdump.units import ADDRESS_LIMIT
 from vmdump.writers.output import Output
 
@@ -27,6 +29,8 @@ _HALF = 8
 @click.argument("address", callback=as_size)
 @click.argument("length", callback=as_size)
 @click.option("--virtual", is_flag=True, help="ADDRESS is virtual: go through the guest's page tables.")
+@vmcoreinfo_option
+@search_option
 @click.option(
     "--hex", "as_hex", is_flag=True, help="Print it as 'hexdump -Cv' does; so a terminal gets it anyway."
 )
@@ -37,6 +41,8 @@ def read_command(
     address: int,
     length: int,
     virtual: bool,
+    vmcoreinfo: str | None,
+    no_search: bool,
     as_hex: bool,
     output: str,
     force: bool,
@@ -51,7 +57,10 @@ def read_command(
             f"length: {length:#x} bytes at {address:#x} end beyond 64 bits", parameter="length"
         )
     to_terminal = output == "-" and sys.stdout.isatty()
-    with open_source(dump) as source:
+    with (
+        late_bar(source_name(dump), shown=virtual and sys.stderr.isatty()) as progress,
+        opened(dump, vmcoreinfo=vmcoreinfo, search=virtual and not no_search, progress=progress) as source,
+    ):
         if as_hex and output != "-":
             raise RequestError("hex: goes to standard output, not to a file", parameter="hex")
         if as_hex or to_terminal:

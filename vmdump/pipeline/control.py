@@ -41,8 +41,26 @@ class Control:
         self.done += size
         if self._on_progress is not None:
             self._on_progress(self.done, self.total)
+        self.check()
+
+    def check(self) -> None:
+        """Raise Cancelled if the owner wants the dump to stop."""
         if self._stop.is_set():
             raise Cancelled("cancelled")
+
+    def side_work(self) -> Callable[[int, int], None]:
+        """Give what counts other work than dumping, from (done, total) of it on: some take no time."""
+        told = -1
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            if told < 0:
+                told = 0
+                self.start(total)
+            self.advance(done - told)
+            told = done
+
+        return tell
 
     def cancel(self) -> None:
         """Ask the dump to stop; from any thread."""

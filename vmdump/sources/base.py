@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from vmdump.sources.blocks import (
 from vmdump.sources.utsname import UTS_SIZE, Utsname
 from vmdump.sources.virtual import Translating
 from vmdump.units import ADDRESS_LIMIT, is_power_of_two
+
+if TYPE_CHECKING:
+    from vmdump.sources.find_vmcoreinfo import Findings, FoundVmcoreinfo
 
 __all__ = [
     "MAX_PAGE_SIZE",
@@ -105,6 +108,20 @@ class Source(Translating):
         Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`.
     emulator : Emulator or None
         The QEMU of a live guest; None of any other.
+    told_vmcoreinfo : Vmcoreinfo
+        What the notes tell; empty where they have none.
+    search : bool
+        Look for VMCOREINFO in memory where it is not told; may be set.
+    search_progress : callable or None
+        Told (done, total) in bytes of memory by a search that takes longer than a second; may be set.
+    found_vmcoreinfo : FoundVmcoreinfo or None
+        Where `told_vmcoreinfo` was found, if it was.
+    findings : Findings or None
+        All that was found, once it was looked for.
+    changes : bool
+        True if the memory may be another one for each dump.
+    finds_when_held : bool
+        True if :meth:`held` looks for VMCOREINFO by itself.
     given_notes : bytes
         `notes`, without VMCOREINFO that was found or given later.
     given_byteorder : str
@@ -153,6 +170,12 @@ class Source(Translating):
     unreadable: Sequence[tuple[int, int]] = ()
     excluded_size = 0
     emulator: Emulator | None = None
+    search = True
+    search_progress: Callable[[int, int], object] | None = None
+    found_vmcoreinfo: FoundVmcoreinfo | None = None
+    findings: Findings | None = None
+    changes = False
+    finds_when_held = False
     incomplete = False
     dump_level = 1
 
@@ -190,7 +213,7 @@ class Source(Translating):
             others = without_notes(self.notes, VMCOREINFO_NAME, self.byteorder)
             self.notes = others + build_note(VMCOREINFO_NAME, 0, text, self.byteorder)
         note = find_vmcoreinfo(self.notes, self.byteorder)
-        self.vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
+        self.told_vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
         asked = self._page_size_asked
         self.page_size = self._natural_page_size() if asked is None else asked
 
@@ -202,11 +225,42 @@ class Source(Translating):
         text : bytes
             ``KEY=value`` lines.
         """
+        other = self._copy()
+        other.found_vmcoreinfo = None
+        other._set_vmcoreinfo(text)
+        return other
+
+    def without_search(self) -> Self:
+        """Give the same guest, with the VMCOREINFO that it tells and no other."""
+        other = self._copy()
+        other.search = False
+        return other
+
+    def _copy(self) -> Self:
         other = copy.copy(self)
         for derived in ("utsname", "_virtual"):
             other.__dict__.pop(derived, None)
-        other._set_vmcoreinfo(text)
         return other
+
+    @property
+    def vmcoreinfo(self) -> Vmcoreinfo:
+        """VMCOREINFO that the guest tells; else, if `search` is true, what is found in its memory.
+
+        It is looked for when it is first asked for, which may take as long as reading all memory. What
+        `notes` and `page_size` say does not change with it.
+
+        Raises
+        ------
+        SourceError
+            The memory cannot be read.
+        """
+        if self.told_vmcoreinfo or not self.search:
+            return self.told_vmcoreinfo
+        # That module is for sources, and needs this one.
+        from vmdump.sources.find_vmcoreinfo import findings_of
+
+        found = findings_of(self).chosen
+        return self.told_vmcoreinfo if found is None else found.lines
 
     @contextmanager
     def held(
@@ -242,7 +296,7 @@ class Source(Translating):
         """Let the guest run again, if :meth:`held` stopped it: all its memory has been read."""
 
     def _natural_page_size(self) -> int:
-        told = self.vmcoreinfo.page_size
+        told = self.told_vmcoreinfo.page_size
         if told in self.arch.page_sizes:
             return told
         size = self.arch.page_size

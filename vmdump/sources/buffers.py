@@ -87,6 +87,8 @@ class BlockSource(Source):
     (8192, 8192)
     """
 
+    changes = True
+
     def __init__(
         self,
         blocks: Buffer | Sequence[Block | tuple[int, Buffer | Memory]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -163,6 +164,23 @@ class _VirtualMemory:
         # A vCPU that was not started yet says nothing about a guest that runs on others.
         return [space for space in spaces if space is not None] or [None]
 
+    def count_mapping(self, address: int, physical: int, most: int) -> int:
+        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one."""
+        spaces = self.spaces.cpus[:most] if self.spaces is not None else ()
+        return sum(space is not None and self._maps(space, address, physical) for space in spaces)
+
+    def _maps(self, space: AddressSpace, address: int, physical: int) -> bool:
+        offset = space.offset(address)
+        if offset is None:
+            return False
+        # Under page-table isolation an x86 processor in user mode has tables without the kernel, in the
+        # second page of a pair.
+        for root in sorted({space.root & ~_PAGE, space.root}):
+            runs = walk(replace(space, root=root), self._read_tables, begin=offset, end=offset + 1)
+            if runs.size.size and int(runs.physical[0]) + offset - int(runs.virtual[0]) == physical:
+                return True
+        return False
+
     def _is_memory(self, addresses: Words) -> NDArray[np.bool_]:
         index = np.searchsorted(self._starts, addresses, side="right").astype(np.intp) - 1
         inside: NDArray[np.bool_] = (index >= 0) & (addresses <= self._lasts[index])
@@ -244,6 +262,29 @@ class Translating:
             They cannot be read.
         """
         return self._virtual.kernel_half()
+
+    @property
+    def knows_page_tables(self) -> bool:
+        """Tell whether registers of vCPUs say which page tables are in use."""
+        spaces = self._virtual.spaces
+        return spaces is not None and any(space is not None for space in spaces.cpus)
+
+    def count_mapping(self, address: int, physical: int, *, most: int) -> int:
+        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one.
+
+        Parameters
+        ----------
+        address, physical : int
+            The virtual and the guest-physical address.
+        most : int
+            vCPUs that are looked at.
+
+        Raises
+        ------
+        SourceError
+            Page tables cannot be read.
+        """
+        return self._virtual.count_mapping(address, physical, most)
 
     def translate(self, address: int, *, cpu: int | None = None) -> int:
         """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.

@@ -11,7 +11,7 @@ from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
 from vmdump.sources.base import Emulator, Source
-from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, search_vmcoreinfo
+from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, findings_of
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.byte_order import in_guests_byte_order
 from vmdump.sources.qemu.layout import GuestLayout
@@ -34,6 +34,8 @@ class _LaidOutGuest(Source):
     fuzzy : bool
         It runs while it is read.
     """
+
+    changes = True
 
     def __init__(
         self, attachment: Attachment, layout: GuestLayout, *, vmcoreinfo: bytes | None, fuzzy: bool = False
@@ -107,6 +109,8 @@ class QemuGuest(_LaidOutGuest):
         Its memory is encrypted.
     """
 
+    finds_when_held = True
+
     def __init__(self, path: str) -> None:
         self._vmcoreinfo_given: bytes | None = None
         self._vmcoreinfo_found: FoundVmcoreinfo | None = None
@@ -168,19 +172,26 @@ class QemuGuest(_LaidOutGuest):
         self, guest: _LaidOutGuest, cancelled: Callable[[], bool], *, search: bool
     ) -> _LaidOutGuest:
         """Add what was found in memory, if it still is of the kernel that is there, where QEMU tells none."""
-        if guest.vmcoreinfo:
+        if guest.told_vmcoreinfo:
             return guest
-        found = self._vmcoreinfo_found
+        found = self._vmcoreinfo_found if self.search else None
         if found is not None and not found.is_there(guest):
             found = None
-        if found is None and search:
-            found = self._vmcoreinfo_found = search_vmcoreinfo(guest, cancelled)
-        return guest if found is None else guest.with_vmcoreinfo(found.text)
+        if found is None and search and self.search:
+            guest.search_progress = self.search_progress
+            found = self._vmcoreinfo_found = findings_of(guest, cancelled).chosen
+        if found is None:
+            return guest.without_search()
+        other = guest.with_vmcoreinfo(found.text)
+        other.found_vmcoreinfo = found
+        return other
 
     def _laid_out(self, cancelled: Callable[[], bool], *, fuzzy: bool) -> _LaidOutGuest:
         layout = self._attachment.take_layout(cancelled)
         try:
-            return _LaidOutGuest(self._attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
+            guest = _LaidOutGuest(self._attachment, layout, vmcoreinfo=self._vmcoreinfo_given, fuzzy=fuzzy)
+            guest.found_vmcoreinfo = self.found_vmcoreinfo
+            return guest
         except BaseException:
             layout.close()
             raise
