@@ -121,6 +121,14 @@ def test_names_in_a_page_that_is_damaged() -> None:
         assert dump.utsname.nodename == b"node"
 
 
+@pytest.mark.parametrize("told", [b"\xff" * 300, b"PAGESIZE=4096\n"], ids=["no text", "cut"])
+def test_vmcoreinfo_that_is_damaged_in_one_of_two_places(told: bytes, tmp_path: Path) -> None:
+    damaged = note(b"VMCOREINFO", 0, told)
+    assert written(build(notes=PRSTATUS + damaged), tmp_path).vmcoreinfo == VMCOREINFO
+    whole = note(b"VMCOREINFO", 0, VMCOREINFO)
+    assert written(build(notes=PRSTATUS + whole, vmcoreinfo=told), tmp_path).vmcoreinfo == VMCOREINFO
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -289,6 +289,18 @@ def test_a_file_that_cannot_be_read_has_its_headers(
             _ = dump.vmcoreinfo
 
 
+@pytest.mark.parametrize("told", [b"\xff\xfe" * 600, b"A=1\nB=2\n", b"SRELEASE=6.1.0-cut\nPAGESIZE=4096\n"])
+def test_a_note_that_is_damaged(
+    told: bytes, memory: list[tuple[int, np.ndarray]], text: bytes, place: int, tmp_path: Path
+) -> None:
+    source = vmdump.BlockSource(memory, notes=note(b"VMCOREINFO", 0, told))
+    assert vmdump.dump(source, tmp_path / "dump").vmcoreinfo_found == place
+    assert Kdump(tmp_path / "dump").check().vmcoreinfo == text
+    # It is kept where there is nothing better.
+    vmdump.dump(source, tmp_path / "dump", search=False, force=True)
+    assert Kdump(tmp_path / "dump").vmcoreinfo == told
+
+
 # Waiting for it
 
 

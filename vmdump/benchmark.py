@@ -22,7 +22,6 @@ from vmdump.pipeline.trial import Trial, estimate_ratios
 from vmdump.pipeline.workers import check_threads
 from vmdump.request import opened
 from vmdump.sources.base import Pages
-from vmdump.sources.find_vmcoreinfo import with_found
 from vmdump.writers.disk import DISK_ROUNDS, DiskSpeed, measure_disk
 from vmdump.writers.elf import plan_elf
 from vmdump.writers.kdump import plan_kdump
@@ -377,10 +376,8 @@ class _Guest:
 def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
     """Take the sample; a guest that was opened here is closed again before anything is timed."""
     with (
-        opened(source) as it,
-        (it if it.finds_when_held else with_found(it)).held(
-            pause=False, cancelled=control.cancelled
-        ) as guest,
+        opened(source, search=False) as it,  # the sample is all that is read
+        it.held(pause=False, cancelled=control.cancelled) as guest,
     ):
         # The codec is named in the header, and does not change its size.
         plan = plan_kdump(guest, engines()[0].codec)

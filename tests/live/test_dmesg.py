@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,10 @@ from live.conftest import MakeGuest
 from live.guests import Guest
 
 
-def makedumpfile_dmesg(dump: Path, output: Path) -> bytes:
-    judges.require("makedumpfile")
-    subprocess.run(["makedumpfile", "--dump-dmesg", dump, output], capture_output=True, check=True)
-    # Where C's char has a sign, its %02x of a byte above 0x7f comes out as an int.
-    return output.read_bytes().replace(rb"\xffffff", rb"\x")
-
-
 def check(guest: Guest, scratch: Path, run_vmdump: RunVmdump, name: str) -> bytes:
     guest.monitor.execute("stop")
     vmdump.dump(f"qmp:{guest.qmp}", scratch / "dump", format=name)
-    expected = makedumpfile_dmesg(scratch / "dump", scratch / "log")
+    expected = judges.makedumpfile_dmesg(scratch / "dump", scratch / "log")
     assert expected.count(b"\n") > 100
     done = run_vmdump("dmesg", scratch / "dump")
     assert done.returncode == 0, done.stderr
@@ -64,7 +56,7 @@ def test_a_dump_that_makedumpfile_filtered(linux_guest: Guest, scratch: Path, ru
     assert compared.different_pages == 0
     assert compared.excluded_pages == found.kinds["excluded"]
     assert compared.bytes_compared == len(oracle.pfns) * 4096
-    log = makedumpfile_dmesg(scratch / "dump", scratch / "log")
+    log = judges.makedumpfile_dmesg(scratch / "dump", scratch / "log")
     assert run_vmdump("dmesg", scratch / "dump").stdout == log
     live = run_vmdump("verify", scratch / "dump", "--against", f"qmp:{linux_guest.qmp}")
     assert live.returncode == 0, live.stderr

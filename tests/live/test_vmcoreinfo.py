@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oracles import judges
+from conftest import RunVmdump
+from oracles import judges, lime_builder
 from oracles.elf import ElfCore, split_notes
 from oracles.kdump import UTS_FIELDS, Kdump
 
@@ -139,6 +140,34 @@ def test_it_is_found_in_memory(private_guest: Guest, dumps: dict[str, Path], scr
     succeeds(private_guest, scratch / "elf", "-f", "elf")
     judges.makedumpfile_filter(scratch / "elf", scratch / "filtered", "-c", "-d", "31")
     assert len(Kdump(scratch / "filtered").pfns) > 1000
+
+
+def test_it_is_found_in_the_memory_of_a_file(
+    private_guest: Guest, scratch: Path, run_vmdump: RunVmdump
+) -> None:
+    """QEMU's own dump of this guest has no note; that one, and its memory alone, tell as much as others."""
+    private_guest.monitor.execute("stop")
+    private_guest.monitor.dump(scratch / "elf")
+    private_guest.monitor.execute("cont")
+    core = ElfCore(scratch / "elf")
+    assert b"VMCOREINFO" not in core.notes
+    with (scratch / "lime").open("wb") as file:
+        for load in sorted(core.loads, key=lambda load: load.paddr):
+            file.write(lime_builder.header(b"EMiL", 1, load.paddr, load.filesz))
+            file.write(core.load_view(load))
+    logs = set()
+    for name in ("elf", "lime"):
+        done = run_vmdump("dump", scratch / name, scratch / f"{name}.kdump")
+        assert done.returncode == 0, done.stderr
+        told = lines(Kdump(scratch / f"{name}.kdump").check().vmcoreinfo)
+        program = program_of(scratch / f"{name}.kdump")
+        assert program["UTS_RELEASE"].string_().decode() == told["OSRELEASE"]
+        banner = program.read(int(told["SYMBOL(init_uts_ns)"], 16), 64)
+        assert b"Linux\0" in banner
+        logs.add(judges.makedumpfile_dmesg(scratch / f"{name}.kdump", scratch / f"{name}.log"))
+        logs.add(run_vmdump("dmesg", scratch / name).stdout)
+    (log,) = logs
+    assert b"Linux version" in log
 
 
 def test_a_file_overrides_it(running_guest: Guest, scratch: Path) -> None:

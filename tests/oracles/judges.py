@@ -70,6 +70,14 @@ def drgn_read(path: Path, ranges: Ranges) -> list[bytes]:
     return [program.read(address, size, physical=True) for address, size in ranges]
 
 
+def makedumpfile_dmesg(dump: Path, output: Path) -> bytes:
+    """The kernel's log as ``makedumpfile --dump-dmesg`` prints it."""
+    require("makedumpfile")
+    subprocess.run(["makedumpfile", "--dump-dmesg", dump, output], capture_output=True, check=True)
+    # Where C's char has a sign, its %02x of a byte above 0x7f comes out as an int.
+    return output.read_bytes().replace(rb"\xffffff", rb"\x")
+
+
 def libkdumpfile_read(path: Path, ranges: Ranges) -> list[bytes]:
     """Guest-physical memory through libkdumpfile, one result per range."""
     ranges = list(ranges)

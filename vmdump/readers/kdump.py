@@ -120,17 +120,17 @@ class KdumpDump(Dump):
         )
         names = names_told(headers.utsname, b"")
         machine = (names.machine if names else headers.header["machine"]).decode("ascii", "replace")
-        told = find_vmcoreinfo(headers.notes, headers.byteorder) is None and headers.vmcoreinfo
+        note = find_vmcoreinfo(headers.notes, headers.byteorder)
+        beside = Vmcoreinfo(headers.vmcoreinfo)
+        better = note is None or ("OSRELEASE" in beside and "OSRELEASE" not in Vmcoreinfo(note.desc))
         super().__init__(
             blocks,
-            arch_of_kdump(
-                machine, headers.elf_class, headers.byteorder, headers.notes, Vmcoreinfo(headers.vmcoreinfo)
-            ),
+            arch_of_kdump(machine, headers.elf_class, headers.byteorder, headers.notes, beside),
             byteorder=headers.byteorder,
             elf_class=headers.elf_class,
             page_size=block_size,
             notes=headers.notes,
-            vmcoreinfo=headers.vmcoreinfo if told else None,
+            vmcoreinfo=headers.vmcoreinfo if headers.vmcoreinfo and better else None,
         )
         self.incomplete = bool(headers.header["status"] & kdump.STATUS_INCOMPLETE)
         self.codec = next(

@@ -243,6 +243,11 @@ class Source(Translating):
         return other
 
     @property
+    def tells_vmcoreinfo(self) -> bool:
+        """Tell whether the notes have a VMCOREINFO that is whole enough to name a release."""
+        return "OSRELEASE" in self.told_vmcoreinfo
+
+    @property
     def vmcoreinfo(self) -> Vmcoreinfo:
         """VMCOREINFO that the guest tells; else, if `search` is true, what is found in its memory.
 
@@ -254,7 +259,7 @@ class Source(Translating):
         SourceError
             The memory cannot be read.
         """
-        if self.told_vmcoreinfo or not self.search:
+        if self.tells_vmcoreinfo or not self.search:
             return self.told_vmcoreinfo
         # That module is for sources, and needs this one.
         from vmdump.sources.find_vmcoreinfo import findings_of

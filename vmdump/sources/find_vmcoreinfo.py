@@ -251,7 +251,7 @@ def with_found(
     SourceError
         The memory cannot be read.
     """
-    if number is None and (source.told_vmcoreinfo or not source.search):
+    if number is None and (source.tells_vmcoreinfo or not source.search):
         return source
     findings = findings_of(source, cancelled, anew=source.changes)
     found = findings.chosen if number is None else findings.number(number)

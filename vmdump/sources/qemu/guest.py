@@ -172,7 +172,7 @@ class QemuGuest(_LaidOutGuest):
         self, guest: _LaidOutGuest, cancelled: Callable[[], bool], *, search: bool
     ) -> _LaidOutGuest:
         """Add what was found in memory, if it still is of the kernel that is there, where QEMU tells none."""
-        if guest.told_vmcoreinfo:
+        if guest.tells_vmcoreinfo:
             return guest
         found = self._vmcoreinfo_found if self.search else None
         if found is not None and not found.is_there(guest):
