@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from oracles.lime_builder import build_avml, build_lime
 
 import vmdump
 from vmdump.errors import Cancelled, CapabilityError, SourceError
+from vmdump.readers.kdump import KdumpDump
 from vmdump.sources import find_vmcoreinfo
 
 PAGE = 4096
@@ -113,7 +115,7 @@ def test_dumps_are_opened_by_other_readers(
     assert told == [text]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lime", "kdump"])
 def test_every_command_knows(
     kind: str, sources: dict[str, str], place: int, run_vmdump: RunVmdump, tmp_path: Path
 ) -> None:
@@ -299,6 +301,50 @@ def test_a_note_that_is_damaged(
     # It is kept where there is nothing better.
     vmdump.dump(source, tmp_path / "dump", search=False, force=True)
     assert Kdump(tmp_path / "dump").vmcoreinfo == told
+
+
+def small_pages(tmp_path: Path, page: bytes) -> Path:
+    """A kdump file whose 64 MiB of pages take a fraction of that, with VMCOREINFO in the last one."""
+    path = tmp_path / "small"
+    last = b"OSRELEASE=6.1.0-last\nPAGESIZE=4096\n".ljust(PAGE, b"\0")
+    path.write_bytes(build_kdump(Build({**dict.fromkeys(range(16383), page), 16383: last})))
+    return path
+
+
+def test_pages_that_are_known_to_be_zero_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_pages = KdumpDump.read_pages
+
+    def counted(dump: KdumpDump, pfn: int, out: np.ndarray, *options: dict[int, str]) -> None:
+        read.append(pfn)
+        read_pages(dump, pfn, out, *options)
+
+    monkeypatch.setattr(KdumpDump, "read_pages", counted)
+    found = vmdump.info(small_pages(tmp_path, bytes(PAGE)))
+    assert found.vmcoreinfo["OSRELEASE"] == "6.1.0-last"
+    assert min(read) >= 15 * 1024  # the last 4 MiB
+
+
+def test_no_file_makes_the_search_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_pages(tmp_path, bytes([7]) * PAGE)
+    assert path.stat().st_size < 2 << 20
+    assert vmdump.info(path).vmcoreinfo
+    looked: list[int] = []
+    starts = find_vmcoreinfo._starts
+
+    def counted(data: np.ndarray, address: int) -> list[int]:
+        looked.append(len(data))
+        return starts(data, address)
+
+    monkeypatch.setattr(find_vmcoreinfo, "_starts", counted)
+    monkeypatch.setattr(find_vmcoreinfo, "_AHEAD", 1)
+    monkeypatch.setattr(find_vmcoreinfo, "_MAX_RATIO", 1)
+    monkeypatch.setattr(find_vmcoreinfo, "_ALWAYS", 4 << 20)
+    assert not vmdump.info(path).vmcoreinfo
+    threads = len(os.sched_getaffinity(0))
+    assert sum(looked) <= (2 << 20) + (4 << 20) * (1 + threads)
 
 
 # Waiting for it

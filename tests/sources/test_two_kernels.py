@@ -184,6 +184,21 @@ def test_registers_do_not_outweigh_a_crash() -> None:
 # The user chooses
 
 
+def test_what_the_capture_kernel_keeps_of_the_other_one() -> None:
+    """Notes of registers, then VMCOREINFO: its /proc/vmcore has them."""
+    memory = bytearray(SIZE)
+    CRASHED.put(memory)
+    CAPTURE.put(memory)
+    notes = 2 * note(b"CORE", 1, bytes(336)) + note(b"VMCOREINFO", 0, CRASHED.text())
+    memory[3000 * PAGE : 3000 * PAGE + len(notes)] = notes
+    CAPTURE.place(memory, 3001 * PAGE, "note")
+    # Other notes, those of a process say, are none.
+    memory[3002 * PAGE : 3002 * PAGE + 356] = note(b"CORE", 1, bytes(336))
+    found = vmdump.info(guest(memory))
+    assert found.vmcoreinfo["OSRELEASE"] == CRASHED.release
+    assert [place.address // PAGE for place in found.vmcoreinfo_found] == [3000, 3001]
+
+
 @pytest.fixture
 def lime(tmp_path: Path) -> Path:
     from oracles.lime_builder import build_lime

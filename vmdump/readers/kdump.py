@@ -465,6 +465,11 @@ class _KdumpMemory:
                 yield (low - self._first_pfn) * self._page_size, (high - self._first_pfn) * self._page_size
             begin = int(found[-1, 1])
 
+    def is_zero(self, offset: int, length: int) -> bool:
+        """Tell whether descriptors say so; FormatError where one is damaged."""
+        first, last = offset // self._page_size, -(-(offset + length) // self._page_size)
+        return bool((self._dump.page_kinds(self._first_pfn + first, last - first) <= PageKind.ZERO).all())
+
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         page_size = self._page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)

@@ -3,8 +3,8 @@
 The kernel keeps it twice, each time at the start of a page: as text (vmcoreinfo_data) and as an ELF note
 around the text (vmcoreinfo_note); see kernel/vmcore_info.c. A kernel that crashes adds CRASHTIME= to the
 note, and to a copy of the text. Memory may hold those of several kernels: of one that crashed, and of its
-capture kernel; stale ones, of a kernel that was there before a reboot; of a nested guest; of this page in a
-file.
+capture kernel, which also keeps a copy of the other's behind the registers; stale ones, of a kernel that was
+there before a reboot; of a nested guest; of this page in a file.
 """
 
 from __future__ import annotations
@@ -50,11 +50,20 @@ _MAX_PAGES = 4096
 _MAX_FOUND = 64
 _MAX_FAILED = 256
 """Reads of less than a chunk that may fail, looking for what is whole beside damaged pages."""
+_MAX_RATIO = 64
+"""Bytes of memory for each byte of a dump's files, zeros not counted: one of 60 MiB can have 170 GiB of pages
+that are one and the same."""
+_ALWAYS = 1 << 30
+"""Bytes that are looked through whatever the size of the files."""
 _TEXT_START = b"OSRELEASE="
+_FIRST_NAME = b"CORE"
+"""Of the first note in what a capture kernel keeps of the crashed one's: registers, then VMCOREINFO."""
 _NOTE_NAME_OFFSET = 12
 """Bytes from the start of a note to its name."""
 _WORD = 4
 _FOUND = "found:"
+_SECTOR = 512
+"""Bytes in which st_blocks counts."""
 _SHOWN = 8
 _IMAGE_SIZE = 64 << 20
 """Bytes behind _stext in which the text of a kernel ends."""
@@ -369,6 +378,8 @@ class _Search:
         self._threads = len(os.sched_getaffinity(0)) if source.size > _CHUNK else 1
         self._own = local()
         self._failed = 0
+        held = sum(os.fstat(file.fd).st_blocks * _SECTOR for file in source.files)
+        self._left = _MAX_RATIO * held + _ALWAYS if held and not source.changes else None
 
     def candidates(self) -> Iterator[int]:
         """Give the guest-physical addresses of such pages, ascending."""
@@ -382,6 +393,9 @@ class _Search:
                     yield from hits
                     self.cancelled = self._ask()
                     if self.cancelled:
+                        pool.shutdown(cancel_futures=True)
+                        return
+                    if self._left is not None and self._left < 0:
                         pool.shutdown(cancel_futures=True)
                         return
                     if progress is not None and time.monotonic() - began > _SILENT:
@@ -410,7 +424,10 @@ class _Search:
         block, begin, end, _ = chunk
         if not hasattr(self._own, "scratch"):
             self._own.scratch = np.empty(min(_CHUNK, self._source.size), np.uint8)
+        known = getattr(block.memory, "is_zero", None)
         try:
+            if known is not None and known(begin, end - begin):
+                return []
             data = block.memory.view(begin, end - begin, self._own.scratch)
         except (FormatError, CodecError):
             # What is whole beside a damaged page is looked through, unless most is damaged.
@@ -419,6 +436,8 @@ class _Search:
             if half == begin or self._failed > _MAX_FAILED:
                 return []
             return self._look((block, begin, half, 0)) + self._look((block, half, end, 0))
+        if self._left is not None:
+            self._left -= len(data) if data.any() else 0
         address = block.start + begin
         return [address + offset for offset in _starts(data, address)]
 
@@ -430,8 +449,10 @@ def _starts(data: Pages, address: int) -> list[int]:
     if count <= 0:
         return []
     words = data[skip : skip + count * MIN_PAGE_SIZE].view(np.uint32).reshape(count, -1)
-    text, note = (np.frombuffer(start[:_WORD], np.uint32)[0] for start in (_TEXT_START, VMCOREINFO_NAME))
-    hits = (words[:, 0] == text) | (words[:, _NOTE_NAME_OFFSET // _WORD] == note)
+    text, *notes = (
+        np.frombuffer(start[:_WORD], np.uint32)[0] for start in (_TEXT_START, VMCOREINFO_NAME, _FIRST_NAME)
+    )
+    hits = (words[:, 0] == text) | np.isin(words[:, _NOTE_NAME_OFFSET // _WORD], notes)
     return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
 
 
