@@ -75,3 +75,13 @@ class Flattened:
                 file.seek(offset)
                 file.write(view[position : position + size])
             file.truncate(max(record.end for record in self.records))
+
+
+def flatten(standard: bytes, record_size: int = 3000) -> bytes:
+    """Lay a dump out as makedumpfile's stream, its records back to front."""
+    head = b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)
+    records = [
+        struct.pack(">qq", at, len(standard[at : at + record_size])) + standard[at : at + record_size]
+        for at in range(0, len(standard), record_size)
+    ]
+    return b"".join([head.ljust(4096, b"\0"), *records[::-1], struct.pack(">qq", -1, -1)])

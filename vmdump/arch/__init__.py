@@ -120,7 +120,7 @@ def arch_of_kdump(
     arch = arch_by_uts_machine(machine, elf_class, byteorder)
     if arch.machine != _EM_NONE:
         return arch
-    size = next((len(note.desc) for note in iter_notes(notes, byteorder) if note.type == NT_PRSTATUS), 0)
+    size = next((note.size for note in iter_notes(notes, byteorder) if note.type == NT_PRSTATUS), 0)
     for known in ARCHES:
         sizes = [kind.layout.size for kind in known.register_notes if kind.type == NT_PRSTATUS]
         if (known.elf_class, known.byteorder, sizes) == (elf_class, byteorder, [size]):

@@ -24,16 +24,20 @@ from vmdump.formats.elf import (
     ElfClass,
 )
 from vmdump.formats.layout import ByteOrder
-from vmdump.formats.notes import iter_notes
+from vmdump.formats.notes import NOTE_ALIGN, iter_notes
+from vmdump.units import align_up
 
 __all__ = ["ElfHeaders", "read_headers"]
 
 _EI_CLASS = 4
 _IDENT_SIZE = 16
 _MAX_NOTES = 64 << 20
-"""Bytes: 16 KiB for each of 4096 vCPUs."""
+"""Bytes where nobody knows how large the core is: 16 KiB for each of 4096 vCPUs."""
 _MAX_HEADERS = 1 << 20
 """56 MiB of them. A dump with virtual mappings has one for each run of addresses, a guest of 128 MiB 162."""
+_NOWHERE: dict[ElfClass, int] = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
+"""p_paddr, by class, of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an
+offset far behind the end of any file."""
 _CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
 _ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
@@ -51,11 +55,13 @@ class ElfHeaders:
     machine : int
         e_machine.
     loads : structured array
-        The PT_LOADs in the order of the file, with the fields of `PHDR`.
+        The PT_LOADs that have a physical address, in the order of the file, with the fields of `PHDR`.
     notes : bytes
         The contents of all PT_NOTEs, each note checked to lie inside.
     flags : int
         e_flags.
+    unplaced : int
+        PT_LOADs without a physical address.
     """
 
     elf_class: ElfClass
@@ -64,6 +70,7 @@ class ElfHeaders:
     loads: NDArray[np.void]
     notes: bytes
     flags: int = 0
+    unplaced: int = 0
 
 
 def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int = _MAX_NOTES) -> ElfHeaders:
@@ -102,12 +109,25 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
     if count > _MAX_HEADERS:
         raise FormatError(f"{count} program headers cannot be", path=path, offset=header["e_phoff"])
     table = np.frombuffer(read(header["e_phoff"], count * layout.size), layout.dtype(byteorder))
-    segments = [(int(row["p_offset"]), int(row["p_filesz"])) for row in table[table["p_type"] == PT_NOTE]]
+    noted = table[table["p_type"] == PT_NOTE]
+    noted = noted[noted["p_filesz"] != 0]
+    segments = list(zip(noted["p_offset"].tolist(), noted["p_filesz"].tolist(), strict=True))
     total = sum(size for _, size in segments)
-    if total > min(max_notes, _MAX_NOTES):
-        raise FormatError(f"notes of {total} bytes in all cannot be", path=path)
-    notes = b"".join(read(offset, size) for offset, size in segments)
+    if total > max_notes:
+        raise FormatError(f"notes of {total} bytes in all are more than the file holds", path=path)
+    notes = b"".join(
+        [read(offset, size).ljust(align_up(size, NOTE_ALIGN), b"\0") for offset, size in segments]
+    )
     for _ in iter_notes(notes, byteorder, path=path):
         pass
     loads = table[table["p_type"] == PT_LOAD]
-    return ElfHeaders(elf_class, byteorder, header["e_machine"], loads, notes, header["e_flags"])
+    placed = loads["p_paddr"] != _NOWHERE[elf_class]
+    return ElfHeaders(
+        elf_class,
+        byteorder,
+        header["e_machine"],
+        loads[placed],
+        notes,
+        header["e_flags"],
+        int(np.count_nonzero(~placed)),
+    )

@@ -7,19 +7,21 @@ QEMU use 4 in 64-bit files too, whatever the gABI says of 8.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.formats.layout import ByteOrder, Field, Layout
-from vmdump.units import align_up
+from vmdump.units import align_up, merge_runs
 
 __all__ = [
     "ERASEINFO_NAME",
     "NHDR",
+    "NOTE_ALIGN",
     "NT_PRSTATUS",
     "VMCOREINFO_NAME",
     "Note",
@@ -39,9 +41,13 @@ NHDR = Layout("ELF note header", (Field("n_namesz", "u4"), Field("n_descsz", "u4
 NT_PRSTATUS = 1
 VMCOREINFO_NAME = b"VMCOREINFO"
 ERASEINFO_NAME = b"ERASEINFO"
-_ALIGN = 4
+NOTE_ALIGN = 4
+"""Bytes to which names and descriptors are padded."""
 _MAX_NOTES = 1 << 17
 """32 for each of 4096 vCPUs. An empty note takes 12 bytes of a file, and each pass over it 3 us."""
+_MAX_NAME = 256
+"""Bytes of a name that are looked at: the length is the file's, and longer ones are nobody's."""
+_ZEROS = re.compile(rb"\0*")
 _VMDUMP_NAME = b"VMDUMP"
 _FUZZY_TYPE = 1
 _BLOCKS_TYPE = 2
@@ -57,20 +63,30 @@ class Note:
         Without the terminating zero.
     type : int
         Its meaning depends on the name.
-    desc : bytes
-        The descriptor, without padding.
-    offset : int
-        Of the descriptor, from the start of all notes.
+    begin, end : int
+        The whole note with its header and padding, in bytes from the start of all notes.
+    offset, size : int
+        The descriptor, without padding, in the same way.
     """
 
     name: bytes
     type: int
-    desc: bytes
+    begin: int
+    end: int
     offset: int
+    size: int
+    _notes: bytes = field(repr=False)
+
+    @property
+    def desc(self) -> bytes:
+        """The descriptor, a copy: a driver's own dump in a note may have gigabytes."""
+        return self._notes[self.offset : self.offset + self.size]
 
 
 def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator[Note]:
     """Walk the notes in `data`.
+
+    Zeros where a note would begin are none: that is how room for the notes of a CPU that is off looks.
 
     Raises
     ------
@@ -79,28 +95,33 @@ def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator
     """
     position = count = 0
     while position + NHDR.size <= len(data):
+        header = NHDR.unpack(data, position, byteorder, path=path)
+        if not any(header.values()):
+            zeros = _ZEROS.match(data, position)
+            position = zeros.end() // NOTE_ALIGN * NOTE_ALIGN if zeros else len(data)
+            continue
         count += 1
         if count > _MAX_NOTES:
             raise FormatError(f"more than {_MAX_NOTES} notes cannot be", path=path)
-        header = NHDR.unpack(data, position, byteorder, path=path)
         name_begin = position + NHDR.size
-        desc_begin = name_begin + align_up(header["n_namesz"], _ALIGN)
-        desc_end = desc_begin + header["n_descsz"]
-        if desc_end > len(data):
+        offset = name_begin + align_up(header["n_namesz"], NOTE_ALIGN)
+        size = header["n_descsz"]
+        if size > len(data) - offset:
             raise FormatError(
-                f"the note at byte {position} of {len(data)} bytes of notes claims to end at {desc_end}",
+                f"the note at byte {position} of {len(data)} bytes of notes claims to end at {offset + size}",
                 path=path,
             )
-        name = data[name_begin : name_begin + header["n_namesz"]].split(b"\0", 1)[0]
-        yield Note(name, header["n_type"], data[desc_begin:desc_end], desc_begin)
-        position = align_up(desc_end, _ALIGN)
+        name = data[name_begin : name_begin + min(header["n_namesz"], _MAX_NAME)].split(b"\0", 1)[0]
+        end = align_up(offset + size, NOTE_ALIGN)
+        yield Note(name, header["n_type"], position, min(end, len(data)), offset, size, data)
+        position = end
 
 
 def build_note(name: bytes, note_type: int, desc: bytes, byteorder: ByteOrder) -> bytes:
     """Encode one note; `name` is given without its terminating zero."""
     header = NHDR.pack(byteorder, n_namesz=len(name) + 1, n_descsz=len(desc), n_type=note_type)
-    padded_name = (name + b"\0").ljust(align_up(len(name) + 1, _ALIGN), b"\0")
-    return header + padded_name + desc.ljust(align_up(len(desc), _ALIGN), b"\0")
+    padded_name = (name + b"\0").ljust(align_up(len(name) + 1, NOTE_ALIGN), b"\0")
+    return header + padded_name + desc.ljust(align_up(len(desc), NOTE_ALIGN), b"\0")
 
 
 def count_cpus(data: bytes, byteorder: ByteOrder) -> int:
@@ -130,7 +151,7 @@ def fuzzy_note(byteorder: ByteOrder) -> bytes:
 def is_fuzzy(data: bytes, byteorder: ByteOrder) -> bool:
     """Tell whether the notes have the mark of :func:`fuzzy_note`."""
     return any(
-        note.name == _VMDUMP_NAME and note.type == _FUZZY_TYPE and note.desc.startswith(b"FUZZY=1")
+        note.name == _VMDUMP_NAME and note.type == _FUZZY_TYPE and data.startswith(b"FUZZY=1", note.offset)
         for note in iter_notes(data, byteorder)
     )
 
@@ -177,15 +198,18 @@ def split_notes(data: bytes, byteorder: ByteOrder) -> tuple[bytes, Note | None, 
     erased : Note or None
         makedumpfile's ERASEINFO.
     """
-    kept, blocks, erased = [], None, None
-    begin = 0
+    blocks = erased = None
+    kept: list[tuple[int, int]] = []
     for note in iter_notes(data, byteorder):
-        end = align_up(note.offset + len(note.desc), _ALIGN)
         if note.name == _VMDUMP_NAME and note.type == _BLOCKS_TYPE:
             blocks = note
         elif note.name == ERASEINFO_NAME:
             erased = note
         else:
-            kept.append(data[begin:end])
-        begin = end
-    return b"".join(kept), blocks, erased
+            kept.append((note.begin, note.end))
+    runs = list(merge_runs(kept))
+    return (
+        (data if runs == [(0, len(data))] else b"".join(data[begin:end] for begin, end in runs)),
+        blocks,
+        erased,
+    )

@@ -12,7 +12,7 @@ from vmdump.formats.elf_headers import read_headers
 from vmdump.formats.notes import read_blocks, split_notes
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
-from vmdump.readers.file import ByteFile
+from vmdump.readers.file import ByteFile, most_notes
 from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import BlockList
 from vmdump.units import ADDRESS_LIMIT, merge_runs
@@ -24,8 +24,9 @@ class ElfDump(Dump):
     """An ELF core file.
 
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
-    address, as a dump with virtual mappings has them, become one. Where a note of vmdump tells the guest's
-    blocks, pages were left out: what no PT_LOAD has of these blocks is excluded.
+    address, as a dump with virtual mappings has them, become one. PT_LOADs without a physical address are no
+    memory. Where a note of vmdump tells the guest's blocks, pages were left out: what no PT_LOAD has of these
+    blocks is excluded.
 
     Parameters
     ----------
@@ -55,7 +56,12 @@ class ElfDump(Dump):
         self._file = file
         self.files = file.files
         self.path = file.path
-        headers = read_headers(file.read, path=file.path, max_notes=file.size)
+        headers = read_headers(file.read, path=file.path, max_notes=most_notes(file))
+        if headers.unplaced and not len(headers.loads):
+            raise FormatError(
+                f"none of its {headers.unplaced} PT_LOADs has a physical address: no memory of a guest",
+                path=file.path,
+            )
         notes, told, erased = split_notes(headers.notes, headers.byteorder)
         self._eraseinfo = erased.desc if erased else b""
         self._pieces: PieceList | None = None

@@ -16,7 +16,19 @@ from vmdump.sources.files import FileMemory, GuestFile
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["BufferBytes", "ByteFile", "PartMemory", "PlainBytes", "RawBytes", "demand_inside", "read_bytes"]
+__all__ = [
+    "BufferBytes",
+    "ByteFile",
+    "PartMemory",
+    "PlainBytes",
+    "RawBytes",
+    "demand_inside",
+    "most_notes",
+    "read_bytes",
+]
+
+_NOTES_IN_HOLES = 256 << 20
+"""Bytes of notes that any file may have; more have to be in the file, not in a hole."""
 
 
 class ByteFile(Protocol):
@@ -71,6 +83,11 @@ def demand_inside(file: ByteFile, offset: int, length: int) -> None:
             path=file.path,
             offset=offset,
         )
+
+
+def most_notes(file: ByteFile) -> int:
+    """Give the bytes of notes that a file can have: the dump of a network card in a note takes 80 MiB."""
+    return min(file.size, max(file.allocated, _NOTES_IN_HOLES))
 
 
 class PlainBytes(GuestFile):

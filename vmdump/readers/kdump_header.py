@@ -9,7 +9,7 @@ from vmdump.errors import CapabilityError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder, Layout
-from vmdump.readers.file import ByteFile
+from vmdump.readers.file import ByteFile, most_notes
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from vmdump.units import is_power_of_two
 
@@ -17,8 +17,6 @@ __all__ = ["KdumpHeaders", "read_area", "read_headers", "sort_parts"]
 
 _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
-_MAX_NOTES = 64 << 20
-"""Bytes: 16 KiB for each of 4096 vCPUs."""
 _UTS_FIELD = 65
 _MAX_BITMAP_HOLE = 4 << 30
 """Bytes that one bitmap may have in any file: 128 TiB of addresses, looked through in 2 s. More have to be in
@@ -214,7 +212,7 @@ def read_area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
     begin, size = second.get(f"offset_{name}", 0), second.get(f"size_{name}", 0)
     if not begin or not size:
         return b""
-    if size > _MAX_NOTES or begin + size > file.size:
+    if size > most_notes(file) or begin + size > file.size:
         raise FormatError(
             f"{size} bytes of {name} at {begin:#x} are not inside the file",
             path=file.path,

@@ -151,7 +151,7 @@ def plan_compat_kdump(source: Source) -> CompatPlan:
         phys_base=target.phys_base(source.vmcoreinfo, source.blocks[0].start) & word_mask,
         dump_level=kdump.DUMP_LEVEL,
         offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
-        size_vmcoreinfo=len(vmcoreinfo.desc) if vmcoreinfo else 0,
+        size_vmcoreinfo=vmcoreinfo.size if vmcoreinfo else 0,
         offset_note=notes_offset,
         size_note=len(notes),
         max_mapnr_64=max_mapnr,

@@ -155,9 +155,11 @@ def _plan(
         elf_class, source.byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
     )
     section = SHDR[elf_class].pack(source.byteorder, sh_info=phnum) if extended else b""
-    head = header + table.tobytes() + section + notes
+    # Joined once: notes may have hundreds of megabytes.
+    parts = [header, table.tobytes(), section, notes]
+    head = b"".join([*parts, bytes(memory_offset - sum(map(len, parts)))])
     size = int(ends[-1]) if len(ends) else memory_offset
-    return ElfPlan(elf_class, head.ljust(memory_offset, b"\0"), size, starts, sizes)
+    return ElfPlan(elf_class, head, size, starts, sizes)
 
 
 def write_elf_early(

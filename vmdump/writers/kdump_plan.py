@@ -159,7 +159,7 @@ def _head(
         start_pfn=min(begin, word_mask),
         end_pfn=min(end, word_mask),
         offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
-        size_vmcoreinfo=len(vmcoreinfo.desc) if vmcoreinfo else 0,
+        size_vmcoreinfo=vmcoreinfo.size if vmcoreinfo else 0,
         offset_note=notes_offset,
         size_note=len(source.notes),
         offset_eraseinfo=notes_offset + len(source.notes) if erased else 0,
@@ -168,5 +168,7 @@ def _head(
         end_pfn_64=end,
         max_mapnr_64=max_mapnr,
     )
-    body = header.ljust(kdump.HEADER_BLOCKS * block_size, b"\0") + second + source.notes + erased
-    return body.ljust((kdump.HEADER_BLOCKS + sub_hdr_size) * block_size, b"\0")
+    # Joined once: notes may have hundreds of megabytes.
+    parts = [header.ljust(kdump.HEADER_BLOCKS * block_size, b"\0"), second, source.notes, erased]
+    size = (kdump.HEADER_BLOCKS + sub_hdr_size) * block_size
+    return b"".join([*parts, bytes(size - sum(map(len, parts)))])
