@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_elf
-from vmdump.errors import FormatError, LayoutError
+from vmdump.errors import FormatError
 from vmdump.formats.elf import EF_INCOMPLETE
 from vmdump.formats.elf_headers import read_headers
 from vmdump.formats.notes import read_blocks, split_notes
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
+from vmdump.readers.elf_overlaps import blocks_of_copies
 from vmdump.readers.file import ByteFile, most_notes
 from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import BlockList
@@ -24,9 +25,9 @@ class ElfDump(Dump):
     """An ELF core file.
 
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
-    address, as a dump with virtual mappings has them, become one. PT_LOADs without a physical address are no
-    memory. Where a note of vmdump tells the guest's blocks, pages were left out: what no PT_LOAD has of these
-    blocks is excluded.
+    address, as a dump with virtual mappings has them, become one, and so do those that hold the same bytes
+    twice, as /proc/vmcore holds the kernel's text. PT_LOADs without a physical address are no memory. Where a
+    note of vmdump tells the guest's blocks, pages were left out: what no PT_LOAD has of these is excluded.
 
     Parameters
     ----------
@@ -131,19 +132,33 @@ def _extents(loads: NDArray[np.void]) -> NDArray[np.uint64]:
     return np.array(list(runs), np.uint64).reshape(-1, 2)
 
 
+def _covered(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Give ``[first, last]`` of all memory of a sorted table, ascending; what touches is one."""
+    paddr, memsz = table[0], table[3]
+    reach = np.maximum.accumulate(paddr + (memsz - np.uint64(1)))
+    begins = np.flatnonzero(np.append(True, (paddr[1:] > reach[:-1]) & (paddr[1:] - reach[:-1] > 1)))
+    return np.stack((paddr[begins], reach[np.append(begins[1:], len(paddr)) - 1]))
+
+
 def _blocks(file: ByteFile, loads: NDArray[np.void]) -> BlockList:
     """Make blocks of PT_LOADs, without an object for each: a file of 64 MiB can have a million of them."""
     names = ("p_paddr", "p_offset", "p_filesz", "p_memsz")
     table = np.stack([loads[name].astype(np.uint64) for name in names])[:, loads["p_memsz"] != 0]
     paddr, offset, filesz, memsz = table = table[:, np.lexsort(table[::-1])]
     _check(file, paddr, offset, filesz, memsz)
+    given = table
     if (filesz < memsz).any():
         paddr, offset, filesz, memsz = table = _without_shadowed(table)
+        if not np.array_equal(_covered(given), _covered(table)):
+            return blocks_of_copies(file, given)
     reach = np.maximum.accumulate(paddr + (memsz - np.uint64(1)))  # inclusive: nothing wraps at 2^64
     overlapping = paddr[1:] <= reach[:-1]
     firsts = np.arange(len(paddr))
     if overlapping.any():
-        firsts = _join(file, table, overlapping)
+        joined = _join(file, table, overlapping)
+        if joined is None:
+            return blocks_of_copies(file, given)
+        firsts = joined
         lasts = np.append(firsts[1:], len(paddr)) - 1
         filled = np.maximum.accumulate(paddr + filesz)[lasts] - paddr[firsts]
         sizes = np.maximum.accumulate(paddr + memsz)[lasts] - paddr[firsts]
@@ -199,10 +214,13 @@ def _check(
         )
 
 
-def _join(file: ByteFile, table: NDArray[np.uint64], overlapping: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _join(
+    file: ByteFile, table: NDArray[np.uint64], overlapping: NDArray[np.bool_]
+) -> NDArray[np.intp] | None:
     """Join PT_LOADs that show the same bytes at the same address; give the index of the first of each block.
 
     In a dump with virtual mappings a block is also cut where virtual addresses jump: those pieces are joined.
+    None where one address has bytes at two places of the file.
     """
     paddr, offset, filesz, memsz = table
     ends = np.maximum.accumulate(paddr + memsz)
@@ -216,9 +234,4 @@ def _join(file: ByteFile, table: NDArray[np.uint64], overlapping: NDArray[np.boo
     same = offset - offset[first] == paddr - paddr[first]
     wrong = ~same
     wrong[1:] |= overlapping & ~whole & ((paddr + filesz)[1:] > filled[:-1])
-    if wrong.any():
-        address = int(paddr[wrong.argmax()])
-        raise LayoutError(
-            f"{file.path}: two PT_LOADs hold the address {address:#x}, with different bytes", address=address
-        )
-    return firsts
+    return None if wrong.any() else firsts

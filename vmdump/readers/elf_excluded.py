@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
-from vmdump.sources.base import Block, FileRuns, Pages, file_runs
-from vmdump.sources.blocks import BlockList, find_block
+from vmdump.sources.base import Block
+from vmdump.sources.blocks import BlockList
+from vmdump.sources.pieces import PiecesMemory
 
 __all__ = ["PieceList"]
 
@@ -52,7 +53,7 @@ class PieceList:
         self.blocks = BlockList(
             begins,
             ends - begins,
-            lambda index: _PiecesMemory(pieces, piece, int(begins[index]), int(ends[index])),
+            lambda index: PiecesMemory(pieces, piece, int(begins[index]), int(ends[index])),
         )
         if isinstance(pieces, BlockList):
             starts, stops = pieces.starts, pieces.starts + pieces.sizes
@@ -102,50 +103,3 @@ class PieceList:
         np.add.at(steps, np.minimum(self._gaps[low:high, 1], np.uint64(end)) - np.uint64(begin), -1)
         result: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
         return result
-
-
-class _PiecesMemory:
-    """A block of which only pieces are there; the rest is zero."""
-
-    copies = True
-
-    def __init__(self, pieces: Sequence[Block], piece: Callable[[int], Block], begin: int, end: int) -> None:
-        self._pieces = pieces
-        self._piece = piece
-        self._begin = begin
-        self.size = end - begin
-
-    def _inside(self, offset: int, length: int) -> Iterator[tuple[Block, int, int, int]]:
-        """Give the pieces in a range of the block: the piece, begin and end in it, its place in the block."""
-        begin, end = self._begin + offset, self._begin + offset + length
-        index = max(find_block(self._pieces, begin), 0)
-        while index < len(self._pieces) and (piece := self._piece(index)).start < end:
-            if piece.end > begin:
-                low, high = max(begin - piece.start, 0), min(end, piece.end) - piece.start
-                yield piece, low, high, piece.start - self._begin
-            index += 1
-
-    def extents(self) -> Iterator[tuple[int, int]]:
-        for piece, _, _, place in self._inside(0, self.size):
-            for begin, end in piece.memory.extents():
-                yield place + begin, place + end
-
-    def file_runs(self, offset: int, length: int) -> FileRuns | None:
-        found: FileRuns = []
-        for piece, low, high, place in self._inside(offset, length):
-            runs = file_runs(piece.memory, low, high - low)
-            if runs is None:
-                return None
-            at = place + low - offset
-            found += [(at + begin, at + end, fd, position) for begin, end, fd, position in runs]
-        return found
-
-    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
-        out = scratch[:length]
-        out[:] = 0
-        for piece, low, high, place in self._inside(offset, length):
-            target = out[place + low - offset : place + high - offset]
-            data = piece.memory.view(low, high - low, target)
-            if not np.may_share_memory(data, target):
-                target[:] = data
-        return out
