@@ -162,18 +162,6 @@ def test_32bit_guest_with_memory_above_4_gib_has_64bit_headers(arch: str, tmp_pa
     assert (kdump.form.bits, kdump.frame_ranges()) == (64, [(0, 1), (1 << 20, (1 << 20) + 1)])
 
 
-@pytest.mark.parametrize("start", [0, 4096, 1 << 32])
-@pytest.mark.parametrize("size", [4096, 65536 - 4096, 65536 + 4096])
-def test_blocks_that_are_no_whole_pages(start: int, size: int, tmp_path: Path) -> None:
-    """kdump knows whole pages only, ELF takes any bytes."""
-    source = vmdump.BlockSource([(start, np.ones(size, np.uint8))], arch="aarch64", page_size=65536)
-    with pytest.raises(LayoutError):
-        vmdump.dump(source, tmp_path / "kdump")
-    assert not list(tmp_path.iterdir())
-    vmdump.dump(source, tmp_path / "elf", format="elf")
-    assert (tmp_path / "elf").read_bytes().endswith(b"\x01" * size)
-
-
 @pytest.mark.parametrize(
     "blocks",
     [

@@ -196,7 +196,7 @@ def test_copy_of_vmcore(machine: int, base: int, filtered: bool, tmp_path: Path)
         ram = [(0x1000000, cut), (0x1000000 + cut, 14 * MIB - cut)] if filtered else [(0x1000000, 14 * MIB)]
         assert blocks == [(0x1000, 0x94C00), *ram]
         assert [dump.read(*place) for place in ranges] == wanted
-    for kind in ("elf",):
+    for kind in ("elf", "kdump-lzo"):
         output = tmp_path / kind
         write(path, output, kind)
         assert judges.drgn_read(output, ranges) == wanted

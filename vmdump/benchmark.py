@@ -22,6 +22,7 @@ from vmdump.pipeline.trial import Trial, estimate_ratios
 from vmdump.pipeline.workers import check_threads
 from vmdump.request import opened
 from vmdump.sources.base import Pages
+from vmdump.sources.whole import whole_pages
 from vmdump.writers.disk import DISK_ROUNDS, DiskSpeed, measure_disk
 from vmdump.writers.elf import plan_elf
 from vmdump.writers.kdump import plan_kdump
@@ -382,8 +383,9 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
         # The codec is named in the header, and does not change its size.
         plan = plan_kdump(guest, engines()[0].codec)
         elf = plan_elf(guest, whole_blocks(guest.blocks))
-        sample = take_sample(guest.blocks, page_size=guest.page_size, size=size)
-        read_speed = reading_speed(guest.blocks, sample)
+        blocks = whole_pages(guest.blocks, guest.page_size)
+        sample = take_sample(blocks, page_size=guest.page_size, size=size)
+        read_speed = reading_speed(blocks, sample)
         training = training_pages(guest.blocks, page_size=guest.page_size)
         page_size, guest_bytes = guest.page_size, guest.size
     began = time.thread_time()

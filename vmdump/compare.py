@@ -19,6 +19,8 @@ from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
 from vmdump.request import opened
 from vmdump.sources.base import Block, Pages, Source
+from vmdump.sources.common import CommonMemory, common_ranges
+from vmdump.sources.whole import page_runs, whole_pages
 from vmdump.summary import data_runs, name_kinds
 from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
@@ -67,7 +69,8 @@ class Comparison:
     excluded_pages : int
         Pages that one of them leaves out, and that were not compared.
     only_in_guest, only_in_dump : tuple of (int, int)
-        Ranges ``[begin, end)`` of memory that the other does not have, the first 100.
+        Ranges ``[begin, end)`` of memory that the other does not have, the first 100, in whole pages: where
+        the memory of one ends inside a page, as it cannot in a kdump file, what both have is compared.
     """
 
     bytes_compared: int
@@ -202,6 +205,7 @@ class _Findings:
     damaged: list[Damage] = field(default_factory=list)
     damaged_pages: int = 0
     damaged_bytes: int = 0
+    """That both have: what is not compared."""
     different: list[int] = field(default_factory=list)
     different_pages: int = 0
 
@@ -216,7 +220,7 @@ class _Findings:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Memory inside one block of the dump, and inside one of the guest or in none."""
+    """Whole pages inside one block of the dump, and inside one of the guest or in none."""
 
     mine: Block
     theirs: Block | None
@@ -227,31 +231,33 @@ class _Piece:
 class _Scan:
     """One dump and what it is compared with."""
 
-    def __init__(self, dump: Source, guest: Source | None) -> None:
+    def __init__(self, dump: Source, guest: Source | None, common: CommonMemory) -> None:
         self.dump = dump
         self.guest = guest
         self.page_size = dump.page_size
+        self.common = common
 
     def work(self, scratch: Pages, piece: _Piece) -> _Findings:
         """Read a piece of the dump, and compare it with the guest."""
         found = _Findings()
         length = piece.end - piece.begin
-        first, last = piece.begin // self.page_size, -(-piece.end // self.page_size)
-        bad = np.zeros(last - first, np.bool_)
+        first, count = piece.begin // self.page_size, length // self.page_size
+        bad = np.zeros(count, np.bool_)
         mine = self._read(piece, scratch[:_CHUNK], bad, found)
         if self.guest is None or piece.theirs is None:
             return found
+        found.damaged_bytes = self.common.size_of(first, bad)
         theirs = piece.theirs.memory.view(piece.begin - piece.theirs.start, length, scratch[_CHUNK:])
         if not equal(mine, theirs):
-            # The first page may have begun before the piece.
-            cuts = np.arange(last - first) * self.page_size - piece.begin % self.page_size
-            differ = np.logical_or.reduceat(mine != theirs, np.maximum(cuts, 0))
+            unlike = np.not_equal(mine, theirs)
+            self.common.clear_others(piece.begin, unlike)
+            differ = np.asarray(unlike.reshape(count, self.page_size).any(axis=1))
             differ[bad] = False
             for source in (self.dump, self.guest):
-                differ[left_out(source, first, last - first, self.page_size)] = False
+                differ[left_out(source, first, count, self.page_size)] = False
             found.different_pages = int(np.count_nonzero(differ))
             pages = np.flatnonzero(differ)[:_LISTED].tolist()
-            found.different = [max((first + page) * self.page_size, piece.begin) for page in pages]
+            found.different = [(first + page) * self.page_size for page in pages]
         return found
 
     def _read(self, piece: _Piece, out: Pages, bad: NDArray[np.bool_], found: _Findings) -> Pages:
@@ -265,7 +271,6 @@ class _Scan:
             if len(bad) == 1:
                 bad[:] = True
                 found.damaged_pages += 1
-                found.damaged_bytes += end - begin
                 if len(found.damaged) < _LISTED:
                     found.damaged.append(Damage(pfn, str(error)))
                 return out[: end - begin]
@@ -284,7 +289,7 @@ class _Scan:
 
     def _read_whole(self, piece: _Piece, out: Pages, bad: NDArray[np.bool_], found: _Findings) -> bool:
         """Read all pages that can be read at once: to find each of a million by halves takes an hour."""
-        if not isinstance(self.dump, Dump) or (piece.begin | piece.end) % self.page_size:
+        if not isinstance(self.dump, Dump):
             return False
         pfn = piece.begin // self.page_size
         try:
@@ -297,7 +302,6 @@ class _Scan:
         pages = sorted(damage)
         bad[np.array(pages, np.int64) - pfn] = True
         found.damaged_pages += len(pages)
-        found.damaged_bytes += len(pages) * self.page_size
         listed = pages[: max(_LISTED - len(found.damaged), 0)]
         found.damaged += [Damage(page, damage[page]) for page in listed]
         found.kinds += np.bincount(kinds[~bad], minlength=len(PageKind))
@@ -327,7 +331,11 @@ def left_out(source: Source, pfn: int, count: int, page_size: int) -> NDArray[np
 def _scan(
     dump: Source, guest: Source | None, threads: int, progress: Callable[[int, int], None] | None
 ) -> Verification:
-    scan = _Scan(dump, guest)
+    page_size = dump.page_size
+    common = CommonMemory(dump.blocks, () if guest is None else guest.blocks, page_size)
+    scan = _Scan(dump, guest, common)
+    mine = page_runs(dump.blocks, page_size)
+    pages = sum(end - begin for begin, end in mine)
     slots = [np.empty(2 * _CHUNK, np.uint8) for _ in range(threads + SLOTS_BEYOND_THREADS)]
     done, found = 0, _Findings()
     results = in_order(_pieces(dump, guest), scan.work, slots, threads=threads, idle=lambda piece: False)
@@ -337,23 +345,20 @@ def _scan(
             found.add(part)
             done += piece.end - piece.begin
             if progress is not None:
-                progress(done, dump.size)
+                progress(done, pages * page_size)
     if progress is not None:
-        progress(dump.size, dump.size)
-    mine = _merged(dump)
-    pages = sum(-(-end // dump.page_size) - begin // dump.page_size for begin, end in mine)
+        progress(pages * page_size, pages * page_size)
     comparison = None
     if guest is not None:
-        theirs = _merged(guest)
-        common = list(_common(mine, theirs))
-        excluded = _count_left_out(dump, guest, common)
+        theirs = page_runs(guest.blocks, page_size)
+        excluded, excluded_bytes = _count_left_out(dump, guest, list(common_ranges(mine, theirs)), common)
         comparison = Comparison(
-            sum(end - begin for begin, end in common) - excluded * dump.page_size - found.damaged_bytes,
+            common.size - excluded_bytes - found.damaged_bytes,
             tuple(found.different),
             found.different_pages,
             excluded,
-            tuple(_beyond(theirs, mine)),
-            tuple(_beyond(mine, theirs)),
+            tuple(_beyond(guest, dump)),
+            tuple(_beyond(dump, guest)),
         )
     return Verification(
         dump.page_size,
@@ -365,49 +370,47 @@ def _scan(
     )
 
 
-def _merged(source: Source) -> list[Range]:
-    """Join blocks that touch: a dump does not tell where one block ends and the next begins."""
-    return list(merge_runs((block.start, block.end) for block in source.blocks))
-
-
-def _common(ours: list[Range], others: list[Range]) -> Iterator[Range]:
-    """Give what is in both; each is ascending, and its ranges do not touch."""
-    left, right = ours[::-1], others[::-1]
-    while left and right:
-        begin, end = max(left[-1][0], right[-1][0]), min(left[-1][1], right[-1][1])
-        if begin < end:
-            yield begin, end
-        (left if left[-1][1] <= right[-1][1] else right).pop()
-
-
-def _beyond(ours: list[Range], others: list[Range]) -> Iterator[Range]:
-    """Give the first ranges of ours that the others do not have."""
+def _beyond(source: Source, other: Source) -> Iterator[Range]:
+    """Give the first ranges of memory that the other one does not have, in pages of the larger size."""
+    page_size = max(source.page_size, other.page_size)
+    ours, others = page_runs(source.blocks, page_size), page_runs(other.blocks, page_size)
     # What the others lack, from 0 to the end of all addresses.
     ends = [0, *(end for _, end in others)]
     begins = [*(begin for begin, _ in others), ADDRESS_LIMIT]
     gaps = [gap for gap in zip(ends, begins, strict=True) if gap[0] < gap[1]]
-    yield from islice(_common(ours, gaps), _LISTED)
+    for begin, end in islice(common_ranges(ours, gaps), _LISTED):
+        yield begin * page_size, end * page_size
 
 
-def _count_left_out(dump: Source, guest: Source, common: list[Range]) -> int:
-    """Count the pages of the dump that either leaves out, in the memory that both have."""
-    total = 0
+def _count_left_out(dump: Source, guest: Source, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
+    """Count the pages of the dump that either leaves out, of those of which both have memory.
+
+    Returns
+    -------
+    (int, int)
+        Pages, and the bytes of them that both have.
+    """
+    total = size = 0
     if not dump.excluded_size and not guest.excluded_size:
-        return 0
-    for begin, end in common:
-        first, last = begin // dump.page_size, -(-end // dump.page_size)
+        return 0, 0
+    for first, last in pages:
         for pfn in range(first, last, _PAGES_COUNTED):
             count = min(_PAGES_COUNTED, last - pfn)
             out = left_out(dump, pfn, count, dump.page_size) | left_out(guest, pfn, count, dump.page_size)
             total += int(np.count_nonzero(out))
-    return total
+            size += common.size_of(pfn, out)
+    return total, size
 
 
 def _pieces(dump: Source, guest: Source | None) -> Iterator[_Piece]:
-    """Cut what may not be zero where blocks of the dump and the guest begin and end, and into chunks."""
+    """Cut what may not be zero where blocks of the dump and the guest begin and end, and into chunks.
+
+    All in whole pages of the dump.
+    """
     sources = (dump,) if guest is None else (dump, guest)
     runs = merge_runs(heapq.merge(*(data_runs(source, dump.page_size) for source in sources)))
-    mine, theirs = iter(dump.blocks), iter(() if guest is None else guest.blocks)
+    mine = iter(whole_pages(dump.blocks, dump.page_size))
+    theirs = iter(() if guest is None else whole_pages(guest.blocks, dump.page_size))
     block, other = next(mine, None), next(theirs, None)
     for begin, end in runs:
         position = begin

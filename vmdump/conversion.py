@@ -167,7 +167,7 @@ class _Splitting:
             with OutputSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
                 guest = request.searched(control)
                 plans = plan_split(guest, request.engine.codec, len(self.names))
-                control.start(guest.size)
+                control.start(plans[0].memory_size)
                 make_packer = request.packers(guest)
                 for output in parts.outputs:
                     output.begin(guest.files)

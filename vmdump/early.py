@@ -42,7 +42,7 @@ class Early:
         """Write the guest as it is now."""
         request, threads, control = self._request, self._request.threads, self._control
         slices, plan = request.lay_out(guest)
-        control.start(sum(piece.size for piece in slices))
+        control.start(plan.memory_size if plan else sum(piece.size for piece in slices))
         self.close()
         self._known = known = KnownPages(guest.page_size if plan else UNIT, self._output.folder)
         if plan is None:

@@ -149,7 +149,7 @@ class SourceError(_OsError):
 
 
 class LayoutError(VmdumpError, ValueError):
-    """The guest's blocks overlap, are unsorted, empty or not page aligned.
+    """The guest's blocks overlap, are unsorted or empty, or a format has no room for them.
 
     Attributes
     ----------

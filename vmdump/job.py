@@ -46,6 +46,9 @@ class Report:
     excluded_pages : int
         Pages of the guest that are not in the dump: left out of the dump that was its source, or, in a kdump
         file, not to be read.
+    partial_pages : int
+        Pages of which the guest has only a part, as blocks that end inside a page have it: a kdump file has
+        zeros in the rest. 0 in an ELF file, which has the bytes that there are.
     changed_pages : int
         Pages packed when the guest stood still, because they had changed since all were packed while it ran;
         0 where nothing was packed before.
@@ -87,6 +90,7 @@ class Report:
     seconds: float
     parts: tuple[str, ...] = ()
     vmcoreinfo_found: int | None = None
+    partial_pages: int = 0
 
     @property
     def bytes_per_second(self) -> float:

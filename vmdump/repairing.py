@@ -12,6 +12,7 @@ from vmdump.job import Report
 from vmdump.pipeline.control import Control
 from vmdump.readers.sniff import open_dump
 from vmdump.request import check_request
+from vmdump.sources.whole import page_runs
 
 __all__ = ["Repair", "repair"]
 
@@ -84,5 +85,6 @@ def repair(
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
         report = request.run(Control(progress))
-        kept = (source.size - source.excluded_size) // source.page_size
+        pages = sum(end - begin for begin, end in page_runs(source.blocks, source.page_size))
+        kept = pages - source.excluded_size // source.page_size
         return Repair(kept, source.lost_pages, source.incomplete, report)

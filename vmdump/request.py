@@ -190,7 +190,7 @@ class Request:
                 ):
                     slices, plan = self.lay_out(guest)
                     guest_bytes = sum(piece.size for piece in slices)
-                    control.start(guest_bytes)
+                    control.start(plan.memory_size if plan else guest_bytes)
                     output.begin(guest.files)
                     if self.compat:
                         # Here, because few dumps are of this kind, and a start takes 1 ms longer with it.
@@ -278,6 +278,7 @@ class Request:
             seconds=seconds,
             parts=tuple(parts),
             vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
+            partial_pages=tally.partial_pages,
         )
 
     def copies(self, guest: Source) -> Copies | None:

@@ -21,6 +21,7 @@ from vmdump.readers.kinds import PageKind
 from vmdump.request import opened
 from vmdump.sources.base import Source, Utsname
 from vmdump.sources.find_vmcoreinfo import with_found
+from vmdump.sources.whole import page_runs, partial_pages
 from vmdump.units import align_up, merge_runs
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class DumpInfo:
         Guest-physical ranges ``[begin, end)`` of memory; those that touch are one.
     pages : int
         Pages of the guest.
+    partial_pages : int
+        Those of which it has only a part, because memory ends inside them.
     kinds : dict of str to int
         How the dump holds them: names of :class:`vmdump.readers.kinds.PageKind` in lower case that come up.
         Empty where the source is no dump.
@@ -132,6 +135,7 @@ class DumpInfo:
     excluded_bytes: int
     blocks: tuple[tuple[int, int], ...]
     pages: int
+    partial_pages: int
     kinds: dict[str, int]
     notes: dict[str, int]
     vmcoreinfo: dict[str, str]
@@ -166,7 +170,7 @@ def info(
     with opened(source, search=search, progress=progress) as source_itself:
         guest = _searched(source_itself)
         blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
-        pages = sum(-(-end // guest.page_size) - begin // guest.page_size for begin, end in blocks)
+        pages = sum(end - begin for begin, end in page_runs(guest.blocks, guest.page_size))
         return DumpInfo(
             format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
             maker=_maker(guest),
@@ -185,6 +189,7 @@ def info(
             excluded_bytes=guest.excluded_size,
             blocks=blocks,
             pages=pages,
+            partial_pages=len(partial_pages(guest.blocks, guest.page_size)),
             kinds=_count_kinds(guest, pages) if isinstance(guest, Dump) else {},
             notes=dict(Counter(_text(note.name) for note in iter_notes(guest.notes, guest.byteorder))),
             vmcoreinfo=dict(guest.vmcoreinfo),

@@ -66,6 +66,9 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
         yield "", f"and {len(found.blocks) - _BLOCKS_SHOWN} more"
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield "pages", f"{found.pages}{': ' if kinds else ''}{kinds}"
+    if found.partial_pages:
+        name = "pages" if found.partial_pages > 1 else "page"
+        yield "partial", f"{found.partial_pages} {name}, inside which memory ends"
     yield "notes", ", ".join(f"{count} {name}" for name, count in found.notes.items()) or "none"
     for place in found.vmcoreinfo_found:
         crashed = "" if place.crashtime is None else f", crashed at {place.crashtime}"

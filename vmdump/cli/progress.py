@@ -69,7 +69,17 @@ def summary(report: Report) -> str:
         f" {format_size(report.guest_bytes)} of guest memory"
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
+        f"{_filled_up(report)}"
         f"{_stood_still(report)}"
+    )
+
+
+def _filled_up(report: Report) -> str:
+    count = report.partial_pages
+    return (
+        f"; zeros fill up {count} {'pages' if count > 1 else 'page'} inside which memory ends"
+        if count
+        else ""
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from vmdump.pipeline.sample import take_sample
 from vmdump.sources.base import Block, Pages
+from vmdump.sources.whole import whole_pages
 
 __all__ = ["training_pages"]
 
@@ -23,7 +24,7 @@ def training_pages(blocks: Sequence[Block], *, page_size: int) -> Pages:
     Parameters
     ----------
     blocks : sequence of Block
-        Made of whole pages.
+        The guest's.
     page_size : int
         Bytes.
 
@@ -37,6 +38,7 @@ def training_pages(blocks: Sequence[Block], *, page_size: int) -> Pages:
     SourceError
         The memory cannot be read.
     """
+    blocks = whole_pages(blocks, page_size)
     pages = take_sample(blocks, page_size=page_size, size=_READ).pages
     pages = pages[pages.any(axis=1)]
     step = max(-(-pages.nbytes // _TAKEN), 1)

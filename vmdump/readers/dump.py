@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import numpy as np
@@ -12,7 +12,9 @@ from vmdump.errors import ExcludedPage
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
-from vmdump.units import ADDRESS_LIMIT, format_size, merge_runs
+from vmdump.sources.blocks import find_pieces
+from vmdump.sources.whole import page_runs, whole_pages
+from vmdump.units import ADDRESS_LIMIT, format_size
 
 __all__ = ["Dump"]
 
@@ -45,9 +47,17 @@ class Dump(Source):
     codec: str | None = None
     lost_pages = 0
     path: str
+    _whole: tuple[int, Sequence[Block]] | None = None
+
+    @property
+    def _page_blocks(self) -> Sequence[Block]:
+        """The blocks in whole pages."""
+        if self._whole is None or self._whole[0] != self.page_size:
+            self._whole = self.page_size, whole_pages(self.blocks, self.page_size)
+        return self._whole[1]
 
     def pages(self, pfn: int, count: int, out: Pages | None = None, *, threads: int = 1) -> Pages:
-        """Read whole pages.
+        """Read whole pages; where a page has no memory, because a block ends inside it, there are zeros.
 
         Parameters
         ----------
@@ -101,7 +111,7 @@ class Dump(Source):
 
     def _demand(self, pfn: int, count: int) -> None:
         """Raise ReadError or ExcludedPage unless all these pages are in the dump."""
-        for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
+        for _ in find_pieces(self._page_blocks, pfn * self.page_size, (pfn + count) * self.page_size):
             pass
         excluded = self.excluded_pages(pfn, count)
         if excluded is not None and excluded.any():
@@ -110,7 +120,7 @@ class Dump(Source):
     def _fill(self, pfn: int, out: Pages) -> None:
         """Read pages that are in blocks; excluded ones become zeros."""
         begin, flat = pfn * self.page_size, out.reshape(-1)
-        for block, low, high in self.pieces(begin, begin + flat.size):
+        for block, low, high in find_pieces(self._page_blocks, begin, begin + flat.size):
             at = block.start + low - begin
             target = flat[at : at + high - low]
             data = block.memory.view(low, high - low, target)
@@ -137,7 +147,8 @@ class Dump(Source):
     def batches(self, *, threads: int = 1) -> Iterator[tuple[int, Pages]]:
         """Give all pages that are in the dump, excluded ones left out, by ascending frame number.
 
-        A page of which only a part is in a block is left out; :meth:`read` gives that part.
+        Where a page has no memory, because a block ends inside it, there are zeros; :meth:`read` refuses that
+        part.
 
         Parameters
         ----------
@@ -179,10 +190,7 @@ class Dump(Source):
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         """Give the runs ``[begin, end)`` of pages in the dump."""
-        for start, end in merge_runs((block.start, block.end) for block in self.blocks):
-            begin = -(-start // self.page_size)
-            if begin < end // self.page_size:
-                yield begin, end // self.page_size
+        yield from page_runs(self.blocks, self.page_size)
 
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how the dump holds pages, without reading them.

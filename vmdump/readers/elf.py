@@ -82,13 +82,16 @@ class ElfDump(Dump):
             notes=notes,
         )
         self.incomplete = bool(headers.flags & EF_INCOMPLETE)
-        if self._pieces is not None:
-            self.excluded_size = self._pieces.leave_out(self.page_size)
         if damaged:
             before, after = (_extents(table) for table in (headers.loads, loads))
             lost = int(np.sum(before[:, 1] - before[:, 0]) - np.sum(after[:, 1] - after[:, 0]))
             self.lost_pages = -(-lost // self.page_size)
             self.incomplete = self.incomplete or lost > 0
+
+    def _set_vmcoreinfo(self, text: bytes | None) -> None:
+        super()._set_vmcoreinfo(text)
+        if self._pieces is not None:
+            self.excluded_size = self._pieces.leave_out(self.page_size)
 
     def _natural_page_size(self) -> int:
         size = super()._natural_page_size()
@@ -96,7 +99,7 @@ class ElfDump(Dump):
 
     def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
         """Tell which pages of the guest's blocks are in no PT_LOAD; None if all are."""
-        return None if self._pieces is None else self._pieces.excluded(pfn, count)
+        return None if self._pieces is None else self._pieces.excluded(pfn, count, self.page_size)
 
     @property
     def eraseinfo(self) -> bytes:

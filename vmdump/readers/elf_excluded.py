@@ -12,6 +12,7 @@ from vmdump.errors import FormatError
 from vmdump.sources.base import Block
 from vmdump.sources.blocks import BlockList
 from vmdump.sources.pieces import PiecesMemory
+from vmdump.sources.whole import runs_of_pages
 
 __all__ = ["PieceList"]
 
@@ -68,38 +69,46 @@ class PieceList:
         self._gap_ends = np.sort(np.concatenate((starts, ends)))
         if sum((self._gap_ends - self._gap_begins).tolist()) > _MAX_EXCLUDED:
             raise FormatError("more memory is excluded than a machine can address", path=path)
-        self._begins, self._ends = begins, ends
-        self._gaps: NDArray[np.uint64] = np.empty((0, 2), np.uint64)
+        self._blocks_bounds = begins, ends
+        self._pieces_bounds = starts, stops
+        self._gaps: dict[int, NDArray[np.uint64]] = {}
 
     def page_size(self, largest: int, smallest: int) -> int:
-        """Halve the largest page size until all pieces are made of whole pages."""
-        bits = int(np.bitwise_or.reduce(self._gap_begins) | np.bitwise_or.reduce(self._gap_ends))
+        """Halve the largest page size until what is left out inside of blocks is made of whole pages."""
+        begins, ends = self._blocks_bounds
+        gap = self._gap_begins < self._gap_ends
+        cuts = [
+            self._gap_begins[gap & ~np.isin(self._gap_begins, begins)],
+            self._gap_ends[gap & ~np.isin(self._gap_ends, ends)],
+        ]
+        bits = int(np.bitwise_or.reduce(np.concatenate(cuts)))
         while largest > smallest and bits % largest:
             largest //= 2
         return largest
 
     def leave_out(self, page_size: int) -> int:
-        """Find out which pages are excluded; give their bytes.
+        """Find out which pages of this size are excluded; give their bytes.
 
         A page of which a part is there is not excluded.
         """
-        size = np.uint64(page_size)
-        # At the border of a block, the part of a page inside it is all there is of the page.
-        at_begin, at_end = np.isin(self._gap_begins, self._begins), np.isin(self._gap_ends, self._ends)
-        partial = (self._gap_begins % size != 0) & ~at_begin
-        first = self._gap_begins // size + partial
-        last = self._gap_ends // size + ((self._gap_ends % size != 0) & at_end)
-        kept = (self._gap_begins < self._gap_ends) & (first < last)
-        self._gaps = np.stack((first[kept], last[kept]), axis=1).astype(np.uint64)
-        return int((self._gaps[:, 1] - self._gaps[:, 0]).sum(dtype=np.uint64)) * page_size
+        guest, there = (
+            runs_of_pages(begins, ends - begins, page_size)
+            for begins, ends in (self._blocks_bounds, self._pieces_bounds)
+        )
+        begins = np.sort(np.concatenate((guest[:, 0], there[:, 1])))
+        ends = np.sort(np.concatenate((there[:, 0], guest[:, 1])))
+        kept = begins < ends
+        self._gaps[page_size] = np.stack((begins[kept], ends[kept]), axis=1)
+        return int((ends - begins).sum(dtype=np.uint64)) * page_size
 
-    def excluded(self, pfn: int, count: int) -> NDArray[np.bool_]:
-        """Tell which of `count` pages from `pfn` on are excluded."""
+    def excluded(self, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
+        """Tell which of `count` pages from `pfn` on are excluded, by what :meth:`leave_out` has found."""
+        gaps = self._gaps[page_size]
         begin, end = pfn, pfn + count
-        low = int(np.searchsorted(self._gaps[:, 1], np.uint64(begin), side="right"))
-        high = int(np.searchsorted(self._gaps[:, 0], np.uint64(end), side="left"))
+        low = int(np.searchsorted(gaps[:, 1], np.uint64(begin), side="right"))
+        high = int(np.searchsorted(gaps[:, 0], np.uint64(end), side="left"))
         steps = np.zeros(count + 1, np.int32)
-        np.add.at(steps, np.maximum(self._gaps[low:high, 0], np.uint64(begin)) - np.uint64(begin), 1)
-        np.add.at(steps, np.minimum(self._gaps[low:high, 1], np.uint64(end)) - np.uint64(begin), -1)
+        np.add.at(steps, np.maximum(gaps[low:high, 0], np.uint64(begin)) - np.uint64(begin), 1)
+        np.add.at(steps, np.minimum(gaps[low:high, 1], np.uint64(end)) - np.uint64(begin), -1)
         result: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
         return result

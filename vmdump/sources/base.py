@@ -36,6 +36,7 @@ from vmdump.sources.blocks import (
     check_blocks,
     file_runs,
     find_block,
+    find_pieces,
 )
 from vmdump.sources.utsname import UTS_SIZE, Utsname
 from vmdump.sources.virtual import Translating
@@ -462,16 +463,7 @@ class Source(Translating):
         ReadError
             An address is in no block.
         """
-        address = begin
-        index = find_block(self.blocks, address) if 0 <= address < ADDRESS_LIMIT else -1
-        while address < end:
-            block = self.blocks[index] if 0 <= index < len(self.blocks) else None
-            if block is None or not block.start <= address < block.end:
-                raise ReadError(f"no memory at guest-physical address {address:#x}", address=address)
-            high = min(end, block.end)
-            yield block, address - block.start, high - block.start
-            address = high
-            index += 1
+        return find_pieces(self.blocks, begin, end)
 
     def close(self) -> None:
         """Give back what the source holds; closing twice does nothing."""

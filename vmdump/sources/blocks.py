@@ -11,7 +11,7 @@ from typing import Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import LayoutError
+from vmdump.errors import LayoutError, ReadError
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_blocks",
     "file_runs",
     "find_block",
+    "find_pieces",
 ]
 
 MAX_BLOCKS = 1 << 18
@@ -246,3 +247,28 @@ def find_block(blocks: Sequence[Block], address: int) -> int:
     if isinstance(blocks, BlockList):
         return int(blocks.starts.searchsorted(np.uint64(address), side="right")) - 1
     return bisect_right(blocks, address, key=operator.attrgetter("start")) - 1
+
+
+def find_pieces(blocks: Sequence[Block], begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
+    """Find the memory of guest-physical addresses ``[begin, end)``.
+
+    Yields
+    ------
+    block, low, high
+        Bytes ``[low, high)`` from the start of the block; ascending, without gaps.
+
+    Raises
+    ------
+    ReadError
+        An address is in no block.
+    """
+    address = begin
+    index = find_block(blocks, address) if 0 <= address < ADDRESS_LIMIT else -1
+    while address < end:
+        block = blocks[index] if 0 <= index < len(blocks) else None
+        if block is None or not block.start <= address < block.end:
+            raise ReadError(f"no memory at guest-physical address {address:#x}", address=address)
+        high = min(end, block.end)
+        yield block, address - block.start, high - block.start
+        address = high
+        index += 1

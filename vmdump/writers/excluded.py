@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vmdump.pipeline.plan import Slice
 from vmdump.sources.base import Source
+from vmdump.sources.whole import page_runs
 
 __all__ = ["count_excluded", "left_out", "masks", "nth_page", "segments"]
 
@@ -91,13 +92,11 @@ def nth_page(source: Source, index: int) -> int:
     Parameters
     ----------
     source : Source
-        Made of whole pages.
+        The guest.
     index : int
         From 0; smaller than the number of pages in the dump.
     """
-    page_size = source.page_size
-    for block in source.blocks:
-        begin, end = block.start // page_size, block.end // page_size
+    for begin, end in page_runs(source.blocks, source.page_size):
         here = end - begin - count_excluded(source, begin, end)
         if index >= here:
             index -= here

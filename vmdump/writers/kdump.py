@@ -24,6 +24,7 @@ from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages, new_key
 from vmdump.pipeline.plan import Run, Slice
 from vmdump.sources.base import Source
+from vmdump.sources.whole import page_runs, partial_pages, whole_pages
 from vmdump.units import merge_runs
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.checkpoints import Checkpoints
@@ -130,7 +131,7 @@ def _packed(
     return packed(
         [
             Slice(block, max(begin - block.start, 0), min(end, block.end) - block.start)
-            for block in source.blocks
+            for block in whole_pages(source.blocks, page_size)
             if block.start < end and block.end > begin
         ],
         lambda: make_packer(page_size),
@@ -215,9 +216,11 @@ def write_kdump(
         )
     output.demand(plan.page_count * kdump.PAGE_DESCRIPTOR.size)
     page_size = source.page_size
-    pfns = [(block.start // page_size, block.end // page_size) for block in source.blocks]
+    pfns = page_runs(source.blocks, page_size)
     lost: list[tuple[int, int]] = []
-    tally = Tally()
+    partial = partial_pages(source.blocks, page_size)
+    here = np.searchsorted(partial, np.array([plan.begin_pfn, plan.end_pfn], np.uint64))
+    tally = Tally(partial_pages=int(here[1] - here[0]))
     zero_offset = plan.data_offset
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
         head = file.lane(0)

@@ -8,6 +8,7 @@ from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.sources.base import Source
+from vmdump.sources.whole import page_runs
 from vmdump.units import align_up
 from vmdump.writers.excluded import nth_page
 
@@ -31,6 +32,8 @@ class KdumpPlan:
         Header, sub-header and notes, padded to whole blocks; the first bitmap follows.
     bitmap_size : int
         Bytes of one of the two bitmaps.
+    memory_size : int
+        Bytes of the guest in whole pages.
     page_count : int
         Pages in the dump, a descriptor each; of a split set, in all its parts.
     descriptors_offset, data_offset : int
@@ -41,6 +44,7 @@ class KdumpPlan:
 
     head: bytes
     bitmap_size: int
+    memory_size: int
     page_count: int
     descriptors_offset: int
     data_offset: int
@@ -54,7 +58,7 @@ def plan_kdump(source: Source, codec: str) -> KdumpPlan:
     Raises
     ------
     LayoutError
-        A block is not made of whole pages, or the guest ends at an address the format has no room for.
+        The guest ends at an address the format has no room for.
     """
     return _plan(source, codec, None)
 
@@ -81,14 +85,14 @@ def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
     RequestError
         There are fewer pages than parts.
     """
-    page_size = source.page_size
-    pages = (source.size - source.excluded_size) // page_size
+    pages = sum(end - begin for begin, end in page_runs(source.blocks, source.page_size))
+    pages -= source.excluded_size // source.page_size
     if pages < count:
         raise RequestError(f"split: {pages} pages do not make {count} parts", parameter="split")
     ends = [nth_page(source, pages * part // count) for part in range(1, count)]
     if pages // count >= _WORD:  # then each part keeps a page
         ends = [end - end % _WORD for end in ends]
-    ends.append(source.blocks[-1].end // page_size)
+    ends.append(-(-source.blocks[-1].end // source.page_size))
     return [_plan(source, codec, part) for part in zip([0, *ends], ends, strict=False)]
 
 
@@ -96,13 +100,8 @@ def _plan(source: Source, codec: str, part: tuple[int, int] | None) -> KdumpPlan
     block_size = source.page_size
     if not source.arch.uts_machine:
         raise CapabilityError(f"{source.arch.name}: no kdump file of a machine without a name; dump to elf")
-    for block in source.blocks:
-        if (block.start | block.size) % block_size:
-            raise LayoutError(
-                f"block {block.start:#x}-{block.end:#x} is not made of whole pages of {block_size} bytes",
-                address=block.start,
-            )
-    max_mapnr = source.blocks[-1].end // block_size
+    runs = page_runs(source.blocks, block_size)
+    max_mapnr = runs[-1][1]
     bitmap_size = align_up(-(-max_mapnr // 8), block_size)
     bitmap_blocks = 2 * bitmap_size // block_size
     if bitmap_blocks > _LAST_SIGNED_32BIT:
@@ -113,10 +112,13 @@ def _plan(source: Source, codec: str, part: tuple[int, int] | None) -> KdumpPlan
         )
     head = _head(source, codec, max_mapnr, bitmap_blocks, part)
     descriptors_offset = len(head) + 2 * bitmap_size
-    page_count = (source.size - source.excluded_size) // block_size
+    memory_pages = sum(end - begin for begin, end in runs)
+    page_count = memory_pages - source.excluded_size // block_size
     data_offset = descriptors_offset + page_count * kdump.PAGE_DESCRIPTOR.size
     begin, end = part or (0, max_mapnr)
-    return KdumpPlan(head, bitmap_size, page_count, descriptors_offset, data_offset, begin, end)
+    return KdumpPlan(
+        head, bitmap_size, memory_pages * block_size, page_count, descriptors_offset, data_offset, begin, end
+    )
 
 
 def _sub_header_form(source: Source) -> kdump.SubHeaderForm:

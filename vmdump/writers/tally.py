@@ -22,6 +22,8 @@ class Tally:
         Pages of a kdump file that were taken as the source has them, without packing.
     excluded_pages : int
         Pages that are marked as not in the dump: the source excludes them, or the host could not read them.
+    partial_pages : int
+        Pages of a kdump file of which the guest has only a part, excluded ones included.
     changed_pages : int
         Pages packed when the guest stood still, because they had changed since all were packed while it ran.
     hole_bytes : int
@@ -34,6 +36,7 @@ class Tally:
     compressed_pages: int = 0
     copied_pages: int = 0
     excluded_pages: int = 0
+    partial_pages: int = 0
     changed_pages: int = 0
     hole_bytes: int = 0
 
