@@ -55,6 +55,7 @@ def touch(*parts: bytes | bytearray, convert: bool = False) -> Sequence[str]:
             text = str(error)
             assert text, type(error)
             assert "\n" not in text, repr(text)
+            assert any(path in text for path in paths), f"{text!r} names none of {paths}"
             errors.append(type(error).__name__)
 
     def everything(paths: list[str]) -> None:

@@ -48,6 +48,12 @@ class VmdumpError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def name_file(self, path: str) -> None:
+        """Put the path of the file that the error is about in front of its text, unless there is one."""
+        text = str(self)
+        if path not in text:
+            self.args = (f"{path}: {text}", *self.args[1:])
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Take everything along into another process; the constructors' arguments are not kept."""
         return _rebuild, (type(self), self.args, self._state())
@@ -118,6 +124,12 @@ class _OsError(VmdumpError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def name_file(self, path: str) -> None:
+        """Set `filename`, too."""
+        if self.filename is None:
+            super().name_file(path)
+            self.filename = path
 
     def _state(self) -> dict[str, Any]:
         own = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
@@ -252,6 +264,12 @@ class FormatError(VmdumpError, ValueError):
         super().__init__(f"{where}{message}{at}")
         self.path = path
         self.offset = offset
+
+    def name_file(self, path: str) -> None:
+        """Set `path`, too."""
+        if not self.path:
+            super().name_file(path)
+            self.path = path
 
 
 class ReadError(VmdumpError, LookupError):

@@ -13,6 +13,7 @@ from vmdump.formats.layout import ByteOrder, Field, Layout
 __all__ = [
     "EF_INCOMPLETE",
     "EHDR",
+    "EI_CLASS",
     "EI_DATA",
     "ELFCLASS",
     "ELFDATA",
@@ -35,7 +36,7 @@ ElfClass = Literal[32, 64]
 ELFMAG = b"\x7fELF"
 ELFCLASS: dict[int, int] = {32: 1, 64: 2}
 ELFDATA: dict[ByteOrder, int] = {"little": 1, "big": 2}
-EI_DATA = 5
+EI_CLASS, EI_DATA = 4, 5
 EV_CURRENT = 1
 ET_CORE = 4
 EF_INCOMPLETE = 1

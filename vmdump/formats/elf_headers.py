@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vmdump.errors import FormatError
 from vmdump.formats.elf import (
     EHDR,
+    EI_CLASS,
     EI_DATA,
     ELFCLASS,
     ELFDATA,
@@ -29,7 +30,6 @@ from vmdump.units import align_up
 
 __all__ = ["ElfHeaders", "read_headers"]
 
-_EI_CLASS = 4
 _IDENT_SIZE = 16
 _MAX_NOTES = 64 << 20
 """Bytes where nobody knows how large the core is: 16 KiB for each of 4096 vCPUs."""
@@ -38,6 +38,12 @@ _MAX_HEADERS = 1 << 20
 _NOWHERE: dict[ElfClass, int] = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
 """p_paddr, by class, of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an
 offset far behind the end of any file."""
+_NO_CORES = {
+    1: "an object file or a kernel module",
+    2: "a program or a kernel image (vmlinux)",
+    3: "a program, a library or a kernel image (vmlinux)",
+}
+"""What ELF files of other types are, by e_type."""
 _CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS.items()}  # type: ignore[misc]
 _ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
@@ -91,12 +97,14 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
         It is no ELF core, or a header or note contradicts itself.
     """
     magic = read(0, _IDENT_SIZE)
-    elf_class, byteorder = _CLASSES.get(magic[_EI_CLASS]), _ORDERS.get(magic[EI_DATA])
+    elf_class, byteorder = _CLASSES.get(magic[EI_CLASS]), _ORDERS.get(magic[EI_DATA])
     if not magic.startswith(ELFMAG) or elf_class is None or byteorder is None:
         raise FormatError("no ELF class or byte order that exists", path=path, offset=0)
     header = EHDR[elf_class].unpack(read(0, EHDR[elf_class].size), 0, byteorder, path=path)
     if header["e_type"] != ET_CORE:
-        raise FormatError(f"ELF type {header['e_type']} is no core file", path=path, offset=16)
+        what = _NO_CORES.get(header["e_type"])
+        is_one = f"; this is {what}, which has no memory of a guest" if what else ""
+        raise FormatError(f"ELF type {header['e_type']} is no core file{is_one}", path=path, offset=16)
     layout = PHDR[elf_class]
     count = header["e_phnum"]
     if count == PN_XNUM and header["e_shoff"]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import ExcludedPage
+from vmdump.errors import ExcludedPage, ReadError
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
+from vmdump.readers.file import naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
 from vmdump.sources.blocks import find_pieces
@@ -109,13 +111,43 @@ class Dump(Source):
             pass
         return out
 
+    @cached_property
+    def nr_cpus(self) -> int:
+        """Number of vCPUs; see :attr:`vmdump.sources.base.Source.nr_cpus`."""
+        with naming_file(self.path):
+            return super().nr_cpus
+
+    @cached_property
+    def cpus(self) -> tuple[Mapping[str, int], ...]:
+        """Registers; see :attr:`vmdump.sources.base.Source.cpus`."""
+        with naming_file(self.path):
+            return super().cpus
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read guest-physical memory; see :meth:`vmdump.sources.base.Source.read`."""
+        try:
+            return super().read(address, length)
+        except ReadError as error:
+            error.name_file(self.path)
+            raise
+
+    def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
+        """Find memory; see :meth:`vmdump.sources.base.Source.pieces`."""
+        try:
+            yield from super().pieces(begin, end)
+        except ReadError as error:
+            error.name_file(self.path)
+            raise
+
     def _demand(self, pfn: int, count: int) -> None:
         """Raise ReadError or ExcludedPage unless all these pages are in the dump."""
         for _ in find_pieces(self._page_blocks, pfn * self.page_size, (pfn + count) * self.page_size):
             pass
         excluded = self.excluded_pages(pfn, count)
         if excluded is not None and excluded.any():
-            raise ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
+            error = ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
+            error.name_file(self.path)
+            raise error
 
     def _fill(self, pfn: int, out: Pages) -> None:
         """Read pages that are in blocks; excluded ones become zeros."""

@@ -14,6 +14,7 @@ from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
 from vmdump.readers.elf_overlaps import blocks_of_copies
 from vmdump.readers.file import ByteFile, most_notes
+from vmdump.readers.foreign import check_guest, check_segments
 from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import BlockList
 from vmdump.units import ADDRESS_LIMIT, merge_runs
@@ -48,7 +49,7 @@ class ElfDump(Dump):
     LayoutError
         Two PT_LOADs hold different bytes for one address, or there is none.
     CapabilityError
-        The machine is not known.
+        The machine is not known, or it is the core of a process, or one of Xen.
     """
 
     format = "elf"
@@ -57,7 +58,9 @@ class ElfDump(Dump):
         self._file = file
         self.files = file.files
         self.path = file.path
+        check_segments(file)
         headers = read_headers(file.read, path=file.path, max_notes=most_notes(file))
+        check_guest(headers, file.path)
         if headers.unplaced and not len(headers.loads):
             raise FormatError(
                 f"none of its {headers.unplaced} PT_LOADs has a physical address: no memory of a guest",

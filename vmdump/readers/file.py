@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vmdump.errors import FormatError, SourceError
+from vmdump.errors import CapabilityError, CodecError, FormatError, LayoutError, ReadError, SourceError
 from vmdump.sources.base import HasDescriptor, Memory, Pages
 from vmdump.sources.buffers import BufferMemory
 from vmdump.sources.files import FileMemory, GuestFile
@@ -24,11 +25,22 @@ __all__ = [
     "RawBytes",
     "demand_inside",
     "most_notes",
+    "naming_file",
     "read_bytes",
 ]
 
 _NOTES_IN_HOLES = 256 << 20
 """Bytes of notes that any file may have; more have to be in the file, not in a hole."""
+
+
+@contextmanager
+def naming_file(path: str) -> Iterator[None]:
+    """Name a file in every error about it that comes out of the context without a name."""
+    try:
+        yield
+    except (CapabilityError, CodecError, FormatError, LayoutError, ReadError, SourceError) as error:
+        error.name_file(path)
+        raise
 
 
 class ByteFile(Protocol):

@@ -21,7 +21,7 @@ from vmdump.kernels.engines import PageUnpacker, make_unpacker
 from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
-from vmdump.readers.file import ByteFile
+from vmdump.readers.file import ByteFile, naming_file
 from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_spans, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
@@ -150,7 +150,9 @@ class KdumpDump(Dump):
     def nr_cpus(self) -> int:
         """By the register notes, else by the header."""
         told: int = self.headers.header["nr_cpus"]
-        return count_cpus(self.notes, self.byteorder) or (told if 0 < told <= MAX_CPUS else 1)
+        with naming_file(self.path):
+            counted = count_cpus(self.notes, self.byteorder)
+        return counted or (told if 0 < told <= MAX_CPUS else 1)
 
     def _names_told(self, release: bytes) -> Utsname | None:
         # QEMU's own files say nothing, or "Unknown": then it is found out as for any other guest.

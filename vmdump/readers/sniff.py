@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 from vmdump.arch import ARCHES, Arch, arch_by_name
-from vmdump.errors import CapabilityError, FormatError, RequestError
+from vmdump.errors import FormatError, RequestError
 from vmdump.formats import flattened, kdump, lime
 from vmdump.formats.elf import ELFMAG
 from vmdump.readers.avml import AvmlDump
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf import ElfDump
-from vmdump.readers.file import BufferBytes, ByteFile, PlainBytes, RawBytes
+from vmdump.readers.file import BufferBytes, ByteFile, PlainBytes, RawBytes, naming_file
 from vmdump.readers.flattened import FlattenedBytes
+from vmdump.readers.foreign import refusal
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump
 from vmdump.readers.raw import RawDump
@@ -35,17 +35,6 @@ _MAGIC = 16
 _RAW = "raw:"
 _WITHOUT_ARCH = ("lime", "avml")
 """Kinds of files that do not tell the guest's architecture, so that the source may."""
-_DISKDUMP = b"DISKDUMP"
-_PACKED = {
-    b"\xfd7zXZ\0": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\x04\x22\x4d\x18": "unlz4",
-}
-"""Magic numbers of compressed files, and the commands that unpack them.
-
-From standard input: without the usual suffix, which libvirt leaves out, the commands refuse a file."""
 
 
 def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False) -> Dump:
@@ -75,7 +64,8 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     FormatError, LayoutError
         It is no such file, or damaged.
     CapabilityError
-        It is of a kind that cannot be read: compressed as a whole, a split set that lacks a part.
+        It is of a kind that is not read: compressed as a whole, a saved state, a disk, the core of a process;
+        or a split set that lacks a part.
     RequestError
         An option is wrong.
     """
@@ -106,7 +96,8 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
             else:
                 raw = BufferBytes(cast("Buffer", one))
             opened.callback(raw.close)
-            dump = _open_damaged(raw) if damaged else _open_one(raw, given)
+            with naming_file(raw.path):
+                dump = _open_damaged(raw) if damaged else _open_one(raw, given)
         opened.pop_all()
         return dump
 
@@ -128,17 +119,7 @@ def _open_one(raw: RawBytes, arch: Arch | None) -> Dump:
         return ElfDump(file)
     if magic.startswith(kdump.SIGNATURE):
         return KdumpDump([file], layout)
-    if magic.startswith(_DISKDUMP):
-        raise CapabilityError(f"{raw.path}: dumps of diskdump, kdump's predecessor, cannot be read")
-    for packed, command in _PACKED.items():
-        if magic.startswith(packed):
-            name, new = shlex.quote(raw.path), shlex.quote(f"{raw.path}.unpacked")
-            raise CapabilityError(
-                f"{raw.path}: the file is compressed as a whole; unpack it: {command} < {name} > {new}"
-            )
-    raise FormatError(
-        f"no ELF core, kdump, LiME or AVML file; raw memory is written {_RAW}{raw.path}", path=raw.path
-    )
+    raise refusal(raw)
 
 
 def _open_damaged(raw: RawBytes) -> Dump:
@@ -151,7 +132,7 @@ def _open_damaged(raw: RawBytes) -> Dump:
         return SalvagedKdump(SalvagedBytes(file), layout)
     if magic.startswith(ELFMAG):
         return ElfDump(file, damaged=True)
-    raise FormatError("this is neither a kdump file nor an ELF core, nor the begin of one", path=raw.path)
+    raise refusal(raw)
 
 
 def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dump:
@@ -167,7 +148,8 @@ def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dum
         layouts.add(layout)
     if not parts:
         raise RequestError("source: no file is named", parameter="source")
-    return KdumpDump(parts, "standard" if layouts == {"standard"} else "flattened")
+    with naming_file(parts[0].path):
+        return KdumpDump(parts, "standard" if layouts == {"standard"} else "flattened")
 
 
 def _put_in_place(raw: RawBytes, magic: bytes) -> tuple[ByteFile, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from operator import attrgetter
 from typing import Self
 
 from vmdump.arch import arch_by_name
-from vmdump.errors import RequestError, SourceError
+from vmdump.errors import CapabilityError, RequestError, SourceError
 from vmdump.sources.base import Source, check_blocks
 from vmdump.sources.files import GuestFile
 from vmdump.sources.raw.machines import may_be_elsewhere
@@ -146,6 +147,32 @@ def _with_paths(part: RawPart, paths: Sequence[str | os.PathLike[str]]) -> RawPa
     return RawPart(paths, part.base, part.blocks, part.machine, part.max_ram_below_4g)
 
 
+def _check_kind(path: str) -> None:
+    """Refuse a file of a known kind: its bytes would be taken for memory, and nothing would tell.
+
+    At address 0 no machine has what these files begin with. Memory from elsewhere may begin with anything.
+    """
+    from vmdump.formats.foreign import (
+        HEAD,
+        TAIL,
+        read_kind,
+        recognise,
+    )  # 1 ms that a live guest does not need
+
+    with closing(GuestFile(path)) as file:
+        try:
+            head = os.pread(file.fd, HEAD, 0)
+            tail = os.pread(file.fd, TAIL, max(file.size - TAIL, 0))
+        except OSError:
+            return  # whoever reads the memory will say so
+    known = read_kind(head)
+    if known is not None:
+        raise CapabilityError(f"{path}: this is {known}, and no raw memory; name it without 'raw:'")
+    kind = recognise(head, tail, texts=False)
+    if kind is not None:
+        raise CapabilityError(f"{path}: this is {kind.name}, and no raw memory; {kind.advice(path)}")
+
+
 def open_raw(path: str, options: dict[str, str]) -> RawSource:
     """Open what ``raw:PATH?base=...&arch=...&page_size=...`` names; also ``blocks=`` or ``machine=``.
 
@@ -153,6 +180,8 @@ def open_raw(path: str, options: dict[str, str]) -> RawSource:
     ------
     RequestError
         An option is not known or no number; and what :class:`RawSource` raises.
+    CapabilityError
+        No address is named, and the file is of a kind that is not memory.
     """
     return _open_parts([(path, options)])
 
@@ -187,6 +216,8 @@ def _open_parts(named: Sequence[tuple[str, dict[str, str]]]) -> RawSource:
                 raise RequestError(
                     f"{name}: the files say {common[name]} and {options[name]}", parameter=name
                 )
+        if not parts and options.keys().isdisjoint(("base", "blocks")):
+            _check_kind(path)
         if parts and not any(name in options for name in _PLACES):
             parts[-1] = _with_paths(parts[-1], (*parts[-1].paths, path))
         else:

@@ -1,0 +1,119 @@
+"""Refuse files of kinds that are not read: what they are, and what makes a dump of them."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+
+from vmdump.errors import CapabilityError, FormatError, VmdumpError
+from vmdump.formats.elf import EHDR, EI_CLASS, EI_DATA, ELFCLASS, ELFDATA, ET_CORE
+from vmdump.formats.elf_headers import ElfHeaders
+from vmdump.formats.foreign import HEAD, TAIL, is_text, recognise
+from vmdump.formats.notes import VMCOREINFO_NAME, Note, iter_notes
+from vmdump.readers.file import ByteFile
+
+__all__ = ["check_guest", "check_segments", "refusal"]
+
+_ZEROS_READ = 16 << 20
+"""Bytes of a file that are looked at to say that all are zero."""
+_PROCESS_NOTES = {6: "NT_AUXV", 0x46494C45: "NT_FILE", 0x53494749: "NT_SIGINFO"}
+"""Notes of the name CORE that the kernel, or gcore, writes for processes only."""
+_NT_PRPSINFO = 3
+_FNAME = {32: slice(28, 44), 64: slice(40, 56)}
+"""Where pr_fname is in NT_PRPSINFO, by class."""
+
+
+def refusal(file: ByteFile) -> VmdumpError:
+    """Make the error for a file that no reader takes."""
+    head = file.read(0, min(HEAD, file.size))
+    tail_size = min(TAIL, file.size)
+    kind = recognise(head, file.read(file.size - tail_size, tail_size))
+    if kind is not None:
+        return CapabilityError(
+            f"{file.path}: this is {kind.name}, which vmdump does not read; {kind.advice(file.path)}"
+        )
+    if not file.size:
+        return FormatError("the file is empty", path=file.path)
+    if _only_zeros(file):
+        return FormatError("the file holds nothing but zeros", path=file.path)
+    if is_text(head):
+        return FormatError("this is a text, and no ELF core, kdump, LiME or AVML file", path=file.path)
+    return FormatError(
+        "no ELF core, kdump, LiME or AVML file, nor of any other kind that is known by its first bytes; raw "
+        f"memory is written {shlex.quote(f'raw:{file.path}')}",
+        path=file.path,
+    )
+
+
+def _only_zeros(file: ByteFile) -> bool:
+    """Tell whether a file has no data: only holes, or zeros that were written."""
+    memory = file.memory(0, file.size, file.size)
+    seen = 0
+    scratch = np.empty(1 << 20, np.uint8)
+    for begin, end in memory.extents():
+        for at in range(begin, end, scratch.size):
+            seen += scratch.size
+            if seen > _ZEROS_READ or memory.view(at, min(scratch.size, end - at), scratch).any():
+                return False
+    return True
+
+
+def check_segments(file: ByteFile) -> None:
+    """Refuse a core that describes its memory by sections, as Xen's are.
+
+    Raises
+    ------
+    CapabilityError
+        It is such a core.
+    """
+    head = file.read(0, min(EHDR[64].size, file.size))
+    elf_class = next(
+        (key for key, code in ELFCLASS.items() if head[EI_CLASS : EI_CLASS + 1] == bytes([code])), 0
+    )
+    order = next((key for key, code in ELFDATA.items() if head[EI_DATA : EI_DATA + 1] == bytes([code])), None)
+    if order is None or elf_class not in EHDR or len(head) < EHDR[elf_class].size:
+        return
+    header = EHDR[elf_class].unpack(head, 0, order)
+    if header["e_type"] == ET_CORE and not header["e_phnum"] and header["e_shnum"]:
+        raise CapabilityError(
+            f"{file.path}: this is a core of sections without segments (xl dump-core of Xen), which vmdump "
+            "does not read; volatility3 writes it as raw memory: vol -f "
+            f"{shlex.quote(file.path)} layerwriter.LayerWriter"
+        )
+
+
+def check_guest(headers: ElfHeaders, path: str) -> None:
+    """Refuse the core of a process: it has no guest-physical memory.
+
+    Raises
+    ------
+    CapabilityError
+        It is such a core.
+    """
+    notes = list(iter_notes(headers.notes, headers.byteorder))
+    if any(note.name == VMCOREINFO_NAME for note in notes):
+        return
+    loads = headers.loads[headers.loads["p_filesz"] > 0]
+    # Without physical addresses, all memory would be at 0: different bytes of the file at one address.
+    unplaced = len(loads) > 1 and not loads["p_paddr"].any() and len(np.unique(loads["p_offset"])) > 1
+    told = [name for kind, name in _PROCESS_NOTES.items() if _has(notes, kind)]
+    if not told and not unplaced:
+        return
+    why = f"it has {told[0]}" if told else "all its memory is at the physical address 0"
+    program = b""
+    for note in notes:
+        if note.name == b"CORE" and note.type == _NT_PRPSINFO:
+            program = note.desc[_FNAME[headers.elf_class]].split(b"\0", 1)[0]
+    if not program.startswith((b"qemu", b"kvm")):
+        raise CapabilityError(f"{path}: this is the core of a process, not of a guest ({why})")
+    script = shlex.quote(f"dump-guest-memory {shlex.quote(f'{path}.elf')} X86_64")
+    raise CapabilityError(
+        f"{path}: this is the core of the process {program.decode('ascii', 'replace')}, not of its guest "
+        f"({why}); QEMU's script for gdb takes the guest out of it: gdb --batch -ex 'source "
+        f"dump-guest-memory.py' -ex {script} {program.decode('ascii', 'replace')} {shlex.quote(path)}"
+    )
+
+
+def _has(notes: list[Note], kind: int) -> bool:
+    return any(note.name == b"CORE" and note.type == kind for note in notes)
