@@ -12,6 +12,8 @@ from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.job import Report
 from vmdump.pipeline.control import Control
+from vmdump.readers.sniff import open_dump
+from vmdump.repairing import is_dump
 from vmdump.request import Request, check_request, open_source
 from vmdump.sources.base import Source
 from vmdump.writers.kdump import plan_split, write_kdump
@@ -41,6 +43,7 @@ class ConvertOptions(TypedDict, total=False):
     vmcoreinfo: bytes | str | os.PathLike[str] | None
     search: bool
     force: bool
+    keep_going: bool
 
 
 def convert(
@@ -54,7 +57,8 @@ def convert(
 
     Notes, VMCOREINFO, and which pages are excluded go along. Pages of a kdump file that are compressed with
     the codec that is wanted are copied as they are and not packed again; they are not unpacked either, so
-    damage inside them goes along, too. With `engine` or `level` every page is packed anew.
+    damage inside them goes along, too. With `engine` or `level` every page is packed anew. Damage that
+    comes to light is an error, unless `keep_going` leaves it out.
 
     Parameters
     ----------
@@ -69,11 +73,16 @@ def convert(
     split : int, optional
         Write so many files, 2 or more, ``output.1``, ``output.2`` and so on: a split set of kdump files of
         the standard layout, as ``makedumpfile --split`` makes them. All of them appear, or none.
+    keep_going : bool
+        Of a dump that is damaged or was cut short, leave out the pages that cannot be read, as
+        :func:`vmdump.repair` does: they are excluded, and the output is marked as incomplete. All pages are
+        read once more for it.
 
     Returns
     -------
     Report
-        Its `copied_pages` says how many pages were not packed again, its `parts` names the files of a set.
+        Its `copied_pages` says how many pages were not packed again, its `parts` names the files of a set,
+        its `lost_pages` says how many pages could not be read.
 
     Raises
     ------
@@ -102,6 +111,7 @@ def _check(
     vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
     search: bool = True,
     force: bool = False,
+    keep_going: bool = False,
 ) -> Callable[[Control], Report]:
     """Refuse what cannot be done before anything is created; give what does it."""
     names: list[str] = []
@@ -113,7 +123,7 @@ def _check(
                 "split: only kdump files of the standard layout can be parts of a set", parameter="split"
             )
         names = part_names(output, split)
-    guest, owned = _open(source)
+    guest, owned = _open(source, keep_going)
     try:
         request = check_request(
             guest,
@@ -138,15 +148,21 @@ def _check(
         raise
 
 
-def _open(source: AnyDump) -> tuple[Source, bool]:
+def _open(source: AnyDump, keep_going: bool) -> tuple[Source, bool]:
     live = RequestError("source: a live guest is dumped, not converted", parameter="source")
     if isinstance(source, Source):
         # One that has to be held changes while it is read: the parts of a set would be of different moments.
         if type(source).held is not Source.held:
             raise live
+        if keep_going:
+            raise RequestError(
+                "keep_going: goes with the path of a dump, not with one that is open", parameter="keep_going"
+            )
         return source, False
     if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
         raise live
+    if keep_going and is_dump(source):
+        return open_dump(source, damaged=True), True
     return open_source(source), True
 
 

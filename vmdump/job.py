@@ -66,6 +66,9 @@ class Report:
     vmcoreinfo_found : int or None
         Guest-physical address at which the dump's VMCOREINFO was found; None if the source told it, if it
         was given, or if there is none.
+    lost_pages : int
+        Pages of a damaged dump that could not be had; they are excluded, and the output is marked as
+        incomplete.
     """
 
     output: str
@@ -91,6 +94,7 @@ class Report:
     parts: tuple[str, ...] = ()
     vmcoreinfo_found: int | None = None
     partial_pages: int = 0
+    lost_pages: int = 0
 
     @property
     def bytes_per_second(self) -> float:

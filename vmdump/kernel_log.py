@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmdump.errors import CapabilityError, FormatError, ReadError
-from vmdump.request import opened
+from vmdump.repairing import opened_in_part
 from vmdump.sources.base import Source
 from vmdump.units import ADDRESS_LIMIT
 
@@ -133,7 +133,7 @@ def dmesg(
     ReadError, SourceError, CodecError
         Memory of the log is not there, or cannot be read.
     """
-    with opened(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as guest:
+    with opened_in_part(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as (guest, _):
         if not guest.vmcoreinfo:
             raise CapabilityError("no VMCOREINFO: the guest is no Linux, or does not tell where its log is")
         yield from _log(guest)

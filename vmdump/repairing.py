@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from vmdump.errors import CapabilityError, FormatError, LayoutError, VmdumpError
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.job import Report
 from vmdump.pipeline.control import Control
+from vmdump.readers.dump import Dump
+from vmdump.readers.file import naming_file
 from vmdump.readers.sniff import open_dump
-from vmdump.request import check_request
+from vmdump.request import check_request, opened
+from vmdump.sources.base import Source
 from vmdump.sources.whole import page_runs
 
-__all__ = ["Repair", "repair"]
+if TYPE_CHECKING:
+    from vmdump.request import AnySource, Paths
+
+__all__ = ["Repair", "is_dump", "opened_in_part", "repair"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Repair:
 
 
 def repair(
-    damaged: str | os.PathLike[str],
+    damaged: Paths,
     output: str | os.PathLike[str],
     *,
     threads: int | None = None,
@@ -58,8 +66,9 @@ def repair(
 
     Parameters
     ----------
-    damaged : str or path
-        A kdump file in either layout, a flattened one also without its end mark, or an ELF core.
+    damaged : str, path, or sequence of paths
+        A kdump file in either layout, a flattened one also without its end mark; the parts of a split set in
+        any order, some of which may be missing; an ELF core; or a LiME or AVML file, as a kdump file.
     output : str or path
         As for :func:`vmdump.dump`.
     threads : int, optional
@@ -80,7 +89,7 @@ def repair(
     SourceError, SinkError, OutputExists
         It cannot be read, or the output not be written.
     """
-    with open_dump(damaged, damaged=True) as source:
+    with open_dump(damaged, damaged=True) as source, naming_file(source.path):
         codec = getattr(source, "codec", "")
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
@@ -88,3 +97,62 @@ def repair(
         pages = sum(end - begin for begin, end in page_runs(source.blocks, source.page_size))
         kept = pages - source.excluded_size // source.page_size
         return Repair(kept, source.lost_pages, source.incomplete, report)
+
+
+@contextmanager
+def opened_in_part(
+    source: AnySource,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[tuple[Source, str]]:
+    """Open a source for as long as a context lasts; of a dump that does not open, what is there.
+
+    Parameters
+    ----------
+    source, vmcoreinfo, search, progress
+        As for :func:`vmdump.request.opened`.
+
+    Yields
+    ------
+    guest : Source
+        The source. Of a damaged dump, what is not there is excluded; which pages unpack is not known.
+    damage : str
+        Why it does not open as a whole; empty where it does.
+
+    Raises
+    ------
+    VmdumpError
+        Not even a part can be opened.
+    """
+    damage = ""
+    with ExitStack() as stack:
+
+        def enter(opening: AnySource) -> Source:
+            context = opened(opening, vmcoreinfo=vmcoreinfo, search=search, progress=progress)
+            return stack.enter_context(context)
+
+        try:
+            guest = enter(source)
+        except (FormatError, LayoutError, CapabilityError) as error:
+            if not is_dump(source):
+                raise
+            try:
+                part = open_dump(cast("Any", source), damaged=True, unpack=False)
+            except VmdumpError:
+                raise error from None
+            stack.enter_context(part)
+            guest, damage = enter(part), str(error)
+        if isinstance(guest, Dump):
+            stack.enter_context(naming_file(guest.path))
+        yield guest, damage
+
+
+def is_dump(source: AnySource) -> bool:
+    """Tell whether dumps are named by their paths: no live guest, no raw memory, none that is generated."""
+    names = source if isinstance(source, list | tuple) else [source]
+    return all(
+        isinstance(name, str | os.PathLike) and not os.fspath(name).startswith(("qmp:", "raw:", "synthetic:"))
+        for name in names
+    )

@@ -279,6 +279,7 @@ class Request:
             parts=tuple(parts),
             vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
             partial_pages=tally.partial_pages,
+            lost_pages=getattr(guest, "lost_pages", 0),
         )
 
     def copies(self, guest: Source) -> Copies | None:

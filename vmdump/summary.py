@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmdump.errors import SourceError
+from vmdump.errors import FormatError, SourceError
 from vmdump.formats import kdump
 from vmdump.formats.elf import EHDR
-from vmdump.formats.notes import VMCOREINFO_NAME, is_fuzzy, iter_notes
+from vmdump.formats.notes import VMCOREINFO_NAME, count_cpus, is_fuzzy, iter_notes
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf import ElfDump
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kinds import PageKind
-from vmdump.request import opened
+from vmdump.repairing import opened_in_part
 from vmdump.sources.base import Source, Utsname
 from vmdump.sources.find_vmcoreinfo import with_found
 from vmdump.sources.whole import page_runs, partial_pages
@@ -77,7 +77,8 @@ class DumpInfo:
     maker : str
         The program that wrote it, as far as the file gives it away; empty where it does not.
     incomplete : bool
-        Its maker, or ``vmdump repair``, marked it as lacking pages that it should have.
+        Its maker, or ``vmdump repair``, marked it as lacking pages that it should have, or it does not open
+        as a whole.
     fuzzy : bool
         The guest ran while it was dumped.
     file_bytes : int
@@ -116,6 +117,11 @@ class DumpInfo:
     vmcoreinfo_found : tuple of VmcoreinfoPlace
         Where it, and that of other kernels, was found in memory, ascending; empty where nothing was looked
         for, because the guest tells it.
+    damaged_pages : int
+        Pages whose descriptors are wrong, or, of a dump that does not open as a whole, those that are not
+        there. Neither `kinds` nor `excluded_bytes` counts them.
+    damage : str
+        Why the dump does not open as a whole, or its notes are not all told; empty where nothing is wrong.
     """
 
     format: str
@@ -140,6 +146,8 @@ class DumpInfo:
     notes: dict[str, int]
     vmcoreinfo: dict[str, str]
     vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
+    damaged_pages: int = 0
+    damage: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, for JSON."""
@@ -153,6 +161,8 @@ def info(
 
     Descriptors are read. Pages are where nothing tells VMCOREINFO: it is looked for in all of them.
 
+    Of a dump that is damaged or was cut short, what is there is told, and how much is not.
+
     Parameters
     ----------
     source : str, path, sequence of paths, Source, buffer, or list of blocks
@@ -165,35 +175,40 @@ def info(
     Raises
     ------
     VmdumpError
-        It cannot be opened, or is damaged.
+        It cannot be opened, not even in part.
     """
-    with opened(source, search=search, progress=progress) as source_itself:
+    with opened_in_part(source, search=search, progress=progress) as (source_itself, damage):
         guest = _searched(source_itself)
+        notes, notes_damage = _notes(guest)
         blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
         pages = sum(end - begin for begin, end in page_runs(guest.blocks, guest.page_size))
+        kinds, damaged = _count_kinds(guest, pages) if isinstance(guest, Dump) else ({}, 0)
+        lost = guest.lost_pages * guest.page_size if isinstance(guest, Dump) else 0
         return DumpInfo(
             format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
             maker=_maker(guest),
             incomplete=isinstance(guest, Dump) and guest.incomplete,
-            fuzzy=is_fuzzy(guest.notes, guest.byteorder),
+            fuzzy=is_fuzzy(notes, guest.byteorder),
             file_bytes=sum(os.fstat(file.fd).st_size for file in guest.files),
             compression=_compression(guest),
             arch=guest.arch.name,
             bits=guest.elf_class,
             byteorder=guest.byteorder,
             page_size=guest.page_size,
-            cpus=guest.nr_cpus,
+            cpus=count_cpus(notes, guest.byteorder) or 1 if notes_damage else guest.nr_cpus,
             phys_base=guest.phys_base,
             utsname={field.name: _text(getattr(guest.utsname, field.name)) for field in fields(Utsname)},
             guest_bytes=guest.size,
-            excluded_bytes=guest.excluded_size,
+            excluded_bytes=max(guest.excluded_size - lost, 0),
             blocks=blocks,
             pages=pages,
             partial_pages=len(partial_pages(guest.blocks, guest.page_size)),
-            kinds=_count_kinds(guest, pages) if isinstance(guest, Dump) else {},
-            notes=dict(Counter(_text(note.name) for note in iter_notes(guest.notes, guest.byteorder))),
+            kinds=kinds,
+            notes=dict(Counter(_text(note.name) for note in iter_notes(notes, guest.byteorder))),
             vmcoreinfo=dict(guest.vmcoreinfo),
             vmcoreinfo_found=tuple(_places(guest)),
+            damaged_pages=damaged,
+            damage=damage or notes_damage,
         )
 
 
@@ -223,14 +238,30 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _count_kinds(dump: Dump, pages: int) -> dict[str, int]:
+def _notes(guest: Source) -> tuple[bytes, str]:
+    """Give the notes in front of the first one that is damaged, and what is wrong with that."""
+    end = 0
+    try:
+        for note in iter_notes(guest.notes, guest.byteorder, path=getattr(guest, "path", "")):
+            end = note.end
+    except FormatError as error:
+        return guest.notes[:end], str(error)
+    return guest.notes, ""
+
+
+def _count_kinds(dump: Dump, pages: int) -> tuple[dict[str, int], int]:
+    """Count the pages by kind, and those that are damaged."""
     counts = np.zeros(len(PageKind), np.int64)
+    damaged = 0
     for begin, end in merge_runs(data_runs(dump, dump.page_size)):
         first, last = begin // dump.page_size, end // dump.page_size
         for pfn in range(first, last, _WINDOW):
-            kinds = dump.page_kinds(pfn, min(_WINDOW, last - pfn))
+            kinds, bad = dump.kinds_and_damage(pfn, min(_WINDOW, last - pfn))
             counts += np.bincount(kinds, minlength=len(PageKind))
-    return name_kinds(counts, pages, dump)
+            damaged += int(np.count_nonzero(bad))
+    named = name_kinds(counts, pages, dump, damaged)
+    excluded = named.pop("excluded", 0) - dump.lost_pages
+    return named | ({"excluded": excluded} if excluded > 0 else {}), damaged + dump.lost_pages
 
 
 def data_runs(source: Source, page_size: int) -> Iterator[tuple[int, int]]:

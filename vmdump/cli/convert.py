@@ -16,11 +16,13 @@ from vmdump.cli.options import (
     layout_option,
     quiet_option,
     search_option,
+    source_name,
     threads_option,
     vmcoreinfo_option,
 )
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
+from vmdump.errors import IncompleteDump
 
 __all__ = ["convert_command"]
 
@@ -38,6 +40,7 @@ __all__ = ["convert_command"]
 @threads_option
 @vmcoreinfo_option
 @search_option
+@click.option("--keep-going", is_flag=True, help="Leave out pages of a damaged dump that cannot be read.")
 @click.option("--force", is_flag=True, help="Replace output files that are there.")
 @json_option
 @quiet_option
@@ -52,6 +55,7 @@ def convert_command(
     threads: int | None,
     vmcoreinfo: str | None,
     no_search: bool,
+    keep_going: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -61,7 +65,8 @@ def convert_command(
     SOURCE is the path of a dump of any kind, raw:PATH?machine=q35&arch=x86_64&page_size=4K (see 'vmdump dump
     --help'), or the paths of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N.
     Pages that are compressed with the codec of FORMAT already are copied as they are, unless --engine or
-    --level is given.
+    --level is given. With --keep-going, pages that cannot be read are excluded, OUTPUT is marked as
+    incomplete, and the exit code is 15.
     """
     check_report(output, as_json=as_json)
     shown = sys.stderr.isatty() and not quiet
@@ -78,9 +83,16 @@ def convert_command(
             vmcoreinfo=vmcoreinfo,
             search=not no_search,
             force=force,
+            keep_going=keep_going,
             progress=progress,
         )
     if as_json:
         say(json.dumps(report.as_dict()))
     elif shown:
         say(summary(report), err=True)
+    if report.lost_pages:
+        raise IncompleteDump(
+            f"{report.output}: the dump is written, but {report.lost_pages} pages of {source_name(source)} "
+            "cannot be read; they are excluded, and it is marked as incomplete",
+            unreadable=(),
+        )

@@ -29,6 +29,7 @@ def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) ->
 
     DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. Page
     descriptors are read; pages only where nothing tells VMCOREINFO, which is looked for in all of them then.
+    Of a dump that is damaged or was cut short, what is there is told.
     """
     with late_bar(source_name(dump), shown=sys.stderr.isatty()) as progress:
         found = info(dump, search=not no_search, progress=progress)
@@ -42,7 +43,13 @@ def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) ->
 def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     yield "format", found.format + (f", {found.compression}" if found.compression else "")
     yield "made by", found.maker or "unknown"
-    marks = [name for name, on in (("incomplete", found.incomplete), ("fuzzy", found.fuzzy)) if on]
+    if found.damage:
+        yield "damaged", f"{found.damage}; what is there is told"
+    if found.damaged_pages:
+        what = "pages are not there" if found.damage else "descriptors are damaged"
+        yield "incomplete", f"{found.damaged_pages} {what}, see 'vmdump verify', 'vmdump repair'"
+    marked = found.incomplete and not found.damage
+    marks = [name for name, on in (("incomplete", marked), ("fuzzy", found.fuzzy)) if on]
     if marks:
         yield "marked", ", ".join(marks)
     if found.file_bytes:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from vmdump import repair
-from vmdump.cli.options import check_report, json_option, quiet_option, threads_option
+from vmdump.cli.options import as_source, check_report, json_option, quiet_option, threads_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar
 
@@ -16,18 +16,24 @@ __all__ = ["repair_command"]
 
 
 @click.command("repair")
-@click.argument("damaged")
+@click.argument("damaged", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @threads_option
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")
 @json_option
 @quiet_option
 def repair_command(
-    damaged: str, output: str, threads: int | None, force: bool, as_json: bool, quiet: bool
+    damaged: str | tuple[str, ...],
+    output: str,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write every page of DAMAGED that is whole to OUTPUT, and mark that as incomplete.
 
-    DAMAGED is an ELF core or a kdump file that was cut short, or a flattened one whose end is missing.
+    DAMAGED is an ELF core, a kdump, LiME or AVML file that was cut short or is damaged, a flattened one whose
+    end is missing, or what there is of a split set.
     """
     check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress:

@@ -42,7 +42,7 @@ NT_PRSTATUS = 1
 VMCOREINFO_NAME = b"VMCOREINFO"
 ERASEINFO_NAME = b"ERASEINFO"
 NOTE_ALIGN = 4
-"""Bytes to which names and descriptors are padded."""
+"""Bytes to which names and descriptors are padded, from the start of the notes on."""
 _MAX_NOTES = 1 << 17
 """32 for each of 4096 vCPUs. An empty note takes 12 bytes of a file, and each pass over it 3 us."""
 _MAX_NAME = 256

@@ -20,7 +20,7 @@ from vmdump.readers.lime import read_range
 from vmdump.sources.base import MIN_PAGE_SIZE, Memory, Pages
 from vmdump.sources.blocks import BlockList
 
-__all__ = ["AvmlDump"]
+__all__ = ["AvmlDump", "Frames", "read_frame"]
 
 _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
@@ -57,21 +57,30 @@ class AvmlDump(Dump):
         self.files = file.files
         self.path = file.path
         ranges: list[tuple[int, int]] = []
-        found = np.array(_frames(file, ranges), np.uint64).reshape(-1, 4)
+        found = self._find(file, ranges).table()
         found = found[np.argsort(found[:, 0], kind="stable")]
         self._addresses, self._lengths, self._places, self._sizes = (column.copy() for column in found.T)
         self._cache: OrderedDict[int, Pages] = OrderedDict()
         self._lock = Lock()
         self._spare: list[PageUnpacker] = []
+        super().__init__(self._blocks_of(ranges), arch, byteorder=lime.BYTEORDER)
+
+    def _find(self, file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
+        return _frames(file, ranges)
+
+    def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
         starts, sizes = np.array(sorted(ranges), np.uint64).reshape(-1, 2).T
         checked = BlockList(starts, sizes, self._memory_of(starts, sizes))
         # AVML cuts memory into pieces of 16 MiB, which is nothing that the guest has.
         firsts = np.flatnonzero(np.append(True, starts[1:] != (starts + sizes)[:-1]))
         lasts = np.append(firsts[1:], len(starts)) - 1
         starts, sizes = checked.starts[firsts], (starts + sizes)[lasts] - starts[firsts]
-        super().__init__(
-            BlockList(starts, sizes, self._memory_of(starts, sizes)), arch, byteorder=lime.BYTEORDER
-        )
+        return BlockList(starts, sizes, self._memory_of(starts, sizes))
+
+    def _keep(self, frames: NDArray[np.bool_]) -> None:
+        """Forget all other frames."""
+        self._addresses, self._lengths = self._addresses[frames], self._lengths[frames]
+        self._places, self._sizes = self._places[frames], self._sizes[frames]
 
     def _memory_of(self, starts: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> Callable[[int], Memory]:
         return lambda index: _AvmlMemory(self, int(starts[index]), int(sizes[index]))
@@ -106,6 +115,17 @@ class AvmlDump(Dump):
         return frame
 
     def _unpack(self, index: int, out: Pages) -> None:
+        try:
+            self._decode(index, out)
+        except CodecError as error:
+            address = int(self._addresses[index])
+            raise CodecError(
+                f"{self.path}: the memory at {address:#x} does not unpack: {error}; see 'vmdump repair'",
+                engine=error.engine,
+                page=address // self.page_size,
+            ) from error
+
+    def _decode(self, index: int, out: Pages) -> None:
         size = int(self._sizes[index])
         packed = size & 1
         data = np.empty(size >> 1, np.uint8)
@@ -121,13 +141,6 @@ class AvmlDump(Dump):
         sizes = np.array([data.size], np.uint32)
         try:
             unpacker.unpack(data, np.zeros(1, np.uint64), sizes, np.ones(1, np.uint8), out)
-        except CodecError as error:
-            address = int(self._addresses[index])
-            raise CodecError(
-                f"{self.path}: the memory at {address:#x} does not unpack: {error}",
-                engine=error.engine,
-                page=address // self.page_size,
-            ) from error
         finally:
             if usual:
                 self._spare.append(unpacker)
@@ -158,12 +171,33 @@ class _AvmlMemory:
         return out
 
 
-def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> array[int]:
-    """Walk the file; add its ranges, and give of each frame its address, length, place, and size.
+class Frames:
+    """Frames of a file: of each its address, length, place, and size.
 
     The size is that in the file, doubled, and 1 more if the frame is packed.
     """
-    frames = array("Q")
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+
+    def add(self, address: int, length: int, place: int, size: int, packed: int) -> None:
+        """Add one."""
+        self._numbers.extend((address, length, place, 2 * size + packed))
+
+    def table(self) -> NDArray[np.uint64]:
+        """Give all, ``(n, 4)``."""
+        return np.array(self._numbers, np.uint64).reshape(-1, 4)
+
+    @staticmethod
+    def check_count(walked: int, memory: int, file: ByteFile, offset: int) -> None:
+        """Raise FormatError where the frames are too many for the memory so far."""
+        if walked > max(_MIN_FRAMES, memory // MIN_PAGE_SIZE):
+            raise FormatError("frames of a few bytes each cannot be", path=file.path, offset=offset)
+
+
+def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
+    """Walk the file; add its ranges, and give its frames."""
+    frames = Frames()
     offset = memory = walked = 0
     while offset < file.size:
         start, size = read_range(file, offset, lime.AVML_SIGNATURE, lime.AVML_VERSION)
@@ -173,33 +207,34 @@ def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> array[int]:
         done = 0
         while done < size:
             walked += 1
-            if walked > max(_MIN_FRAMES, memory // MIN_PAGE_SIZE):
-                raise FormatError("frames of a few bytes each cannot be", path=file.path, offset=offset)
-            length, place, packed, end = _frame(file, offset)
+            frames.check_count(walked, memory, file, offset)
+            length, place, packed, end = read_frame(file, offset)
             if length > size - done:
                 raise FormatError(
                     f"the memory at {start:#x} is longer than its header says", path=file.path, offset=offset
                 )
             if length:
-                frames.extend((start + done, length, place, 2 * (end - place) + packed))
+                frames.add(start + done, length, place, end - place, packed)
             done += length
             offset = end
         offset += lime.AVML_TRAILER
         if offset > file.size:
-            raise FormatError("the file is cut short", path=file.path, offset=file.size)
+            raise FormatError("the file is cut short, see 'vmdump repair'", path=file.path, offset=file.size)
     return frames
 
 
-def _frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
+def read_frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
     """Look at the frame at an offset: bytes of memory in it (0: none), place of these, packed, and end."""
     head = file.read(offset, min(_FRAME_HEADER + _CHECKSUM + _VARINT, max(file.size - offset, 0)))
     if len(head) < _FRAME_HEADER + _CHECKSUM:
-        raise FormatError("the file is cut short", path=file.path, offset=offset)
+        raise FormatError("the file is cut short, see 'vmdump repair'", path=file.path, offset=offset)
     kind, end = head[0], offset + _FRAME_HEADER + int.from_bytes(head[1:_FRAME_HEADER], lime.BYTEORDER)
     place = offset + _FRAME_HEADER + _CHECKSUM
     known = kind in (lime.SNAPPY_FRAME["packed"], lime.SNAPPY_FRAME["plain"])
     if end > file.size or (known and end <= place):
-        raise FormatError("a snappy frame is not inside the file", path=file.path, offset=offset)
+        raise FormatError(
+            "a snappy frame is not inside the file, see 'vmdump repair'", path=file.path, offset=offset
+        )
     if kind == lime.SNAPPY_FRAME["packed"]:
         length = _varint(head[_FRAME_HEADER + _CHECKSUM :])
     elif kind == lime.SNAPPY_FRAME["plain"]:

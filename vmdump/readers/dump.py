@@ -252,6 +252,28 @@ class Dump(Source):
                 kinds[_covering(start + begin, start + end, size)] = PageKind.PLAIN
         return kinds
 
+    def kinds_and_damage(self, pfn: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Tell how the dump holds pages, and which of them it says impossible things of.
+
+        Parameters
+        ----------
+        pfn, count : int
+            As of :meth:`page_kinds`.
+
+        Returns
+        -------
+        kinds : (count,) uint8
+            What :meth:`page_kinds` tells; MISSING of damaged pages.
+        damaged : (count,) bool
+            Pages whose descriptors are wrong. Reading one of these is a FormatError.
+
+        Raises
+        ------
+        SourceError
+            The dump cannot be read.
+        """
+        return self.page_kinds(pfn, count), np.zeros(count, np.bool_)
+
     def _blocks_in(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
         """Give the blocks that have a part in ``[begin, end)``, and the part, in bytes from their start."""
         index = max(find_block(self.blocks, min(max(begin, 0), ADDRESS_LIMIT - 1)), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import SupportsIndex
@@ -95,7 +96,7 @@ class KdumpDump(Dump):
         self._opened = tuple(parts)
         self.files = tuple(opened for part in parts for opened in part.files)
         self.path = parts[0].path
-        self._found = found = sort_parts([(part, read_headers(part)) for part in parts])
+        self._found = found = self._sort([(part, read_headers(part)) for part in parts])
         self.headers = headers = found[0][1]
         self.format = f"kdump {'split ' if headers.split else ''}{layout}"
         memory = self._read_bitmaps(found[0][0], headers)
@@ -138,6 +139,9 @@ class KdumpDump(Dump):
         )
         level = headers.sub_header["dump_level"]
         self.dump_level = level if 0 <= level <= kdump.MAX_DUMP_LEVEL else kdump.DUMP_LEVEL
+
+    def _sort(self, parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFile, KdumpHeaders]]:
+        return sort_parts(parts)
 
     @property
     def phys_base(self) -> int:
@@ -213,13 +217,21 @@ class KdumpDump(Dump):
         """Tell how the dump holds pages, by bitmaps and descriptors; see :meth:`Dump.page_kinds`."""
         return self._kinds(pfn, count)
 
-    def _kinds(self, pfn: int, count: int, damage: dict[int, str] | None = None) -> NDArray[np.uint8]:
+    def kinds_and_damage(self, pfn: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Tell how the dump holds pages, whatever their descriptors; see :meth:`Dump.kinds_and_damage`."""
+        damage = np.zeros(count, np.bool_)
+        return self._kinds(pfn, count, damage), damage
+
+    def _kinds(
+        self, pfn: int, count: int, damage: dict[int, str] | NDArray[np.bool_] | None = None
+    ) -> NDArray[np.uint8]:
         kinds = np.full(count, PageKind.MISSING, np.uint8)
         excluded = self.excluded_pages(pfn, count)
         if excluded is not None:
             kinds[excluded] = PageKind.EXCLUDED
         for part, begin, end in self._cut(pfn, count):
-            table = self._table(part, begin, end - begin, damage)
+            here = damage[begin - pfn : end - pfn] if isinstance(damage, np.ndarray) else damage
+            table = self._table(part, begin, end - begin, here)
             found = np.full(len(table.flags), PageKind.PLAIN, np.uint8)
             for flag, kind in KINDS.items():
                 found[table.flags == flag] = kind
@@ -283,12 +295,13 @@ class KdumpDump(Dump):
             ahead = self._present.select(pfn, _AHEAD)
             count = int(ahead.argmin()) or _AHEAD
         self._next = pfn + count
-        if count == 1:
-            pages = [self._single(pfn)]
-        else:
+        pages: list[bytes] = []
+        if count > 1:
             batch = np.empty((count, self.page_size), np.uint8)
-            self.read_pages(pfn, batch)
-            pages = [page.tobytes() for page in batch]
+            with suppress(CodecError, FormatError):  # of a page that nobody has asked for
+                self.read_pages(pfn, batch)
+                pages = [page.tobytes() for page in batch]
+        pages = pages or [self._single(pfn)]
         for index, page in enumerate(pages):
             self._cache.put(pfn + index, page)
         return pages[0]
@@ -333,16 +346,17 @@ class KdumpDump(Dump):
             return make_unpacker(codec, self.page_size)
 
     def _broken(self, pfn: int, error: CodecError) -> CodecError:
-        text = f"{self.path}: page {pfn:#x} does not unpack: {error}"
+        text = f"{self.path}: page {pfn:#x} does not unpack: {error}; see 'vmdump repair'"
         return CodecError(text, engine=error.engine, page=pfn)
 
     def _cut(self, pfn: int, count: int) -> Iterator[tuple[_Part, int, int]]:
         """Give the parts that hold pages ``[pfn, pfn + count)``, and which of these, ``[begin, end)``."""
         for part in self._parts[max(bisect_right(self._begins, pfn) - 1, 0) :]:
             begin, end = max(pfn, part.begin), min(pfn + count, part.end)
-            if begin >= end:
+            if part.begin >= pfn + count:
                 return
-            yield part, begin, end
+            if begin < end:  # else the pages are in a part that was lost
+                yield part, begin, end
 
     def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
         """Tell which pages are in the dump, all of one part, and read their descriptors."""
@@ -352,7 +366,9 @@ class KdumpDump(Dump):
         rank = self._stored.rank(pfn) - part.rank
         return stored, np.frombuffer(part.file.read(part.table + rank * itemsize, length), self._descriptor)
 
-    def _table(self, part: _Part, pfn: int, count: int, damage: dict[int, str] | None = None) -> KdumpTable:
+    def _table(
+        self, part: _Part, pfn: int, count: int, damage: dict[int, str] | NDArray[np.bool_] | None = None
+    ) -> KdumpTable:
         """Read the descriptors, and check them; see `check_table`."""
         present, rows = self._rows(part, pfn, count)
         return check_table(part.file, pfn, present, rows, self.page_size, part.zero, damage)

@@ -82,7 +82,7 @@ def check_table(
     rows: NDArray[np.void],
     page_size: int,
     zero_offset: int,
-    damage: dict[int, str] | None,
+    damage: dict[int, str] | NDArray[np.bool_] | None,
 ) -> KdumpTable:
     """Check the descriptors of pages from `pfn` on.
 
@@ -100,8 +100,8 @@ def check_table(
         Bytes.
     zero_offset : int
         Of the page that zero pages share; -1 where there is none.
-    damage : dict of int to str or None
-        Pages of wrong descriptors go there, with the reason, and are left out.
+    damage : dict of int to str, (n,) bool, or None
+        Pages of wrong descriptors are left out, and go there: with the reason, or as a mark.
 
     Raises
     ------
@@ -117,7 +117,9 @@ def check_table(
     bad |= ~np.isin(flags, list(KINDS))
     if bad.any():
         there = np.flatnonzero(present)
-        for index in np.flatnonzero(bad).tolist():
+        if isinstance(damage, np.ndarray):
+            damage[there[bad]] = True
+        for index in () if isinstance(damage, np.ndarray) else np.flatnonzero(bad).tolist():
             page = pfn + int(there[index])
             error = _wrong(file, page, int(offsets[index]), int(sizes[index]), int(flags[index]))
             if damage is None:
@@ -134,7 +136,7 @@ def _wrong(file: ByteFile, pfn: int, offset: int, size: int, flags: int) -> Form
     """Say what is wrong with the descriptor of a page."""
     text = f"page {pfn:#x} is said to be {size} bytes at {offset:#x}"
     if offset + size > file.size:
-        text += f", the file ends at {file.size:#x}: it is cut short or damaged, see 'vmdump repair'"
+        text += f", the file ends at {file.size:#x}: it is cut short or damaged"
     elif flags not in KINDS:
-        text = f"page flags {flags:#x} name no codec"
-    return FormatError(text, path=file.path)
+        text = f"the flags {flags:#x} of page {pfn:#x} name no codec"
+    return FormatError(f"{text}, see 'vmdump repair'", path=file.path)

@@ -221,8 +221,17 @@ def read_area(file: ByteFile, second: dict[str, Any], name: str) -> bytes:
     return file.read(begin, size)
 
 
-def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFile, KdumpHeaders]]:
+def sort_parts(
+    parts: list[tuple[ByteFile, KdumpHeaders]], *, complete: bool = True
+) -> list[tuple[ByteFile, KdumpHeaders]]:
     """Demand one whole file, or all parts of one split set, and give them in the order of their pages.
+
+    Parameters
+    ----------
+    parts : list of (ByteFile, KdumpHeaders)
+        In any order.
+    complete : bool
+        Demand that no part is missing.
 
     Raises
     ------
@@ -235,7 +244,7 @@ def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFil
     for file, headers in parts[1:]:
         if not (first.split and headers.split) or _shared(headers) != _shared(first):
             raise FormatError(f"this is no part of the split set of {first_file.path}", path=file.path)
-    if sum(file.size for file, _ in parts) > 1 << 63:
+    if complete and sum(file.size for file, _ in parts) > 1 << 63:
         raise FormatError("the parts are larger than any file", path=first_file.path)
     parts = sorted(parts, key=lambda part: (part[1].begin_pfn, part[1].end_pfn))
     reached = 0
@@ -243,10 +252,10 @@ def sort_parts(parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFil
     for file, begin, end in [*ranges, (first_file, first.max_mapnr, first.max_mapnr)]:
         if begin < reached:
             raise FormatError(f"the pages from {begin:#x} on are in another part, too", path=file.path)
-        if begin > reached:
+        if begin > reached and complete:
             raise CapabilityError(
                 f"{first_file.path}: of this split set the pages {reached:#x} to {begin:#x} are missing; "
-                "open all of its parts together"
+                "open all of its parts together; 'vmdump repair' takes what is there"
             )
         reached = end
     return parts

@@ -80,7 +80,8 @@ def _ranges(file: ByteFile) -> Iterator[tuple[int, int, int]]:
         offset += lime.HEADER.size
         if size > file.size - offset:
             raise FormatError(
-                f"the memory at {start:#x} ends behind the end of the file: it is cut short",
+                f"the memory at {start:#x} ends behind the end of the file: it is cut short, "
+                "see 'vmdump repair'",
                 path=file.path,
                 offset=offset,
             )

@@ -1,8 +1,8 @@
-"""What is whole of a kdump file that was cut short, or of which parts were lost."""
+"""What is whole of a kdump file that was cut short, or of which parts were lost, or of a split set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
 from vmdump.readers.bitmap import WINDOW, PageBitmap
-from vmdump.readers.file import RawBytes
+from vmdump.readers.file import ByteFile, RawBytes
 from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kdump_areas import zero_page
+from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
 from vmdump.sources.base import HasDescriptor, Memory, Pages
 
 if TYPE_CHECKING:
     from vmdump.readers.kdump import _Part
 
-__all__ = ["SalvagedBytes", "SalvagedKdump"]
+__all__ = ["SalvagedBytes", "SalvagedKdump", "has_headers"]
 
 _ENDLESS = 1 << 62
 _MAX_READ = 64 << 20
@@ -36,6 +37,11 @@ class SalvagedBytes:
     ----------
     file : RawBytes or FlattenedBytes
         What there is; owned from now on.
+
+    Attributes
+    ----------
+    end : int
+        Bytes of the standard layout up to the last that is there.
     """
 
     size = _ENDLESS
@@ -47,6 +53,11 @@ class SalvagedBytes:
         if isinstance(file, FlattenedBytes) and file.size:
             begins, ends = file.runs()
         self._begins, self._ends = begins, ends
+        self.end = file.size
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Tell whether a range of the standard layout is there as a whole."""
+        return bool(self.has(np.array([offset], np.uint64), np.array([size], np.uint64)).all())
 
     def has(self, offsets: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Tell which ranges of the standard layout are there as a whole.
@@ -97,16 +108,19 @@ class SalvagedBytes:
 
 
 class SalvagedKdump(KdumpDump):
-    """The pages of a damaged kdump file that are whole; all others are excluded.
+    """The pages of a damaged kdump file, or of a split set, that are whole; all others are excluded.
 
-    A page is whole if its descriptor is there and makes sense, and its data are there and unpack.
+    A page is whole if its descriptor is there and makes sense, and its data are there and unpack. Parts of a
+    set may be missing.
 
     Parameters
     ----------
-    file : SalvagedBytes
-        Owned from now on.
+    parts : sequence of SalvagedBytes
+        In any order; owned from now on.
     layout : {"standard", "flattened"}
-        How it lies in the file.
+        How they lie in the files.
+    unpack : bool
+        Find out which pages unpack; without, only whether their data are there.
 
     Attributes
     ----------
@@ -117,30 +131,54 @@ class SalvagedKdump(KdumpDump):
     Raises
     ------
     FormatError
-        The headers or the bitmaps are not there.
-    CapabilityError
-        It is a part of a split set.
+        The headers or the bitmaps are not there, or the files are no set.
     """
 
-    def __init__(self, file: SalvagedBytes, layout: str) -> None:
-        self._salvaged = file
+    def __init__(self, parts: Sequence[SalvagedBytes], layout: str, *, unpack: bool = True) -> None:
+        self._salvaged = parts
         try:
-            super().__init__([file], layout)
+            super().__init__(parts, layout)
         except LayoutError as error:
-            raise FormatError(f"it ends before it tells of any memory: {error}", path=file.path) from error
-        # Where the second bitmap is cut, it does not tell where the descriptors end and the data begin; the
-        # first one does, if no page was excluded.
-        itemsize, size = self._descriptor.itemsize, self.headers.block_size
-        data = self.headers.descriptors_offset + self._known.total * itemsize
-        if file.has(np.array([data], np.uint64), np.array([size], np.uint64)).all():
-            found = zero_page(file, data, size)
-            self._parts = [replace(part, zero=part.zero if found < 0 else found) for part in self._parts]
+            raise FormatError(f"it ends before it tells of any memory: {error}", path=self.path) from error
+        self._parts = list(self._with_zero_pages())
         windows, rows = self._stored.windows, np.zeros_like(self._stored.rows)
         for window, row in zip(windows.tolist(), rows[:-1], strict=True):
             begin, end = self._pages_of(window)
-            readable = np.packbits(self._readable(self._parts[0], begin, end - begin), bitorder="little")
+            readable = np.packbits(self._readable(begin, end - begin), bitorder="little")
             row[: len(readable)] = readable
         self._present = PageBitmap(self._stored.size, windows, rows)
+        if unpack:
+            self._drop_damaged(windows, rows)
+        had = self._stored if self._has_bitmaps else self._known
+        self.lost_pages = had.total - self._present.total
+        self.excluded_size = (self._known.total - self._present.total) * self.page_size
+        self.incomplete = self.incomplete or self.lost_pages > 0 or not self._has_bitmaps
+
+    def _sort(self, parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFile, KdumpHeaders]]:
+        return sort_parts(parts, complete=False)
+
+    def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
+        """Read the bitmaps of a part that has them as a whole, if there is one: all parts have the same."""
+        begin = headers.bitmap_offsets[0]
+        whole = [part for part in self._salvaged if part.holds(begin, headers.descriptors_offset - begin)]
+        self._has_bitmaps = bool(whole)
+        return super()._read_bitmaps(whole[0] if whole else file, headers)
+
+    def _with_zero_pages(self) -> Iterator[_Part]:
+        """Find the pages that zero pages share, and count the bytes that the files really have.
+
+        Where the second bitmap is cut, it does not tell where the descriptors end and the data begin; the
+        first one does, if no page was excluded.
+        """
+        base, size = 0, self.headers.block_size
+        for part in self._parts:
+            file = next(known for known in self._salvaged if known is part.file)
+            data = part.table + self._known.total * self._descriptor.itemsize
+            found = zero_page(file, data, size) if file.holds(data, size) else -1
+            yield replace(part, zero=part.zero if found < 0 else found, base=base)
+            base += file.end
+
+    def _drop_damaged(self, windows: NDArray[np.intp], rows: Pages) -> None:
         batch = max(_BATCH // self.page_size, 8)
         out = np.empty((batch, self.page_size), np.uint8)
         for window, row in zip(windows.tolist(), rows[:-1], strict=True):
@@ -150,20 +188,21 @@ class SalvagedKdump(KdumpDump):
                     for damaged in self._damaged(pfn, out[: end - pfn]):
                         row[(damaged - begin) // 8] &= 0xFF ^ 1 << damaged % 8
         self._present = PageBitmap(self._stored.size, windows, rows)
-        begin, end = self.headers.bitmap_offsets[0], self.headers.descriptors_offset
-        bitmaps = file.has(np.array([begin], np.uint64), np.array([end - begin], np.uint64)).all()
-        had = self._stored if bitmaps else self._known
-        self.lost_pages = had.total - self._present.total
-        self.excluded_size = (self._known.total - self._present.total) * self.page_size
-        self.incomplete = self.incomplete or self.lost_pages > 0 or not bitmaps
 
     def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
         stored, rows = super()._rows(part, pfn, count)
         present = self._present.select(pfn, count)
         return present, rows[present[stored]]
 
-    def _readable(self, part: _Part, pfn: int, count: int) -> NDArray[np.bool_]:
+    def _readable(self, pfn: int, count: int) -> NDArray[np.bool_]:
         """Tell of which pages descriptor and data are there."""
+        found = np.zeros(count, np.bool_)
+        for part, begin, end in self._cut(pfn, count):
+            found[begin - pfn : end - pfn] = self._readable_of(part, begin, end - begin)
+        return found
+
+    def _readable_of(self, part: _Part, pfn: int, count: int) -> NDArray[np.bool_]:
+        file = next(known for known in self._salvaged if known is part.file)
         stored, rows = super()._rows(part, pfn, count)
         itemsize = np.uint64(rows.dtype.itemsize)
         rank = self._stored.rank(pfn) - part.rank
@@ -171,8 +210,8 @@ class SalvagedKdump(KdumpDump):
         places = numbers * itemsize + np.uint64(part.table)
         offsets, sizes = rows["offset"].astype(np.uint64), rows["size"].astype(np.uint64)
         flags = rows["flags"].astype(np.uint32)
-        whole = self._salvaged.has(places, np.full(len(rows), itemsize))
-        whole &= self._salvaged.has(offsets, sizes)
+        whole = file.has(places, np.full(len(rows), itemsize))
+        whole &= file.has(offsets, sizes)
         # Descriptors that were never written are zero; so were those that are not there.
         whole &= (sizes > 0) & (sizes <= self.page_size) & (offsets >= np.uint64(part.table))
         whole &= np.where(flags == 0, sizes == self.page_size, np.isin(flags, list(kdump.FLAG_CODECS)))
@@ -188,3 +227,12 @@ class SalvagedKdump(KdumpDump):
 
     def _pages_of(self, window: int) -> tuple[int, int]:
         return window * WINDOW, min((window + 1) * WINDOW, self._stored.size)
+
+
+def has_headers(file: SalvagedBytes) -> bool:
+    """Tell whether the headers of a part of a split set are there; all of its pages are behind them."""
+    try:
+        headers = read_headers(file)
+    except FormatError:
+        return False
+    return file.holds(0, headers.bitmap_offsets[0])

@@ -20,7 +20,8 @@ from vmdump.readers.foreign import refusal
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump
 from vmdump.readers.raw import RawDump
-from vmdump.readers.salvage import SalvagedBytes, SalvagedKdump
+from vmdump.readers.salvage import SalvagedBytes, SalvagedKdump, has_headers
+from vmdump.readers.salvage_ranges import SalvagedAvml, SalvagedLime
 from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import check_options, split_options
 
@@ -37,7 +38,9 @@ _WITHOUT_ARCH = ("lime", "avml")
 """Kinds of files that do not tell the guest's architecture, so that the source may."""
 
 
-def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False) -> Dump:
+def open_dump(
+    source: AnyDump, *, arch: str | None = None, damaged: bool = False, unpack: bool = True
+) -> Dump:
     """Open a dump of any kind that vmdump reads.
 
     Parameters
@@ -49,8 +52,9 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
     damaged : bool
-        Take what is whole of a kdump file or an ELF core that was cut short or has lost parts: all else is
-        excluded.
+        Take what is whole of a dump that was cut short or has lost parts: all else is excluded.
+    unpack : bool
+        Of a damaged dump, find out which pages unpack, which takes reading all of them.
 
     Returns
     -------
@@ -87,7 +91,7 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
     with ExitStack() as opened:
         if isinstance(source, list | tuple) and len(source) != 1:
             _refuse(given, "a kdump file names its own")
-            dump = _open_set(source, opened)
+            dump = _open_damaged_set(source, opened, unpack) if damaged else _open_set(source, opened)
         else:
             one = source[0] if isinstance(source, list | tuple) else source
             raw: RawBytes
@@ -97,7 +101,7 @@ def open_dump(source: AnyDump, *, arch: str | None = None, damaged: bool = False
                 raw = BufferBytes(cast("Buffer", one))
             opened.callback(raw.close)
             with naming_file(raw.path):
-                dump = _open_damaged(raw) if damaged else _open_one(raw, given)
+                dump = _open_damaged(raw, given, unpack) if damaged else _open_one(raw, given)
         opened.pop_all()
         return dump
 
@@ -122,14 +126,17 @@ def _open_one(raw: RawBytes, arch: Arch | None) -> Dump:
     raise refusal(raw)
 
 
-def _open_damaged(raw: RawBytes) -> Dump:
-    file: RawBytes | FlattenedBytes = raw
-    layout = "standard"
-    if _magic(raw).startswith(flattened.SIGNATURE):
-        file, layout = FlattenedBytes(raw, damaged=True), "flattened"
+def _open_damaged(raw: RawBytes, arch: Arch | None, unpack: bool) -> Dump:
+    magic = _magic(raw)
+    if magic.startswith(lime.LIME_SIGNATURE):
+        return SalvagedLime(raw, arch or ARCHES[0])
+    if magic.startswith(lime.AVML_SIGNATURE):
+        return SalvagedAvml(raw, arch or ARCHES[0], unpack=unpack)
+    _refuse(arch, f"{raw.path} is no LiME or AVML file; others name their own")
+    file, layout = _put_in_place(raw, magic, damaged=True)
     magic = _magic(file)
     if magic.startswith(kdump.SIGNATURE):
-        return SalvagedKdump(SalvagedBytes(file), layout)
+        return SalvagedKdump([SalvagedBytes(file)], layout, unpack=unpack)
     if magic.startswith(ELFMAG):
         return ElfDump(file, damaged=True)
     raise refusal(raw)
@@ -152,9 +159,32 @@ def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dum
         return KdumpDump(parts, "standard" if layouts == {"standard"} else "flattened")
 
 
-def _put_in_place(raw: RawBytes, magic: bytes) -> tuple[ByteFile, str]:
+def _open_damaged_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack, unpack: bool) -> Dump:
+    parts: list[SalvagedBytes] = []
+    layouts = set()
+    for path in paths:
+        raw = PlainBytes(path)
+        opened.callback(raw.close)
+        file, layout = _put_in_place(raw, _magic(raw), damaged=True)
+        magic = _magic(file)
+        if any(magic) and not magic.startswith(kdump.SIGNATURE):
+            raise FormatError("this is no kdump file, and nothing else is split", path=raw.path)
+        parts.append(SalvagedBytes(file))
+        layouts.add(layout)
+    if not parts:
+        raise RequestError("source: no file is named", parameter="source")
+    whole = [part for part in parts if has_headers(part)]
+    if not whole:
+        raise FormatError("no part of the set has its headers", path=parts[0].path)
+    with naming_file(parts[0].path):
+        return SalvagedKdump(whole, "standard" if layouts == {"standard"} else "flattened", unpack=unpack)
+
+
+def _put_in_place(
+    raw: RawBytes, magic: bytes, *, damaged: bool = False
+) -> tuple[RawBytes | FlattenedBytes, str]:
     if magic.startswith(flattened.SIGNATURE):
-        return FlattenedBytes(raw), "flattened"
+        return FlattenedBytes(raw, damaged=damaged), "flattened"
     return raw, "standard"
 
 
