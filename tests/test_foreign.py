@@ -263,12 +263,15 @@ def test_core_of_a_process(tmp_path: Path) -> None:
 def test_core_of_qemu_itself(tmp_path: Path) -> None:
     path = tmp_path / "core of qemu"
     notes = note(b"CORE", 1, bytes(336)) + AUXV
-    notes += note(b"CORE", 3, bytes(40) + b"qemu-system-x86".ljust(16, b"\0") + bytes(80))
+    notes += note(
+        b"CORE", 3, bytes(40) + b"qemu-system-x86\0" + b"/usr/bin/qemu-system-x86_64 -m 1".ljust(80, b"\0")
+    )
     path.write_bytes(build_elf([Load(0, bytes(8192), vaddr=0x7F0000000000)], notes=notes))
     error = refused(path)
     assert isinstance(error, CapabilityError)
-    assert "core of the process qemu-system-x86, not of its guest" in str(error)
+    assert "core of the process qemu-system-x86_64, not of its guest" in str(error)
     assert "dump-guest-memory" in str(error)
+    assert " /usr/bin/qemu-system-x86_64 " in str(error)
     assert shlex.quote(str(path)) in str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import numpy as np
@@ -20,8 +21,8 @@ _ZEROS_READ = 16 << 20
 _PROCESS_NOTES = {6: "NT_AUXV", 0x46494C45: "NT_FILE", 0x53494749: "NT_SIGINFO"}
 """Notes of the name CORE that the kernel, or gcore, writes for processes only."""
 _NT_PRPSINFO = 3
-_FNAME = {32: slice(28, 44), 64: slice(40, 56)}
-"""Where pr_fname is in NT_PRPSINFO, by class."""
+_FNAME = {32: (28, 44), 64: (40, 56)}
+"""Where pr_fname, 16 bytes, and pr_psargs, 80 bytes, are in NT_PRPSINFO, by class."""
 
 
 def refusal(file: ByteFile) -> VmdumpError:
@@ -101,18 +102,24 @@ def check_guest(headers: ElfHeaders, path: str) -> None:
     if not told and not unplaced:
         return
     why = f"it has {told[0]}" if told else "all its memory is at the physical address 0"
-    program = b""
-    for note in notes:
-        if note.name == b"CORE" and note.type == _NT_PRPSINFO:
-            program = note.desc[_FNAME[headers.elf_class]].split(b"\0", 1)[0]
-    if not program.startswith((b"qemu", b"kvm")):
+    program = _program(notes, headers.elf_class)
+    if not os.path.basename(program).startswith(("qemu", "kvm")):
         raise CapabilityError(f"{path}: this is the core of a process, not of a guest ({why})")
-    script = shlex.quote(f"dump-guest-memory {shlex.quote(f'{path}.elf')} X86_64")
+    arch = "X86_64" if program.endswith("x86_64") else "ARCH"
+    script = shlex.quote(f"dump-guest-memory {shlex.quote(f'{path}.elf')} {arch}")
     raise CapabilityError(
-        f"{path}: this is the core of the process {program.decode('ascii', 'replace')}, not of its guest "
-        f"({why}); QEMU's script for gdb takes the guest out of it: gdb --batch -ex 'source "
-        f"dump-guest-memory.py' -ex {script} {program.decode('ascii', 'replace')} {shlex.quote(path)}"
+        f"{path}: this is the core of the process {os.path.basename(program)}, not of its guest ({why}); "
+        "QEMU's script for gdb takes the guest out of it: gdb --batch -ex 'source dump-guest-memory.py' "
+        f"-ex {script} {shlex.quote(program)} {shlex.quote(path)}"
     )
+
+
+def _program(notes: list[Note], elf_class: int) -> str:
+    """Give the program of a process; the first word of its command line has the whole name, usually."""
+    desc = next((note.desc for note in notes if note.name == b"CORE" and note.type == _NT_PRPSINFO), b"")
+    name, words = (desc[at:].split(b"\0", 1)[0].decode("ascii", "replace") for at in _FNAME[elf_class])
+    name, first = name[:15], words[:80].partition(" ")[0]  # the kernel's names have 15 characters
+    return first if os.path.basename(first).startswith(name) else name
 
 
 def _has(notes: list[Note], kind: int) -> bool:
