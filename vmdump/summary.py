@@ -145,9 +145,9 @@ class DumpInfo:
     kinds: dict[str, int]
     notes: dict[str, int]
     vmcoreinfo: dict[str, str]
+    damaged_pages: int
+    damage: str
     vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
-    damaged_pages: int = 0
-    damage: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, for JSON."""
