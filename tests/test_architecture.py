@@ -16,6 +16,7 @@ PACKAGE = ROOT / "vmdump"
 # Imports go down only; rooms on one floor do not know each other.
 FLOORS = {
     "errors": 1,
+    "interrupts": 1,
     "units": 1,
     "formats": 2,
     "kernels": 2,
@@ -40,6 +41,7 @@ FLOORS = {
 }
 # The files of floor 1 are one room; on floor 7 all that takes a source as a user names it is.
 ROOMS = {
+    "interrupts": "errors",
     "units": "errors",
     "job": "api",
     "aio": "api",

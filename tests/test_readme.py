@@ -73,7 +73,7 @@ def test_exit_codes() -> None:
         for name, kind in inspect.getmembers(errors, inspect.isclass)
         if issubclass(kind, errors.VmdumpError) and not name.startswith("_")
     }
-    signals = ", ".join(str(128 + number) for number in (signal.SIGHUP, signal.SIGTERM))
+    signals = ", ".join(str(128 + number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM))
     expected = [["0", ""], *([str(code), f"`{classes[code]}`"] for code in sorted(classes)), [signals, ""]]
     assert [row[:2] for row in table("Exit codes")] == expected
 

@@ -1,7 +1,25 @@
-"""``python -m vmdump``."""
+"""``python -m vmdump``, and the command ``vmdump``."""
+
+from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
-from vmdump.cli.main import main
+from vmdump.cli.signals import Signals
+from vmdump.cli.streams import open_standard_streams
 
-sys.exit(main())
+
+def run() -> NoReturn:
+    """Run the command and end the process."""
+    open_standard_streams()
+    # Importing the rest takes 0.1 s: a signal that comes meanwhile is handled then. What comes while Python
+    # itself starts, nobody can handle.
+    with Signals(process=True) as signals:
+        from vmdump.cli.main import run_line
+
+        code = run_line(sys.argv[1:], signals)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

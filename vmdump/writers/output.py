@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError, VmdumpError
+from vmdump.interrupts import Deferred
 from vmdump.sources.base import HasDescriptor
 from vmdump.writers.place import Place
 
@@ -262,6 +263,8 @@ class Output:
     def commit(self) -> None:
         """Sync the file and give it its name; other outputs stay as they are.
 
+        A signal that comes before the file has its name prevents that. One that comes later is too late.
+
         Raises
         ------
         OutputExists
@@ -269,22 +272,24 @@ class Output:
         SinkError
             The bytes cannot be made safe.
         """
-        if self._final is None:
-            return
         self.sync()
-        with self.errors("cannot finish the output"), self._same_folder(self._final) as folder:
-            try:
-                self._publish(folder, self._last)
-            except FileExistsError:
-                raise self._exists(self._final) from None
-            self._committed = True
-            # The file is whole and has its name; a name that is not yet safe from a power cut is no failure.
-            with contextlib.suppress(OSError):
-                readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-                try:
-                    os.fsync(readable)
-                finally:
-                    os.close(readable)
+        with Deferred() as signals:
+            if self._final is not None:
+                with self.errors("cannot finish the output"), self._same_folder(self._final) as folder:
+                    try:
+                        self._publish(folder, self._last)
+                    except FileExistsError:
+                        raise self._exists(self._final) from None
+                    self._committed = True
+                    # The file is whole and has its name; a name that is not yet safe from a power cut is no
+                    # failure.
+                    with contextlib.suppress(OSError):
+                        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+                        try:
+                            os.fsync(readable)
+                        finally:
+                            os.close(readable)
+            signals.settle()
 
     def _publish(self, folder: int, final: str) -> None:
         if self._temporary is None:
@@ -328,9 +333,13 @@ class Output:
         if self._final is None and self._kept is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.fd, self._kept)
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         if self._final is not None and self._temporary is not None:
             with contextlib.suppress(OSError), self._same_folder(self._final) as folder:
                 os.unlink(self._temporary, dir_fd=folder)
+            self._temporary = None
 
     def __enter__(self) -> Self:
         return self
@@ -353,7 +362,13 @@ class Output:
     def close(self) -> None:
         """Close what was opened here; once."""
         if self._owned:
+            self._owned = False
             os.close(self.fd)
+
+    def __del__(self) -> None:
+        # An exception (Ctrl-C) may come between the creation of a file and the context that takes care of it.
+        if getattr(self, "_temporary", None) is not None:
+            self._remove_temporary()
 
 
 def named_descriptor(name: str) -> int | None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from vmdump.errors import RequestError
+from vmdump.interrupts import Deferred
 from vmdump.writers.output import Output, named_descriptor
 
 __all__ = ["OutputSet", "part_names"]
@@ -88,8 +89,9 @@ class OutputSet:
         try:
             for output in self.outputs:
                 output.sync()
-            for output in self.outputs:
-                output.commit()
+            with Deferred():
+                for output in self.outputs:
+                    output.commit()
         except BaseException:
             for output in self.outputs:
                 output.retract()
