@@ -15,11 +15,14 @@ import os
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 PAGE = 4096
 TICK = 0.125
 """Seconds between two events by the monitor's clock, which knows no other time."""
+SLOW = 0.5
+"""Seconds."""
 EPOCH = 1_700_000_000
 _READ, _WRITE = 1, 2
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS = 1, 2, 0x10, 0x20
@@ -118,7 +121,9 @@ class Monitor:
         ``{"command": name or "", "nth": from 1, "do": what}``; no nth means always. What is done:
         ``error``, ``close`` (before it is done), ``done-close`` (after), ``silent`` (not done), ``ignored``
         (done, not answered), ``twice`` (answered two times), ``resumed`` (somebody lets the guest run just
-        before), ``stolen`` (somebody has stopped it, and the client has not heard of it).
+        before), ``stolen`` (somebody has stopped it, and the client has not heard of it), ``reset``
+        (somebody resets it just before), ``restopped`` (somebody lets it run and stops it again just
+        before), ``failed`` (it stops by itself just before, for an I/O error), ``slow`` (half a second later).
     running : bool
         Whether the guest runs.
     endless : bool
@@ -140,12 +145,13 @@ class Monitor:
         greets: bool = True,
     ) -> None:
         self._log_file = open(log, "a")  # noqa: SIM115 - as long as the process
-        self._elf = elf
+        with open(elf, "rb") as file:  # here, as QEMU itself reads nothing for a dump
+            self._elf = file.read()
         self._regions = regions
         self._answers = answers
         self._rules = rules
         self._seen: dict[str, int] = {}
-        self._running = running
+        self._status = "running" if running else "paused"
         self._endless = endless
         self._greets = greets
         self._events = 0
@@ -183,7 +189,14 @@ class Monitor:
         with self._lock:
             stamp = EPOCH + self._events * TICK
             self._events += 1
-            self._running = {"STOP": False, "RESUME": True}.get(name, self._running)
+            # As seen of QEMU 7.2: a reset takes a guest that does not run to prelaunch, whatever its state
+            # was; `cont` starts it from there. savevm and loadvm of a paused guest change nothing here.
+            if name == "STOP":
+                self._status = "paused"
+            elif name == "RESUME":
+                self._status = "running"
+            elif name == "RESET" and self._status != "running":
+                self._status = "prelaunch"
             self._log(event=name)
             whole = int(stamp)
             time = {"seconds": whole, "microseconds": round((stamp - whole) * 1_000_000)}
@@ -192,6 +205,15 @@ class Monitor:
     def stamp(self, stamp: object) -> None:
         """Give all events this in the place of their time."""
         self._stamp = {"timestamp": stamp}
+
+    def enter(self, status: str) -> None:
+        """Be in another state from now on, without an event."""
+        self._status = status
+
+    def load(self, elf: str) -> None:
+        """Be another guest from now on: somebody has loaded a snapshot, of which no event tells."""
+        with open(elf, "rb") as file:
+            self._elf = file.read()
 
     def answer(self, command: str, answer: object) -> None:
         """Answer a command differently from now on."""
@@ -229,22 +251,27 @@ class Monitor:
                     for number in numbers:
                         os.set_blocking(number, True)  # QEMU does that
             pending += data
-            # QEMU's lexer starts anew at a control character, and complains.
-            if b"\x1b" in pending:
-                lost, _, pending = pending.rpartition(b"\x1b")
+            # QEMU's lexer starts anew at a control character, and complains; what came before it counts.
+            while b"\x1b" in pending:
+                before, _, pending = pending.partition(b"\x1b")
+                lost = self._obey_all(before)
                 # The complaint and what follows go out together, so that one reader gets both.
-                self._held = b""
+                self._held = self._held or b""
                 self._log(control=True, lost=lost.decode(errors="replace"))
                 self._send({"error": {"class": "GenericError", "desc": "JSON parse error, stray '\\u001b'"}})
-            # Nothing has to stand between two commands.
-            while text := pending.decode().lstrip():
-                try:
-                    request, end = json.JSONDecoder().raw_decode(text)
-                except ValueError:
-                    break
-                pending = text[end:].encode()
-                self._obey(request)
+            pending = self._obey_all(pending)
             self._flush()
+
+    def _obey_all(self, data: bytes) -> bytes:
+        """Obey the commands in what has come, between which nothing has to stand; what is left of it."""
+        while text := data.decode().lstrip():
+            try:
+                request, end = json.JSONDecoder().raw_decode(text)
+            except ValueError:
+                break
+            data = text[end:].encode()
+            self._obey(request)
+        return data
 
     def _obey(self, request: dict[str, Any]) -> None:
         command = request["execute"]
@@ -255,9 +282,16 @@ class Monitor:
         if deed == "silent":
             return
         if deed == "stolen":
-            self._running = False
-        if deed == "resumed":
-            self.event("RESUME")
+            self._status = "paused"
+        if deed == "failed":
+            self.event("STOP")
+            self._status = "io-error"
+        if deed == "slow":
+            time.sleep(SLOW)
+        for event in {"resumed": ["RESUME"], "reset": ["RESET"], "restopped": ["RESUME", "STOP"]}.get(
+            deed, ()
+        ):
+            self.event(event)
         if deed == "error":
             answer: dict[str, Any] = {"error": {"class": "GenericError", "desc": "injected"}}
         else:
@@ -296,7 +330,7 @@ class Monitor:
         return {}
 
     def _do_query_status(self) -> dict[str, Any]:
-        return {"running": self._running, "status": "running" if self._running else "paused"}
+        return {"running": self._status == "running", "status": self._status}
 
     def _do_query_migrate(self) -> dict[str, Any]:
         return {}
@@ -308,13 +342,17 @@ class Monitor:
         return ""
 
     def _do_stop(self) -> dict[str, Any]:
-        if self._running:
+        if self._status == "running":
             self.event("STOP")
         return {}
 
     def _do_cont(self) -> dict[str, Any]:
-        if not self._running:
+        if self._status != "running":
             self.event("RESUME")
+        return {}
+
+    def _do_system_reset(self) -> dict[str, Any]:
+        self.event("RESET")
         return {}
 
     def _do_getfd(self, *, fdname: str) -> dict[str, Any]:
@@ -331,14 +369,12 @@ class Monitor:
 
     def _do_dump_guest_memory(self, *, paging: bool, protocol: str) -> dict[str, Any]:
         fd = self._fds.pop(protocol.removeprefix("fd:"))
-        ran = self._running
+        ran = self._status == "running"
         try:
             if ran:
                 self.event("STOP")
-            with open(self._elf, "rb") as file:
-                data = file.read()
             while True:
-                left = memoryview(data)
+                left = memoryview(self._elf)
                 while left:
                     left = left[os.write(fd, left) :]
                 if not self._endless:
@@ -374,6 +410,12 @@ def main() -> None:
 
     def do_stamp(*, stamp: object) -> None:
         monitors[-1].stamp(stamp)
+
+    def do_enter(*, status: str) -> None:
+        monitors[-1].enter(status)
+
+    def do_load(*, elf: str) -> None:
+        monitors[-1].load(elf)
 
     def do_answer(*, command: str, answer: object) -> None:
         monitors[-1].answer(command, answer)

@@ -203,7 +203,7 @@ class FakeQemu(Child):
     @property
     def running(self) -> bool:
         """Whether the guest runs, by the last event; true where there was none."""
-        events = [entry["event"] for entry in self.log if "event" in entry]
+        events = [entry["event"] for entry in self.log if entry.get("event") in ("STOP", "RESUME")]
         return not events or events[-1] == "RESUME"
 
     def contents(self) -> list[tuple[int, bytes]]:

@@ -38,6 +38,12 @@ def dump(qemu: FakeQemu, out: Path, **options: Any) -> VmdumpError | None:
     return None
 
 
+def asks_for_more(qemu: FakeQemu, number: int) -> bool:
+    """Whether the command is one that not every QEMU knows."""
+    command = [entry for entry in qemu.log if "command" in entry][number - 1]
+    return str(command["arguments"].get("command-line", "")).startswith("info ")
+
+
 @pytest.mark.parametrize("deed", ["error", "close", "done-close", "silent"])
 def test_every_command_fails_once(
     deed: str, tmp_path: Path, out: Path, request: pytest.FixtureRequest
@@ -59,6 +65,8 @@ def test_every_command_fails_once(
             elif failed == "getfd":
                 # A proxy, which passes no descriptor on, is where the memory is not.
                 assert isinstance(error, SourceError), here
+            elif asks_for_more(qemu, number):
+                assert error is None, here
             elif failed not in ("qom-get", "query-sev", "query-migrate", "query-dump"):
                 # qmp_capabilities is the one that QEMU's client reports in its own way.
                 assert isinstance(error, QmpError), here
@@ -85,7 +93,7 @@ def test_cont_that_fails_for_good(tmp_path: Path, out: Path) -> None:
         error = dump(qemu, out)
         assert isinstance(error, QmpError)
         assert (error.command, error.exit_code) == ("cont", 13)
-        assert "may still stand still" in str(error)
+        assert "is still paused and cannot be resumed" in str(error)
         assert "injected" in str(error)
         # vmdump has tried, and its guardian.
         assert qemu.commands.count("cont") >= 2
@@ -99,16 +107,16 @@ def test_guardian_is_heard(tmp_path: Path, out: Path) -> None:
     It gets it although it is slow to read: vmdump, which has the connection open as well, does not.
     """
     program = Path(guardian.guardian_main.__file__)
-    line = "    while data := connection.recv(65536):\n"
+    line = "                data = self._connection.recv(65536)\n"
     assert program.read_text().count(line) == 1
-    slow = "    while data := time.sleep(0.1) or connection.recv(65536):\n"
+    slow = "                data = time.sleep(0.1) or self._connection.recv(65536)\n"
     program.write_text(program.read_text().replace(line, slow))
     with FakeQemu(tmp_path, rules=[rule("cont", "error", 1)]) as qemu:
         error = dump(qemu, out)
         assert isinstance(error, QmpError)
         assert qemu.commands.count("cont") == 2
         assert qemu.running
-        assert "may still stand still" not in str(error)
+        assert "paused" not in str(error)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -119,7 +127,7 @@ def test_cont_that_is_never_answered(deed: str, tmp_path: Path, out: Path) -> No
         assert isinstance(error, QmpError)
         assert error.command == "cont"
         # The guardian finds out that it was obeyed all the same.
-        assert ("may still stand still" in str(error)) == (deed == "silent")
+        assert ("the guardian resumes it" in str(error)) == (deed == "silent")
 
 
 def test_connection_that_ends_while_the_guest_stands_still(tmp_path: Path, out: Path) -> None:

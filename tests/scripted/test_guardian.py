@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -44,6 +45,15 @@ for line in sys.stdin:
         if answer == 0:
             time.sleep(100)
             os._exit(0)
+    elif word == "fill":
+        connection.setblocking(False)
+        try:
+            while True:
+                connection.send(b" " * 4096)
+        except BlockingIOError:
+            pass
+    elif word == "arm_migrated":
+        guardian.arm(migrated=True)
     else:
         answer = getattr(guardian, word)()
     print(answer, flush=True)
@@ -111,8 +121,8 @@ class Guarded:
         self.answer(PAUSED)
         assert json.loads(self.read()) == CONT
 
-    def answer(self, answer: dict[str, object]) -> None:
-        self.socket.sendall(json.dumps({**answer, "id": CONT["id"]}).encode() + b"\r\n")
+    def answer(self, answer: dict[str, object], to: str = CONT["id"]) -> None:
+        self.socket.sendall(json.dumps({**answer, "id": to}).encode() + b"\r\n")
 
     def ends_with(self, code: int) -> None:
         """The guardian ends, on its own."""
@@ -335,7 +345,19 @@ def test_connection_was_closed(guarded: Guarded) -> None:
     guarded.ends_with(0)
 
 
-@pytest.mark.parametrize("state", ["running", "postmigrate", "shutdown"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "running",
+        "postmigrate",
+        "shutdown",
+        "finish-migrate",
+        "inmigrate",
+        "io-error",
+        "guest-panicked",
+        "debug",
+    ],
+)
 def test_guest_that_does_not_stand_still(state: str, guarded: Guarded) -> None:
     """One that has migrated away, above all, must not run here as well."""
     guarded.tell("arm")
@@ -346,15 +368,111 @@ def test_guest_that_does_not_stand_still(state: str, guarded: Guarded) -> None:
     assert guarded.socket.recv(1) == b""
 
 
-def test_qemu_that_takes_its_time(guarded: Guarded) -> None:
-    """One that is frozen, or drains its disks, is waited for."""
+def told(status: str) -> dict[str, object]:
+    return {"return": {"status": status, "running": False}}
+
+
+HERE: list[dict[str, object]] = [
+    {},
+    {"status": "failed"},
+    {"status": "completed", "total-time": 0},  # somebody has saved a snapshot
+]
+AWAY: dict[str, object] = {"status": "completed", "total-time": 12, "downtime": 3}
+
+
+@pytest.mark.parametrize("migration", HERE, ids=str)
+def test_guest_that_was_reset(migration: dict[str, object], guarded: Guarded) -> None:
+    """By somebody else, while it was stopped: it is at its start then, and ran before."""
     guarded.tell("arm")
     guarded.kill()
     guarded.expect_query()
-    time.sleep(7)
-    guarded.answer(PAUSED)
+    guarded.answer(told("prelaunch"))
+    assert json.loads(guarded.read())["execute"] == "query-migrate"
+    guarded.answer({"return": migration})
     assert json.loads(guarded.read()) == CONT
     guarded.answer({"return": {}})
+    guarded.ends_with(0)
+
+
+def test_guest_that_has_migrated_and_was_reset(guarded: Guarded) -> None:
+    guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_query()
+    guarded.answer(told("prelaunch"))
+    assert json.loads(guarded.read())["execute"] == "query-migrate"
+    guarded.answer({"return": AWAY})
+    guarded.ends_with(0)
+    assert guarded.socket.recv(1) == b""
+
+
+def test_guest_that_ran_on_after_a_migration_and_was_reset(guarded: Guarded) -> None:
+    """To a file, for example: then the answer to query-migrate says nothing."""
+    guarded.tell("arm_migrated")
+    guarded.kill()
+    guarded.expect_query()
+    guarded.answer(told("prelaunch"))
+    assert json.loads(guarded.read()) == CONT
+    guarded.answer({"return": {}})
+    guarded.ends_with(0)
+
+
+def test_somebody_else_resumes_it(guarded: Guarded) -> None:
+    """If it is paused after that, it is by somebody's wish."""
+    guarded.tell("arm")
+    guarded.kill()
+    for name in ("RESUME", "STOP"):
+        event = {"event": name, "timestamp": {"seconds": 1, "microseconds": 0}}
+        guarded.socket.sendall(json.dumps(event).encode() + b"\r\n")
+    guarded.expect_query()
+    with contextlib.suppress(BrokenPipeError):
+        guarded.answer(PAUSED)
+    guarded.ends_with(0)
+    with contextlib.suppress(ConnectionResetError):
+        assert guarded.socket.recv(1) == b""
+
+
+def test_qemu_that_does_not_read(guarded: Guarded) -> None:
+    """Its queue is full: the guardian waits until there is room, and until QEMU is gone."""
+    guarded.tell("fill", "arm")
+    guarded.kill()
+    time.sleep(0.3)
+    assert Path(f"/proc/{guarded.pid}").exists()
+    guarded.qemu.kill()
+    guarded.qemu.wait()
+    guarded.ends_with(0)
+
+
+def test_qemu_that_takes_its_time(guarded: Guarded) -> None:
+    """One that is frozen, or drains its disks, is waited for, and asked again; any answer counts, once."""
+    guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_query()
+    again = [json.loads(guarded.read().lstrip(b"\x1b")) for _ in range(2)]
+    assert [asked["execute"] for asked in again] == ["query-status"] * 2
+    ids = [QUERY["id"], *(asked["id"] for asked in again)]
+    assert len(set(ids)) == 3
+    guarded.answer(PAUSED, again[0]["id"])
+    command = json.loads(guarded.read())
+    assert command["execute"] == "cont"
+    assert command["id"] not in ids
+    # It has all the answers in the end; those that come late are no answers to the command.
+    guarded.answer(PAUSED)
+    guarded.answer(PAUSED, again[1]["id"])
+    time.sleep(0.3)
+    assert Path(f"/proc/{guarded.pid}").exists()
+    guarded.answer({"return": {}}, command["id"])
+    guarded.ends_with(0)
+
+
+def test_answer_that_is_lost(guarded: Guarded) -> None:
+    """Somebody else has read it: the guardian asks again."""
+    guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_cont()
+    # `cont` was obeyed, and its answer is lost.
+    again = json.loads(guarded.read().lstrip(b"\x1b"))
+    assert again["execute"] == "cont"
+    guarded.answer({"return": {}}, again["id"])
     guarded.ends_with(0)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from vmdump.errors import CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.errors import Cancelled, CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.interrupts import Deferred
 from vmdump.sources.base import Emulator
 from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.guardian import Guardian
@@ -21,6 +26,13 @@ __all__ = ["Attachment"]
 
 _MACHINE = "/machine"
 _IDLE_MIGRATION = ("none", "completed", "failed", "cancelled")
+_HURRY = 2.0
+"""Seconds that QEMU has to resume the guest where somebody waits for the end: then the guardian goes on."""
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Tell whether somebody wants the end: Ctrl-C, or a job that was cancelled."""
+    return isinstance(error, Cancelled) or (error is not None and not isinstance(error, Exception))
 
 
 class Attachment:
@@ -47,9 +59,15 @@ class Attachment:
         self._paused_at_attach = 0.0
         self._held = False
         self._stopped = False
+        self._migrated = False
+        self._left_to_guardian = False
+        self._cancelled: Callable[[], bool] = lambda: False
         self._watched: tuple[str, int] | None = None
         self._monitor = Monitor(path)
+        self._monitor.stand_still.on_resume = self._note_resume
         try:
+            # A program that ends while a job has the guest stopped: the guardian need not be called.
+            atexit.register(self._close_at_exit)
             refuse_unsafe_libvirt(self._monitor)
             self._refuse_encrypted()
             self.refuse_busy()
@@ -106,7 +124,9 @@ class Attachment:
                 f"{path}: the guest is waiting for an incoming migration and has no memory yet",
                 state="inmigrate",
             )
-        migration = (self._ask_quietly("query-migrate") or {}).get("status", "none")
+        answer = self._ask_quietly("query-migrate") or {}
+        self._migrated = guardian_main.has_migrated(answer)
+        migration = answer.get("status", "none")
         if migration not in _IDLE_MIGRATION:
             why = (
                 "part of its memory is still on the other host" if "postcopy" in migration else "wait for it"
@@ -177,7 +197,9 @@ class Attachment:
         if self._forked:
             return
         assert self._process is not None
-        self._process.disclaim()
+        if not self._left_to_guardian:
+            # Otherwise it is the guardian's: it has the same lock, and gives it back by its end.
+            self._process.disclaim()
         self._claim.release()
 
     def hold(self, *, stop: bool, watch: bool, cancelled: Callable[[], bool]) -> None:
@@ -192,6 +214,7 @@ class Attachment:
         cancelled : callable
             Asked while waiting.
         """
+        self._cancelled = cancelled
         if stop:
             self._stop(cancelled)
         self._watched = (self._status(), self._monitor.stand_still.stirs) if watch else None
@@ -202,28 +225,44 @@ class Attachment:
 
     def _stop(self, cancelled: Callable[[], bool]) -> None:
         assert self._process is not None
-        if self._guardian is not None and not self._guardian.alive:
-            self._guardian.dismiss()
-            self._guardian = None
-        if self._guardian is None:
-            self._guardian = Guardian(
-                self._monitor.connection, self._monitor.path, self._process.pid, (self._process.lock,)
-            )
+        with Deferred():
+            if self._guardian is not None and not self._guardian.alive:
+                self._guardian.dismiss()
+                self._guardian = None
+            if self._guardian is None:
+                self._guardian = Guardian(
+                    self._monitor.connection, self._monitor.path, self._process.pid, (self._process.lock,)
+                )
         guardian = self._guardian
         guardian.wait_ready()
         still = self._monitor.stand_still
 
         async def stop() -> None:
             before = still.stops
-            guardian.arm()
+            guardian.arm(migrated=self._migrated)
             self._stopped = True
             await self._monitor.ask("stop")
             if still.stops == before:
-                # Somebody else has stopped it meanwhile, and will let it run.
-                self._stopped = False
-                guardian.disarm()
+                # Somebody else has stopped it meanwhile, and will resume it.
+                self._disarm()
+                return
+            status = await self._monitor.ask("query-status")
+            if not guardian_main.is_held(status["status"]):
+                # It had stopped by itself just before: for an I/O error, or its watchdog.
+                self._disarm()
 
         self._monitor.wait(stop(), cancelled=cancelled)
+
+    def _disarm(self) -> None:
+        """Note that the guest does not stand still because of vmdump; in the monitor's thread."""
+        self._stopped = False
+        if self._guardian is not None:
+            self._guardian.disarm()
+
+    def _note_resume(self) -> None:
+        """Whoever has resumed the guest: if it is stopped again, that is somebody else's wish."""
+        if self._stopped:
+            self._disarm()
 
     def release(self, check: Callable[[], object]) -> None:
         """End the reading: let the guest run again if :meth:`hold` has stopped it. Does nothing twice.
@@ -258,7 +297,7 @@ class Attachment:
             )
 
     def let_run(self, error: BaseException | None) -> None:
-        """Let the guest run if it was stopped here.
+        """Let the guest run if it was stopped here. Signals have to wait meanwhile.
 
         Parameters
         ----------
@@ -277,45 +316,83 @@ class Attachment:
 
         async def resume() -> None:
             # Asked here, behind a `stop` that was interrupted: both run in the monitor's thread.
-            if self._stopped:
-                status = await self._monitor.ask("query-status")
-                # In any other state the guest is no longer the one that was stopped. One that has migrated
-                # away meanwhile, for example, runs elsewhere, on the same disks.
-                if status["status"] == guardian_main.STOPPED:
-                    await self._monitor.ask("cont")
-                self._stopped = False
-                guardian.disarm()
-
-        try:
-            self._monitor.wait(resume())
-        except QmpError as failure:
-            self._guardian = None
-            # Two readers of one connection would take the answers from each other.
-            self._monitor.close()
-            if guardian.dismiss():
-                self._stopped = False
-                if error is None:
-                    raise
+            if not self._stopped:
                 return
-            raise QmpError(
-                f"{self._monitor.path}: the guest may still stand still, and cannot be let run: {failure}; "
-                "the guardian tries as long as QEMU is silent, and 'cont' at its monitor does it by hand",
-                command="cont",
-            ) from error or failure
+            status = (await self._monitor.ask("query-status"))["status"]
+            held = guardian_main.is_held(status)
+            if held and guardian_main.needs_migration(status) and not self._migrated:
+                held = not guardian_main.has_migrated(await self._monitor.ask("query-migrate"))
+            # The events of all that happened before have been counted: somebody else may have resumed it.
+            if held and self._stopped:
+                await self._monitor.ask("cont")
+            self._disarm()
+
+        raised = sys.exception()
+        if error is None and _is_interruption(raised):
+            error = raised
+        with Deferred() as signals:
+            hurry, limit = False, 0.0
+
+            def too_long() -> bool:
+                nonlocal hurry, limit
+                if not hurry and (_is_interruption(error) or signals.pending or self._cancelled()):
+                    hurry, limit = guardian.alive, time.monotonic() + _HURRY
+                return hurry and time.monotonic() > limit
+
+            try:
+                self._monitor.wait(resume(), cancelled=too_long)
+            except Exception as failure:
+                self._leave_to_guardian(guardian, error, failure, hurry=hurry)
+
+    def _leave_to_guardian(
+        self, guardian: Guardian, error: BaseException | None, failure: Exception, *, hurry: bool
+    ) -> None:
+        """Let the guardian resume the guest, which vmdump could not, and say what became of it."""
+        self._guardian = None
+        # Two readers of one connection would take the answers from each other.
+        self._monitor.stop()
+        done = guardian.dismiss(hurry=hurry)
+        self._monitor.close(hang_up=done)
+        if done:
+            self._stopped = False
+            if error is None:
+                raise failure
+            return
+        self._left_to_guardian = True
+        why = f"no answer within {_HURRY:.0f} s" if isinstance(failure, Cancelled) else failure
+        if guardian.alive:
+            text = f"the guest may still be paused until QEMU answers ({why}); the guardian resumes it then"
+        else:
+            text = f"the guest is still paused and cannot be resumed ({why}); 'cont' at its monitor may do it"
+        if error is not None and not isinstance(error, Exception):
+            error.add_note(f"{self._monitor.path}: {text}")
+            return
+        raise QmpError(f"{self._monitor.path}: {text}", command="cont") from error or failure
 
     def close(self) -> None:
         """Let the guest run if it was stopped here, and end the connection; closing twice does nothing.
 
-        In a process that was forked from the one that attached it does nothing either.
+        In a process that was forked from the one that attached it does nothing either. Signals have to wait
+        meanwhile.
         """
         if self._forked:
             return
-        try:
-            self.let_run(None)
-        finally:
-            guardian, self._guardian = self._guardian, None
-            self._monitor.close(hang_up=guardian is None or guardian.dismiss())
-            for part in (self._private, self._process):
-                if part is not None:
-                    part.close()
-            self._private = self._process = None
+        with Deferred():
+            atexit.unregister(self._close_at_exit)
+            hurry = self._cancelled() or _is_interruption(sys.exception())
+            try:
+                self.let_run(None)
+            finally:
+                guardian, self._guardian = self._guardian, None
+                # The guardian may read the connection then.
+                self._monitor.stop()
+                self._monitor.close(hang_up=guardian is None or guardian.dismiss(hurry=hurry))
+                for part in (self._private, self._process):
+                    if part is not None:
+                        part.close()
+                self._private = self._process = None
+
+    def _close_at_exit(self) -> None:
+        self._cancelled = lambda: True
+        with contextlib.suppress(QmpError):
+            self.close()

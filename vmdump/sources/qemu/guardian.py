@@ -21,8 +21,7 @@ _START_WAIT = 10.0
 """Seconds; it takes 0.02 on an idle machine."""
 _END_WAIT = 10.0
 """Seconds that it is waited for; a QEMU that does not answer keeps the guardian busy for as long as that."""
-
-
+_HURRY = 1.0
 _MILLISECONDS = 1000
 
 
@@ -97,8 +96,13 @@ class Guardian:
         if not self._ready or not self.alive:
             raise self._missing()
 
-    def arm(self) -> None:
+    def arm(self, *, migrated: bool = False) -> None:
         """Make it responsible: the guest is going to be stopped.
+
+        Parameters
+        ----------
+        migrated : bool
+            QEMU says of the guest that it has migrated, and it runs all the same.
 
         Raises
         ------
@@ -106,7 +110,7 @@ class Guardian:
             It has ended.
         """
         try:
-            os.write(self._pipe, guardian_main.ARM)
+            os.write(self._pipe, guardian_main.ARM_MIGRATED if migrated else guardian_main.ARM)
         except OSError as error:
             raise self._missing() from error
 
@@ -125,13 +129,18 @@ class Guardian:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._pipe, word)
 
-    def dismiss(self) -> bool:
-        """Let it do what is left to do, and end.
+    def dismiss(self, *, hurry: bool = False) -> bool:
+        """Let it do what is left to do, and end. It reads the connection then: nobody else may.
+
+        Parameters
+        ----------
+        hurry : bool
+            Somebody is waiting: give a QEMU that does not answer a moment only.
 
         Returns
         -------
         bool
-            False if it was armed and could not let the guest run again, or has not yet: then it goes on.
+            False if it was armed and could not resume the guest, or has not yet: then it goes on.
         """
         if self._pipe >= 0:
             # The end of the pipe would do, had nobody forked: a child has it open as well.
@@ -139,10 +148,11 @@ class Guardian:
             os.close(self._pipe)
             self._pipe = -1
         try:
-            code = self._process.wait(_END_WAIT)
+            code = self._process.wait(min(_HURRY, _END_WAIT) if hurry else _END_WAIT)
         except subprocess.TimeoutExpired:
             # It goes on; somebody has to take its exit code when it ends.
-            threading.Thread(target=self._process.wait, name="vmdump-guardian", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # this process is ending as well
+                threading.Thread(target=self._process.wait, name="vmdump-guardian", daemon=True).start()
             return False
         finally:
             if self._process.stdout is not None:

@@ -10,6 +10,7 @@ from typing import Self
 from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
+from vmdump.interrupts import Deferred
 from vmdump.sources.base import Emulator, Source
 from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, findings_of
 from vmdump.sources.qemu.attachment import Attachment
@@ -163,10 +164,11 @@ class QemuGuest(_LaidOutGuest):
             error = raised
             raise
         finally:
-            try:
-                attachment.let_run(error)
-            finally:
-                attachment.disclaim()
+            with Deferred():
+                try:
+                    attachment.let_run(error)
+                finally:
+                    attachment.disclaim()
 
     def _with_vmcoreinfo(
         self, guest: _LaidOutGuest, cancelled: Callable[[], bool], *, search: bool
@@ -198,8 +200,11 @@ class QemuGuest(_LaidOutGuest):
 
     def close(self) -> None:
         """Let the guest run if it was stopped here, and end the connection; closing twice does nothing."""
-        super().close()
-        self._attachment.close()
+        with Deferred():
+            try:
+                super().close()
+            finally:
+                self._attachment.close()
 
 
 def open_qemu(path: str, options: dict[str, str]) -> QemuGuest:

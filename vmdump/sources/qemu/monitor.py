@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from vmdump.errors import Cancelled, QmpError, SourceError
+from vmdump.interrupts import Deferred
 from vmdump.sources.qemu.answers import check_answer, event_seconds
 
 __all__ = ["Monitor", "StandStill"]
@@ -31,6 +32,8 @@ __all__ = ["Monitor", "StandStill"]
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 _GREETING_WAIT = 5.0
+_CLOSE_WAIT = 1.0
+"""Seconds for what is still to be sent; no answer is waited for."""
 _ANSWER_WAIT = 120.0
 """Seconds: `stop` drains and syncs the guest's disks first."""
 _POLL = 0.1
@@ -52,6 +55,8 @@ class StandStill(EventListener):
         there was no STOP), RESET.
     seconds : float
         In all, of the times that have ended.
+    on_resume : callable or None
+        Called at each RESUME, in the monitor's thread.
     """
 
     def __init__(self) -> None:
@@ -59,6 +64,7 @@ class StandStill(EventListener):
         self.stops = 0
         self.stirs = 0
         self.seconds = 0.0
+        self.on_resume: Callable[[], object] | None = None
         self._began: float | None = None
 
     async def put(self, event: Message) -> None:
@@ -75,6 +81,8 @@ class StandStill(EventListener):
             if self._began is not None:
                 self.seconds += max(now - self._began, 0.0)
             self._began = None
+            if self.on_resume is not None:
+                self.on_resume()
 
 
 class Monitor:
@@ -273,6 +281,21 @@ class Monitor:
             raise QmpError(f"{self.path}: cannot pass a file descriptor: {error}", command="getfd") from error
         await self.ask("getfd", {"fdname": name})
 
+    def stop(self) -> None:
+        """Read and write no more, for good; the connection stays open. Doing it twice does nothing.
+
+        Signals have to wait meanwhile: somebody else may read the connection when this has returned.
+        """
+        if self._loop.is_closed() or os.getpid() != self._owner:
+            return
+        with Deferred():
+            try:
+                # It had ended before, or the client misses the answers to what was interrupted.
+                with contextlib.suppress(Exception):
+                    self.wait(asyncio.wait_for(self._client.disconnect(), _CLOSE_WAIT))
+            finally:
+                self._end_loop()
+
     def close(self, *, hang_up: bool = False) -> None:
         """Close the connection; closing twice does nothing.
 
@@ -281,15 +304,11 @@ class Monitor:
         hang_up : bool
             End it for everybody who has it open, forked children for example; the guardian must be done.
         """
-        if self._loop.is_closed() or os.getpid() != self._owner:
+        if self.connection.fileno() < 0 or os.getpid() != self._owner:
             return
-        atexit.unregister(self.close)
-        try:
-            self.wait(asyncio.wait_for(self._client.disconnect(), _GREETING_WAIT))
-        except Exception:
-            pass  # it had ended before: what ended it is raised here, whatever it was
-        finally:
-            self._end_loop()
+        with Deferred():
+            atexit.unregister(self.close)
+            self.stop()
             if hang_up:
                 with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)
