@@ -123,7 +123,8 @@ class Monitor:
         (done, not answered), ``twice`` (answered two times), ``resumed`` (somebody lets the guest run just
         before), ``stolen`` (somebody has stopped it, and the client has not heard of it), ``reset``
         (somebody resets it just before), ``restopped`` (somebody lets it run and stops it again just
-        before), ``failed`` (it stops by itself just before, for an I/O error), ``slow`` (half a second later).
+        before), ``failed`` (it stops by itself just before, for an I/O error), ``slow`` (half a second
+        later).
     running : bool
         Whether the guest runs.
     endless : bool

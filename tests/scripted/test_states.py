@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oracles.elf import ElfCore
+from oracles.elf_builder import Load, build_elf, note
 
 import vmdump
-from scripted.fake_qemu import FakeQemu, rule
+from scripted.fake_qemu import FakeQemu, Ram, inside_stop, rule
 from scripted.test_other_people import LARGE, PATIENCE, guardians, holding, refused_after, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 AWAY = {"status": "completed", "total-time": 12}
 """query-migrate, where a migration took time; where a snapshot was saved, that is 0."""
 SAVED = {"status": "completed", "total-time": 0}
+NOTES = note(b"CORE", 1, bytes(336))
 
 
 def once(deed: Callable[[], object]) -> Callable[[], None]:
@@ -129,3 +132,51 @@ def test_guest_that_stops_by_itself_just_before(tmp_path: Path, out: Path) -> No
         vmdump.dump(qemu.source, out / "guest.elf", format="elf")
         assert "stop" in qemu.commands
         assert "cont" not in qemu.commands
+
+
+def headers(qemu: FakeQemu, notes: bytes) -> bytes:
+    return build_elf([Load(ram.start, filesz=ram.size) for ram in qemu.rams], notes=notes) + bytes(1 << 20)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_snapshot_is_loaded_inside_the_pause(running: bool, tmp_path: Path, out: Path) -> None:
+    """No event tells of it; the registers may."""
+    with FakeQemu(tmp_path, notes=NOTES, running=running) as qemu:
+        other = tmp_path / "other"
+        other.write_bytes(headers(qemu, note(b"CORE", 1, b"\1" * 336))[: 16 << 10])
+
+        def load() -> None:
+            qemu.ask("load", elf=str(other))
+
+        error = refused_after(qemu, out, once(load), running=running)
+        assert (error.state, error.exit_code) == ("restore-vm", 12)
+        assert qemu.commands.count("cont") == running
+
+
+FLUSHES = "human-monitor-command info jit"
+
+
+def test_snapshot_of_the_same_registers(tmp_path: Path, out: Path) -> None:
+    """TCG has thrown its code away."""
+    with FakeQemu(tmp_path, answers={FLUSHES: "Statistics:\r\nTB flush count      2\r\n"}) as qemu:
+        load = "Statistics:\r\nTB flush count      4\r\n"
+        deed = once(lambda: qemu.ask("answer", command=FLUSHES, answer=load))
+        assert refused_after(qemu, out, deed).state == "restore-vm"
+        assert qemu.running
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf")
+
+
+@pytest.mark.parametrize("busy", ["", "query-block-jobs", "query-block-exports"])
+def test_qemu_reads_a_file_inside_the_pause(busy: str, tmp_path: Path, out: Path) -> None:
+    """A snapshot of the same registers, unless something else explains it."""
+    with FakeQemu(tmp_path, [Ram(pages=64)], answers={busy: [{"type": "backup"}]} if busy else {}) as qemu:
+        same = tmp_path / "same"
+        same.write_bytes((tmp_path / "headers").read_bytes())
+        load = once(lambda: qemu.ask("load", elf=str(same)))
+        if busy:
+            progress = inside_stop(lambda done, total: load())
+            vmdump.dump(qemu.source, out / "guest.elf", format="elf", progress=progress)
+            ElfCore(out / "guest.elf").check_vmdump_layout()
+        else:
+            assert refused_after(qemu, out, load).state == "restore-vm"
+        assert qemu.running

@@ -21,6 +21,7 @@ from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
 from vmdump.sources.qemu.memory import ProcessMemory
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.process import Process
+from vmdump.sources.qemu.state import GuestState
 
 __all__ = ["Attachment"]
 
@@ -63,6 +64,7 @@ class Attachment:
         self._left_to_guardian = False
         self._cancelled: Callable[[], bool] = lambda: False
         self._watched: tuple[str, int] | None = None
+        self._state: GuestState | None = None
         self._monitor = Monitor(path)
         self._monitor.stand_still.on_resume = self._note_resume
         try:
@@ -218,7 +220,14 @@ class Attachment:
         if stop:
             self._stop(cancelled)
         self._watched = (self._status(), self._monitor.stand_still.stirs) if watch else None
+        self._state = None
         self._held = True
+
+    def watch(self, layout: GuestLayout) -> None:
+        """Note how the guest is that was just laid out, if it must not change until :meth:`release`."""
+        if self._watched is not None:
+            assert self._process is not None
+            self._state = GuestState(self._monitor.path, self._ask_quietly, self._process.pid, layout)
 
     def _status(self) -> str:
         return str(self._monitor.execute("query-status")["status"])
@@ -275,7 +284,7 @@ class Attachment:
         Raises
         ------
         GuestBusy
-            Somebody else let it run, woke it up or reset it while it was read.
+            Somebody else let it run, woke it up, reset it or loaded a snapshot while it was read.
         QmpError
             QEMU has ended, or cannot let it run.
         """
@@ -287,6 +296,7 @@ class Attachment:
         # Events come in front of the answer to a later command: all there were have been counted then.
         status = self._status()
         stirred = self._watched not in (None, (status, self._monitor.stand_still.stirs))
+        change = None if stirred or self._state is None else self._state.find_change()
         self.let_run(None)
         if stirred:
             raise GuestBusy(
@@ -295,6 +305,8 @@ class Attachment:
                 "--no-pause",
                 state=status,
             )
+        if change is not None:
+            raise change
 
     def let_run(self, error: BaseException | None) -> None:
         """Let the guest run if it was stopped here. Signals have to wait meanwhile.

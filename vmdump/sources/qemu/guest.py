@@ -77,6 +77,10 @@ class _LaidOutGuest(Source):
         """What QEMU has open: the guest's disks, among others."""
         return self._attachment.open_files()
 
+    def watch(self) -> None:
+        """Note how the guest is, if it is held: :meth:`release` looks whether it is still the same."""
+        self._attachment.watch(self._layout)
+
     def release(self) -> None:
         """Let the guest run again, if it was stopped for this; SourceError if memory was unplugged."""
         self._attachment.release(self._layout.demand_in_place)
@@ -158,6 +162,7 @@ class QemuGuest(_LaidOutGuest):
                     running = attachment.refuse_busy()
             attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
             with self._laid_out(cancelled, fuzzy=fuzzy) as guest:
+                guest.watch()
                 yield self._with_vmcoreinfo(guest, cancelled, search=False)
                 guest.release()
         except BaseException as raised:

@@ -218,13 +218,16 @@ class GuestLayout:
         self._monitor = monitor
         self._process = process
         self._private = private
+        self._cancelled = cancelled
         self._places: list[tuple[int, int, int]] = []
+        self._told = True
         try:
             self.headers = ask_headers(monitor, cancelled)
         except QmpError as refusal:
             if not has_no_dump(refusal):
                 raise
             self.headers = describe_guest(monitor, refusal)
+            self._told = False
         count = len(self.headers.loads)
         if count > _MAX_BLOCKS:
             raise LayoutError(f"{monitor.path}: {count} blocks of memory; at most {_MAX_BLOCKS} are read")
@@ -277,6 +280,10 @@ class GuestLayout:
     def demand_alive(self) -> None:
         """Raise QmpError if QEMU has ended."""
         self._monitor.demand_alive()
+
+    def has_same_registers(self) -> bool:
+        """Tell whether QEMU gives the same notes as before; true where it cannot give any."""
+        return not self._told or ask_headers(self._monitor, self._cancelled).notes == self.headers.notes
 
     def demand_in_place(self) -> None:
         """Check that all blocks are still where they were: memory that is gone reads as zeros, or as lost.
