@@ -54,16 +54,18 @@ class Signals:
         self._begun = False
         self._settled = False
         self._before: dict[int, Any] = {}
-        # Python handles signals by their numbers; the pipe has them in the order in which they came. (Of two
-        # that came while the process did not get to run at all, nobody knows the order.)
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        # Python handles signals by their numbers; this has them in the order in which they came. (Of two that
+        # came while the process did not get to run at all, nobody knows the order.) A file in memory, as a
+        # pipe takes two descriptors.
+        self._order = -1
+        with contextlib.suppress(OSError):
+            self._order = os.memfd_create("vmdump-signals")
+            os.set_blocking(self._order, False)
         self._woken = -1
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> Self:
-        self._woken = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._woken = signal.set_wakeup_fd(self._order, warn_on_full_buffer=False)
         sys.unraisablehook = self._raise_again
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self)
@@ -81,8 +83,8 @@ class Signals:
         if self._lost:
             self.first = self._lost
         else:
-            with contextlib.suppress(BlockingIOError):
-                self.first = os.read(self._reader, 1)[0]
+            with contextlib.suppress(OSError, IndexError):
+                self.first = os.pread(self._order, 1, 0)[0]
         # Of coroutines that were made just now, and that nobody will begin.
         warnings.simplefilter("ignore", RuntimeWarning)
         raise Interrupted(self.first)
@@ -136,5 +138,5 @@ class Signals:
             signal.signal(number, signal.SIG_IGN if self._process else handler)
         signal.set_wakeup_fd(self._woken)
         sys.unraisablehook = self._hook
-        os.close(self._reader)
-        os.close(self._writer)
+        if self._order >= 0:
+            os.close(self._order)
