@@ -67,7 +67,7 @@ def test_every_command_fails_once(
                 assert isinstance(error, SourceError), here
             elif asks_for_more(qemu, number):
                 assert error is None, here
-            elif failed not in ("qom-get", "query-sev", "query-migrate", "query-dump"):
+            elif failed not in ("qom-get", "query-sev", "query-migrate", "query-dump", "query-chardev"):
                 # qmp_capabilities is the one that QEMU's client reports in its own way.
                 assert isinstance(error, QmpError), here
                 assert error.error_class == "GenericError" or failed == "qmp_capabilities", here

@@ -66,8 +66,8 @@ class Attachment:
         self._watched: tuple[str, int] | None = None
         self._state: GuestState | None = None
         self._monitor = Monitor(path)
-        self._monitor.stand_still.on_resume = self._note_resume
         try:
+            self._monitor.stand_still.on_resume = self._note_resume
             # A program that ends while a job has the guest stopped: the guardian need not be called.
             atexit.register(self._close_at_exit)
             refuse_unsafe_libvirt(self._monitor)

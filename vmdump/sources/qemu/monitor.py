@@ -123,19 +123,22 @@ class Monitor:
         self._client = QMPClient("vmdump")
         self._client.register_listener(self.stand_still)
         try:
-            self._start_loop()
-        except BaseException:
-            self.connection.close()
-            raise
-        # The interpreter would complain of tasks that are still waiting for QEMU.
-        atexit.register(self.close)
-        try:
+            with Deferred():
+                self._start_loop()
+                # The interpreter would complain of tasks that are still waiting for QEMU.
+                atexit.register(self.close)
             self._greet()
         except BaseException:
-            atexit.unregister(self.close)
-            self._end_loop()
-            self.connection.close()
+            self._give_up()
             raise
+
+    def _give_up(self) -> None:
+        with Deferred():
+            atexit.unregister(self.close)
+            thread: threading.Thread | None = getattr(self, "_thread", None)
+            if thread is not None and thread.is_alive():
+                self._end_loop()
+            self.connection.close()
 
     def _start_loop(self) -> None:
         # Where the loop gets no pair of its own, it complains once more when it is collected.
