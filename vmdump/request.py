@@ -169,8 +169,8 @@ class Request:
         VmdumpError
             As for :func:`vmdump.dump`.
         """
-        began = time.perf_counter()
         try:
+            began = time.perf_counter()
             with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
                 flatten = self.layout == "flattened" or (
                     self.layout == "auto"
@@ -418,27 +418,27 @@ def check_request(
         if compat is not None or not search:  # QEMU does not search
             guest = guest.without_search()
         lay_out(guest.without_search())
+        return Request(
+            source=guest,
+            owned=owned,
+            lay_out=lay_out,
+            format=dump_format,
+            layout=wanted_layout,
+            engine=chosen,
+            level=chosen_level,
+            threads=threads,
+            output=output,
+            force=force,
+            pause=pause,
+            compat=compat is not None,
+            repack=engine is not None or level is not None,
+            list_mappings=list_mappings,
+            found=text if isinstance(text, int) else None,
+        )
     except BaseException:
         if owned:
             guest.close()
         raise
-    return Request(
-        source=guest,
-        owned=owned,
-        lay_out=lay_out,
-        format=dump_format,
-        layout=wanted_layout,
-        engine=chosen,
-        level=chosen_level,
-        threads=threads,
-        output=output,
-        force=force,
-        pause=pause,
-        compat=compat is not None,
-        repack=engine is not None or level is not None,
-        list_mappings=list_mappings,
-        found=text if isinstance(text, int) else None,
-    )
 
 
 @contextmanager
