@@ -98,6 +98,7 @@ class Guest:
     fill            MiB of text, programs, gzip output and random bytes that it writes before it is ready
     busy, tick      the guest rewrites 64 MiB for ever; it counts on the serial console, five times a second
     boot            False: no kernel, and the guest stays in the state "prelaunch"
+    initrd          which of the files in build/guest: "crash.gz" can load a capture kernel
     append, extra   more words for the kernel's command line; more arguments for QEMU
 
     QEMU dies with the thread that started it: no aborted test run leaves one behind.
@@ -115,6 +116,7 @@ class Guest:
         boot: bool = True,
         machine: str = "q35",
         cpu: str = "qemu64",
+        initrd: str = "initrd.gz",
         append: str = "",
         extra: Sequence[str] = (),
     ) -> None:
@@ -138,7 +140,7 @@ class Guest:
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
             *("-qmp", f"unix:{self.folder / 'second'},server=on,wait=off"),
             *(("-device", "vmcoreinfo") if vmcoreinfo else ()),
-            *(("-kernel", str(IMAGE / "vmlinuz"), "-initrd", str(IMAGE / "initrd.gz")) if boot else ("-S",)),
+            *(("-kernel", str(IMAGE / "vmlinuz"), "-initrd", str(IMAGE / initrd)) if boot else ("-S",)),
             *(("-append", kernel.strip()) if boot else ()),
             *extra,
         ]

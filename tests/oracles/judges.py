@@ -45,7 +45,7 @@ def _missing(name: str) -> str:
         probe = subprocess.run([SYSTEM_PYTHON, "-c", "import kdumpfile"], capture_output=True, check=False)
         return "" if probe.returncode == 0 else "the system package python3-libkdumpfile is not installed"
     if name == "guest":
-        if not all((GUEST / part).exists() for part in ("vmlinuz", "initrd.gz")):
+        if not all((GUEST / part).exists() for part in ("vmlinuz", "initrd.gz", "crash.gz")):
             return "scripts/guest has not made the guest's kernel and initramfs"
         return _missing("qemu-system-x86_64")
     return "" if shutil.which(name) else f"the program {name} is not installed"
