@@ -10,6 +10,7 @@ import numpy as np
 
 from vmdump.pipeline.plan import Run, cut_runs, whole_blocks
 from vmdump.sources.base import Block, Pages
+from vmdump.sources.blocks import read_into
 
 __all__ = ["Sample", "fair_order", "reading_speed", "spread", "take_sample"]
 
@@ -157,9 +158,7 @@ def _read(
             low, high = max(begin, position), min(end, position + run.length)
             target = out[place + low - begin : place + high - begin]
             began = time.perf_counter()
-            found = run.block.memory.view(run.offset + low - position, high - low, target)
-            if not run.block.memory.copies:
-                target[:] = found
+            read_into(run.block.memory, run.offset + low - position, target)
             seconds += time.perf_counter() - began
             if end > high:
                 break

@@ -14,7 +14,7 @@ from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_orde
 from vmdump.readers.file import naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
-from vmdump.sources.blocks import find_pieces
+from vmdump.sources.blocks import find_pieces, read_into
 from vmdump.sources.whole import page_runs, whole_pages
 from vmdump.units import ADDRESS_LIMIT, format_size
 
@@ -154,10 +154,7 @@ class Dump(Source):
         begin, flat = pfn * self.page_size, out.reshape(-1)
         for block, low, high in find_pieces(self._page_blocks, begin, begin + flat.size):
             at = block.start + low - begin
-            target = flat[at : at + high - low]
-            data = block.memory.view(low, high - low, target)
-            if not np.may_share_memory(data, target):
-                target[:] = data
+            read_into(block.memory, low, flat[at : at + high - low])
 
     def __contains__(self, address: object) -> bool:
         """Tell whether the dump holds the byte at a guest-physical address."""

@@ -26,6 +26,7 @@ __all__ = [
     "file_runs",
     "find_block",
     "find_pieces",
+    "read_into",
 ]
 
 MAX_BLOCKS = 1 << 18
@@ -103,6 +104,28 @@ def file_runs(memory: Memory, offset: int, length: int) -> FileRuns | None:
         return None
     runs: FileRuns | None = find(offset, length)
     return runs
+
+
+def read_into(memory: Memory, offset: int, out: Pages) -> None:
+    """Fill `out` with the bytes of a block from `offset` on.
+
+    Parameters
+    ----------
+    memory : Memory
+        Of the block.
+    offset : int
+        Inside ``[0, memory.size - out.size]``.
+    out : (n,) uint8
+        Contiguous.
+
+    Raises
+    ------
+    SourceError
+        The bytes cannot be read.
+    """
+    data = memory.view(offset, out.size, out)
+    if not np.may_share_memory(data, out):
+        out[:] = data
 
 
 @dataclass(frozen=True)

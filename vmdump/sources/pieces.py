@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from vmdump.sources.blocks import Block, FileRuns, Pages, file_runs, find_block
+from vmdump.sources.blocks import Block, FileRuns, Pages, file_runs, find_block, read_into
 
 __all__ = ["PiecesMemory"]
 
@@ -64,8 +62,5 @@ class PiecesMemory:
         out = scratch[:length]
         out[:] = 0
         for piece, low, high, place in self._inside(offset, length):
-            target = out[place + low - offset : place + high - offset]
-            data = piece.memory.view(low, high - low, target)
-            if not np.may_share_memory(data, target):
-                target[:] = data
+            read_into(piece.memory, low, out[place + low - offset : place + high - offset])
         return out

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, identity, mapped_runs, walk
 from vmdump.arch.paging.tables import MAX_TABLES, Words
 from vmdump.errors import CapabilityError, ReadError, TranslationError
-from vmdump.sources.blocks import Pages, block_bounds
+from vmdump.sources.blocks import Pages, block_bounds, read_into
 from vmdump.units import ADDRESS_LIMIT
 
 if TYPE_CHECKING:
@@ -202,8 +202,7 @@ class _VirtualMemory:
         done = 0
         with suppress(ReadError):
             for block, low, high in self._source.pieces(address, address + out.size):
-                part = out[done : done + high - low]
-                part[:] = block.memory.view(low, high - low, part)
+                read_into(block.memory, low, out[done : done + high - low])
                 done += high - low
 
 

@@ -24,6 +24,7 @@ from vmdump.pipeline.chunks import packed
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks
 from vmdump.sources.base import Block, Memory, Pages, Source
+from vmdump.sources.blocks import read_into
 from vmdump.units import align_up
 from vmdump.writers.bitmaps import bitmap_windows
 from vmdump.writers.compat import qemu_target
@@ -97,10 +98,7 @@ class _PaddedMemory:
         end = min(offset - self._before + length, self._memory.size)
         low = begin + self._before - offset
         high = low + end - begin
-        inner = out[low:high]
-        data = self._memory.view(begin, end - begin, inner)
-        if not np.may_share_memory(data, inner):
-            inner[:] = data
+        read_into(self._memory, begin, out[low:high])
         out[:low] = 0
         out[high:] = 0
         return out
