@@ -9,7 +9,7 @@ from vmdump.errors import RequestError
 from vmdump.sources.base import Block
 from vmdump.units import ADDRESS_LIMIT, align_up
 
-__all__ = ["Run", "Slice", "cut_runs", "filter_blocks", "whole_blocks"]
+__all__ = ["Run", "Slice", "cut_blocks", "cut_runs", "filter_blocks", "whole_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,15 @@ def whole_blocks(blocks: Sequence[Block]) -> list[Slice]:
     return [Slice(block, 0, block.size) for block in blocks]
 
 
+def cut_blocks(blocks: Iterable[Block], begin: int, end: int) -> list[Slice]:
+    """Take the part of the blocks inside ``[begin, end)``."""
+    return [
+        Slice(block, max(begin - block.start, 0), min(end - block.start, block.size))
+        for block in blocks
+        if block.start < end and block.end > begin
+    ]
+
+
 def filter_blocks(blocks: Sequence[Block], begin: int, length: int) -> list[Slice]:
     """Take the part of the blocks inside ``[begin, begin + length)``.
 
@@ -69,11 +78,7 @@ def filter_blocks(blocks: Sequence[Block], begin: int, length: int) -> list[Slic
         raise RequestError(
             f"length: [{begin:#x}, {end:#x}) is no range of 64-bit addresses", parameter="length"
         )
-    slices = [
-        Slice(block, max(begin - block.start, 0), min(end - block.start, block.size))
-        for block in blocks
-        if block.start < end and block.end > begin
-    ]
+    slices = cut_blocks(blocks, begin, end)
     if not slices:
         raise RequestError(f"begin: there is no memory in [{begin:#x}, {end:#x})", parameter="begin")
     return slices

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.sources.base import Block
-from vmdump.sources.blocks import BlockList
-from vmdump.sources.pieces import PiecesMemory
+from vmdump.sources.blocks import BlockList, block_bounds
+from vmdump.sources.pieces import join_pieces
 from vmdump.sources.whole import runs_of_pages
 
 __all__ = ["PieceList"]
@@ -49,18 +48,12 @@ class PieceList:
         begins, ends = table[:, 0], table[:, 1]
         if (ends <= begins).any():
             raise FormatError("a block of the guest ends before it begins", path=path)
-        # A piece is found for each read, and the data runs that it looked up in the file are in it.
-        piece = lru_cache(64)(pieces.__getitem__)
+        join = join_pieces(pieces)
         self.blocks = BlockList(
-            begins,
-            ends - begins,
-            lambda index: PiecesMemory(pieces, piece, int(begins[index]), int(ends[index])),
+            begins, ends - begins, lambda index: join(int(begins[index]), int(ends[index]))
         )
-        if isinstance(pieces, BlockList):
-            starts, stops = pieces.starts, pieces.starts + pieces.sizes
-        else:
-            starts = np.array([block.start for block in pieces], np.uint64)
-            stops = np.array([block.end for block in pieces], np.uint64)
+        starts, sizes = block_bounds(pieces)
+        stops = starts + sizes
         home = np.searchsorted(begins, starts, side="right") - 1
         if (home < 0).any() or (stops > ends[home]).any() or (stops <= starts).any():
             raise FormatError("a PT_LOAD is outside the guest's blocks that a note tells", path=path)

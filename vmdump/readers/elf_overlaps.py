@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from vmdump.errors import LayoutError
 from vmdump.kernels.bits import equal
 from vmdump.readers.file import ByteFile
 from vmdump.sources.blocks import Block, BlockList, Memory
-from vmdump.sources.pieces import PiecesMemory
+from vmdump.sources.pieces import join_pieces
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["blocks_of_copies"]
@@ -88,7 +87,7 @@ def blocks_of_copies(file: ByteFile, table: NDArray[np.uint64]) -> BlockList:
     pieces: Sequence[Block] = ()
     if len(cover):
         pieces = BlockList(cover.first, lengths, lambda index: memory(index, 0))
-    piece = lru_cache(64)(pieces.__getitem__)
+    join = join_pieces(pieces)
     low = np.searchsorted(cover.first, starts)
     high = np.searchsorted(cover.first, lasts, side="right")
 
@@ -98,7 +97,7 @@ def blocks_of_copies(file: ByteFile, table: NDArray[np.uint64]) -> BlockList:
             return file.memory(0, int(sizes[index]), 0)
         if count == 1 and cover.first[at] == starts[index]:
             return memory(at, int(sizes[index]))
-        return PiecesMemory(pieces, piece, int(starts[index]), int(lasts[index]) + 1)
+        return join(int(starts[index]), int(lasts[index]) + 1)
 
     return BlockList(starts, sizes, make)
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 
 from vmdump.sources.blocks import Block, FileRuns, Pages, file_runs, find_block, read_into
 
-__all__ = ["PiecesMemory"]
+__all__ = ["PiecesMemory", "join_pieces"]
+
+_KEPT = 64
+
+
+def join_pieces(pieces: Sequence[Block]) -> Callable[[int, int], PiecesMemory]:
+    """Give what makes blocks of pieces: called with begin and end of one, as of :class:`PiecesMemory`."""
+    # A piece is looked up for each read, and the data runs that it found in its file are in it.
+    return partial(PiecesMemory, pieces, lru_cache(_KEPT)(pieces.__getitem__))
 
 
 class PiecesMemory:
@@ -17,7 +26,7 @@ class PiecesMemory:
     pieces : sequence of Block
         Sorted; each of them lies inside the block or outside it.
     piece : callable
-        ``(index) -> Block``, which keeps those used last: they are looked up for each read.
+        ``(index) -> Block``, which keeps those used last.
     begin, end : int
         Guest-physical addresses of the block.
     """

@@ -6,13 +6,12 @@ The memory below 1 MiB of every PC ends inside a page, and so do the ranges of /
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.sources.blocks import Block, BlockList, Memory, block_bounds
-from vmdump.sources.pieces import PiecesMemory
+from vmdump.sources.pieces import join_pieces
 
 __all__ = ["page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
 
@@ -49,13 +48,13 @@ def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
     whole_starts = first[begins] * size
     whole_sizes = (last[ends - 1] - first[begins] + np.uint64(1)) * size
     same = (starts[begins] == whole_starts) & (sizes[begins] == whole_sizes)
-    piece = lru_cache(64)(blocks.__getitem__)
+    join = join_pieces(blocks)
 
     def make(index: int) -> Memory:
         if same[index]:
             return blocks[int(begins[index])].memory
         start = int(whole_starts[index])
-        return PiecesMemory(blocks, piece, start, start + int(whole_sizes[index]))
+        return join(start, start + int(whole_sizes[index]))
 
     return BlockList(whole_starts, whole_sizes, make)
 

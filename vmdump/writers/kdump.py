@@ -22,7 +22,7 @@ from vmdump.pipeline.chunks import Packed, packed
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages, new_key
-from vmdump.pipeline.plan import Run, Slice
+from vmdump.pipeline.plan import Run, cut_blocks
 from vmdump.sources.base import Source
 from vmdump.sources.whole import page_runs, partial_pages, whole_pages
 from vmdump.units import merge_runs
@@ -127,13 +127,9 @@ def _packed(
     copies: Copies | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     page_size = source.page_size
-    begin, end = plan.begin_pfn * page_size, plan.end_pfn * page_size
+    blocks = whole_pages(source.blocks, page_size)
     return packed(
-        [
-            Slice(block, max(begin - block.start, 0), min(end, block.end) - block.start)
-            for block in whole_pages(source.blocks, page_size)
-            if block.start < end and block.end > begin
-        ],
+        cut_blocks(blocks, plan.begin_pfn * page_size, plan.end_pfn * page_size),
         lambda: make_packer(page_size),
         page_size=page_size,
         threads=threads,
