@@ -16,9 +16,12 @@ from oracles.elf import ElfCore
 from oracles.elf_builder import note
 
 import vmdump
+from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
 from vmdump.sources import find_vmcoreinfo
-from vmdump.sources.base import Source
+from vmdump.sources.base import Memory, Source
+from vmdump.sources.blocks import BlockList
+from vmdump.sources.buffers import BufferMemory
 from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
 
 PAGE = 4096
@@ -293,6 +296,22 @@ def test_any_block_of_the_guest() -> None:
     kernel.put_names(high, 1 << 32)
     put(low, 7 * PAGE, as_note(kernel.text))
     assert search_vmcoreinfo(guest((0, low), (1 << 32, high))) == kernel.text
+
+
+def test_many_blocks_that_all_begin_like_it() -> None:
+    """Each block is looked up, and not looked for: a file may claim 262144, of which 4096 are tried."""
+    memory, count, made = zeros(PAGE), 500, 0
+    put(memory, 0, b"OSRELEASE=\n")
+
+    def make(index: int) -> Memory:
+        nonlocal made
+        made += 1
+        return BufferMemory(memory)
+
+    starts = np.arange(count, dtype=np.uint64) * np.uint64(2 * PAGE)
+    blocks = BlockList(starts, np.full(count, PAGE, np.uint64), make)
+    assert search_vmcoreinfo(Source(blocks, arch_by_name("x86_64"))) is None
+    assert made < 10 * count
 
 
 def test_it_can_be_cancelled() -> None:

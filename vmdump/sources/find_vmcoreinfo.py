@@ -25,7 +25,7 @@ import numpy as np
 from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, RequestError, TranslationError
 from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Pages, Source
+from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Pages, Source, find_block
 from vmdump.sources.files import GuestFile
 
 __all__ = [
@@ -309,10 +309,7 @@ def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings
     found: list[FoundVmcoreinfo] = []
     judged: dict[bytes, tuple[Verdict, int]] = {}
     search = _Search(source, cancelled)
-    for address in islice(search.candidates(), _MAX_PAGES):
-        text = _text_at(source, address)
-        if text is None:
-            continue
+    for address, text in search.texts():
         if text not in judged:
             guest = source.with_vmcoreinfo(text)
             judged[text] = _verdict(guest), _cpus_in(guest)
@@ -322,7 +319,7 @@ def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings
     return None if search.cancelled else Findings(found)
 
 
-def vmcoreinfo_texts(source: Source, cancelled: Callable[[], bool] = _never) -> Iterator[FoundVmcoreinfo]:
+def vmcoreinfo_texts(source: Source) -> Iterator[bytes]:
     """Give all that looks like VMCOREINFO in a guest's memory, whatever kernel it is of.
 
     Raises
@@ -330,10 +327,8 @@ def vmcoreinfo_texts(source: Source, cancelled: Callable[[], bool] = _never) -> 
     SourceError
         The memory cannot be read.
     """
-    for address in _Search(source, cancelled).candidates():
-        text = _text_at(source, address)
-        if text is not None:
-            yield FoundVmcoreinfo(address, text)
+    for _, text in _Search(source, _never).texts():
+        yield text
 
 
 def _verdict(guest: Source) -> Verdict:
@@ -381,8 +376,14 @@ class _Search:
         held = sum(os.fstat(file.fd).st_blocks * _SECTOR for file in source.files)
         self._left = _MAX_RATIO * held + _ALWAYS if held and not source.changes else None
 
-    def candidates(self) -> Iterator[int]:
-        """Give the guest-physical addresses of such pages, ascending."""
+    def texts(self) -> Iterator[tuple[int, bytes]]:
+        """Give the guest-physical addresses of texts of VMCOREINFO, ascending, and the texts."""
+        for address in islice(self._candidates(), _MAX_PAGES):
+            text = _text_at(self._source, address)
+            if text is not None:
+                yield address, text
+
+    def _candidates(self) -> Iterator[int]:
         progress, began, total = self._source.search_progress, time.monotonic(), self._source.size
         chunks = self._chunks()
         with ThreadPoolExecutor(self._threads, "vmdump-search") as pool:
@@ -457,7 +458,7 @@ def _starts(data: Pages, address: int) -> list[int]:
 
 
 def _text_at(source: Source, address: int) -> bytes | None:
-    end = next((block.end for block in source.blocks if block.start <= address < block.end), address)
+    end = source.blocks[find_block(source.blocks, address)].end
     try:
         raw = _read_up_to(source, address, end)
         note = None if raw.startswith(_TEXT_START) else find_vmcoreinfo(raw, source.byteorder)

@@ -64,7 +64,7 @@ def check_place(source: Source, files: Sequence[GuestFile]) -> None:
         if emulator.layouts[0] != doubt.flat:
             doubt.refuse(emulator.options, f"{emulator.text}, which is", emulator.hint)
         return
-    found = doubt.ask_kernels(text.text for text in vmcoreinfo_texts(source))
+    found = doubt.ask_kernels(vmcoreinfo_texts(source))
     if found is None and any(len(pieces) > 1 for pieces in doubt.fitting):
         doubt.refuse("", emulator.text if emulator else "")
     if found is not None and found != doubt.flat:
