@@ -20,7 +20,7 @@ from vmdump.readers.lime import read_range
 from vmdump.sources.base import MIN_PAGE_SIZE, Memory, Pages
 from vmdump.sources.blocks import BlockList
 
-__all__ = ["AvmlDump", "Frames", "read_frame"]
+__all__ = ["AvmlDump", "Frames"]
 
 _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
@@ -175,55 +175,68 @@ class Frames:
     """Frames of a file: of each its address, length, place, and size.
 
     The size is that in the file, doubled, and 1 more if the frame is packed.
+
+    Parameters
+    ----------
+    file : ByteFile
+        Stays the caller's.
+
+    Attributes
+    ----------
+    end : int
+        Offset behind the last frame that was added or passed over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
         self._numbers = array("Q")
+        self._memory = self._walked = 0
+        self.end = 0
 
-    def add(self, address: int, length: int, place: int, size: int, packed: int) -> None:
-        """Add one."""
-        self._numbers.extend((address, length, place, 2 * size + packed))
+    def add(self, offset: int, start: int, size: int) -> None:
+        """Add those of a range of memory, from a file offset on.
+
+        Raises
+        ------
+        FormatError
+            One is damaged, or they are too many for all memory so far; those in front of it are added.
+        """
+        path, done = self._file.path, 0
+        self.end = offset
+        self._memory += size
+        while done < size:
+            self._walked += 1
+            if self._walked > max(_MIN_FRAMES, self._memory // MIN_PAGE_SIZE):
+                raise FormatError("frames of a few bytes each cannot be", path=path, offset=self.end)
+            length, place, packed, end = _read_frame(self._file, self.end)
+            if length > size - done:
+                raise FormatError(
+                    f"the memory at {start:#x} is longer than its header says", path=path, offset=self.end
+                )
+            if length:
+                self._numbers.extend((start + done, length, place, 2 * (end - place) + packed))
+            done += length
+            self.end = end
 
     def table(self) -> NDArray[np.uint64]:
         """Give all, ``(n, 4)``."""
         return np.array(self._numbers, np.uint64).reshape(-1, 4)
 
-    @staticmethod
-    def check_count(walked: int, memory: int, file: ByteFile, offset: int) -> None:
-        """Raise FormatError where the frames are too many for the memory so far."""
-        if walked > max(_MIN_FRAMES, memory // MIN_PAGE_SIZE):
-            raise FormatError("frames of a few bytes each cannot be", path=file.path, offset=offset)
-
 
 def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
     """Walk the file; add its ranges, and give its frames."""
-    frames = Frames()
-    offset = memory = walked = 0
+    frames, offset = Frames(file), 0
     while offset < file.size:
         start, size = read_range(file, offset, lime.AVML_SIGNATURE, lime.AVML_VERSION)
-        offset += lime.HEADER.size
         ranges.append((start, size))
-        memory += size
-        done = 0
-        while done < size:
-            walked += 1
-            frames.check_count(walked, memory, file, offset)
-            length, place, packed, end = read_frame(file, offset)
-            if length > size - done:
-                raise FormatError(
-                    f"the memory at {start:#x} is longer than its header says", path=file.path, offset=offset
-                )
-            if length:
-                frames.add(start + done, length, place, end - place, packed)
-            done += length
-            offset = end
-        offset += lime.AVML_TRAILER
+        frames.add(offset + lime.HEADER.size, start, size)
+        offset = frames.end + lime.AVML_TRAILER
         if offset > file.size:
             raise FormatError("the file is cut short, see 'vmdump repair'", path=file.path, offset=file.size)
     return frames
 
 
-def read_frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
+def _read_frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
     """Look at the frame at an offset: bytes of memory in it (0: none), place of these, packed, and end."""
     head = file.read(offset, min(_FRAME_HEADER + _CHECKSUM + _VARINT, max(file.size - offset, 0)))
     if len(head) < _FRAME_HEADER + _CHECKSUM:

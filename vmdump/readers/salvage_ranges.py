@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vmdump.arch import Arch
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
-from vmdump.readers.avml import AvmlDump, Frames, read_frame
+from vmdump.readers.avml import AvmlDump, Frames
 from vmdump.readers.crc32c import masked_crc32c
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
@@ -151,34 +151,22 @@ class SalvagedAvml(_Salvaged, AvmlDump):
         self.incomplete = self._torn or self.lost_pages > 0
 
     def _find(self, file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
-        frames = Frames()
+        frames = Frames(file)
         headers = _Headers(file, lime.AVML_SIGNATURE, lime.AVML_VERSION)
-        offset = memory = walked = 0
+        offset = 0
         while offset < file.size:
             try:
                 start, size = headers.read(offset)
                 if size > _MAX_CLAIMED:
                     raise FormatError(f"{size} bytes at once cannot be", path=file.path, offset=offset)
                 ranges.append((start, size))
-                offset += lime.HEADER.size
-                memory += size
-                done = 0
-                while done < size:
-                    walked += 1
-                    frames.check_count(walked, memory, file, offset)
-                    length, place, packed, end = read_frame(file, offset)
-                    if length > size - done:
-                        raise FormatError("too long", path=file.path, offset=offset)
-                    if length:
-                        frames.add(start + done, length, place, end - place, packed)
-                    done += length
-                    offset = end
-                offset += lime.AVML_TRAILER
+                frames.add(offset + lime.HEADER.size, start, size)
+                offset = frames.end + lime.AVML_TRAILER
                 self._torn = self._torn or offset > file.size
             except FormatError:
                 self._torn = True
                 after = sum(ranges[-1]) if ranges else 0
-                offset = headers.next(offset + 1, after)
+                offset = headers.next(max(offset, frames.end) + 1, after)
         return frames
 
     def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
