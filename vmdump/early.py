@@ -1,4 +1,4 @@
-"""What is written of a running guest before it stands still."""
+"""What is written of a running guest before it is paused."""
 
 from __future__ import annotations
 

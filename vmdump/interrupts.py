@@ -22,7 +22,6 @@ class Deferred:
     Python runs signal handlers in the main thread, between any two steps of it, and most of them raise an
     exception there: KeyboardInterrupt above all. Inside the context they are noted only; the first one is
     handled at its end. In other threads no handler runs, and this does nothing.
-
     """
 
     def __init__(self) -> None:

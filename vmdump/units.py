@@ -80,7 +80,8 @@ def parse_ranges(text: str, *, parameter: str = "ranges") -> list[tuple[int, int
         first, dash, last = part.partition("-")
         if not dash:
             raise RequestError(
-                f"{parameter}: {part!r} is no range; write BEGIN-END,..., as 0-2G,4G-5G", parameter=parameter
+                f"{parameter}: {part!r} is not a range; write BEGIN-END,..., as 0-2G,4G-5G",
+                parameter=parameter,
             )
         begin, end = parse_size(first, parameter=parameter), parse_size(last, parameter=parameter)
         if begin >= end:

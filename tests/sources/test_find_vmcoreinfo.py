@@ -33,7 +33,8 @@ NAME_OFFSET = 4
 
 def search_vmcoreinfo(source: Source, *options: Callable[[], bool]) -> bytes | None:
     """The text that is found, and is where it says that it was."""
-    found = find_vmcoreinfo.search_vmcoreinfo(source, *options)
+    findings = find_vmcoreinfo.find_all(source, *options)
+    found = None if findings is None else findings.chosen
     assert found is None or found.is_there(source)
     return found.text if found else None
 
@@ -411,7 +412,7 @@ def test_text_that_is_no_longer_there() -> None:
     old, new = Kernel(), Kernel(phys_base=8 * PAGE, uts=50 * PAGE)
     old.put_names(memory)
     put(memory, 3 * PAGE, old.text)
-    found = find_vmcoreinfo.search_vmcoreinfo(guest((0, memory)))
+    found = find_vmcoreinfo.findings_of(guest((0, memory))).chosen
     assert found is not None
     assert (found.address, found.text) == (3 * PAGE, old.text)
     put(memory, 3 * PAGE, new.text)

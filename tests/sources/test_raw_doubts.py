@@ -13,7 +13,7 @@ from conftest import RunVmdump
 
 import vmdump
 from vmdump.errors import LayoutError
-from vmdump.sources.find_vmcoreinfo import search_vmcoreinfo
+from vmdump.sources.find_vmcoreinfo import findings_of
 from vmdump.sources.rawfile import RawSource
 
 PAGE = 4096
@@ -251,7 +251,7 @@ def test_memory_full_of_kernels(tmp_path: Path) -> None:
     path = sparse(tmp_path / "ram", 3 * GIB, pages)
     assert refusal(path).confirmed == ""
     with vmdump.open_source(f"raw:{sparse(tmp_path / 'small', 2 * GIB, pages)}") as guest:
-        assert search_vmcoreinfo(guest) is None
+        assert findings_of(guest).chosen is None
 
 
 MAPPER = """

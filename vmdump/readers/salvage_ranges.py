@@ -158,7 +158,7 @@ class SalvagedAvml(_Salvaged, AvmlDump):
             try:
                 start, size = headers.read(offset)
                 if size > _MAX_CLAIMED:
-                    raise FormatError(f"{size} bytes at once cannot be", path=file.path, offset=offset)
+                    raise FormatError(f"a range of {size} bytes is too long", path=file.path, offset=offset)
                 ranges.append((start, size))
                 frames.add(offset + lime.HEADER.size, start, size)
                 offset = frames.end + lime.AVML_TRAILER

@@ -35,7 +35,6 @@ __all__ = [
     "find_all",
     "findings_of",
     "read_vmcoreinfo",
-    "search_vmcoreinfo",
     "vmcoreinfo_texts",
     "with_found",
 ]
@@ -103,7 +102,7 @@ def read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes | int:
         number = given.removeprefix(_FOUND)
         if not (number.isascii() and number.isdigit()):
             raise RequestError(
-                f"vmcoreinfo: {given} names none of those that 'vmdump info' lists; a file of that name is "
+                f"vmcoreinfo: {given} is not one of those that 'vmdump info' lists; a file of that name is "
                 f"./{given}",
                 parameter="vmcoreinfo",
             )
@@ -269,18 +268,6 @@ def with_found(
     other = source.with_vmcoreinfo(found.text)
     other.found_vmcoreinfo = found
     return other
-
-
-def search_vmcoreinfo(source: Source, cancelled: Callable[[], bool] = _never) -> FoundVmcoreinfo | None:
-    """Look for VMCOREINFO in all of a guest's memory, and choose; see :func:`find_all`.
-
-    Returns
-    -------
-    FoundVmcoreinfo or None
-        As :attr:`Findings.chosen`; None also if the search was cancelled.
-    """
-    found = find_all(source, cancelled)
-    return None if found is None else found.chosen
 
 
 def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings | None:

@@ -201,7 +201,7 @@ def open_raws(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
     for given in sources:
         source = os.fspath(given)
         if not source.startswith(_SCHEME):
-            raise RequestError(f"source: {source} is no raw:PATH as the others are", parameter="source")
+            raise RequestError(f"source: {source} is not raw:PATH, as the others are", parameter="source")
         named.append(split_options(source.removeprefix(_SCHEME)))
     return _open_parts(named)
 

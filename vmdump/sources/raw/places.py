@@ -103,7 +103,7 @@ def lay_out(part: RawPart, files: Sequence[GuestFile], arch: str) -> Pieces:
 
 def _no_pages(path: str, size: int, address: int) -> LayoutError:
     return LayoutError(
-        f"{path}: {size:#x} bytes at {address:#x} are no whole pages of {MIN_PAGE_SIZE} bytes",
+        f"{path}: {size:#x} bytes at {address:#x} are not whole pages of {MIN_PAGE_SIZE} bytes",
         address=address,
     )
 
@@ -112,7 +112,7 @@ def _consecutive(blocks: Sequence[tuple[int, int]]) -> Pieces:
     pieces, offset = [], 0
     for begin, end in blocks:
         if not 0 <= begin < end:
-            raise RequestError(f"blocks: {begin:#x}-{end:#x} is no range", parameter="blocks")
+            raise RequestError(f"blocks: {begin:#x}-{end:#x} is not a range", parameter="blocks")
         pieces.append(Piece(begin, end - begin, offset))
         offset += end - begin
     return tuple(pieces)
