@@ -143,41 +143,38 @@ def _open_damaged(raw: RawBytes, arch: Arch | None, unpack: bool) -> Dump:
 
 
 def _open_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack) -> Dump:
-    parts: list[ByteFile] = []
+    parts, layout = _open_parts(paths, opened)
+    with naming_file(parts[0].path):
+        return KdumpDump(parts, layout)
+
+
+def _open_damaged_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack, unpack: bool) -> Dump:
+    files, layout = _open_parts(paths, opened, damaged=True)
+    whole = [part for part in map(SalvagedBytes, files) if has_headers(part)]
+    if not whole:
+        raise FormatError("no part of the set has its headers", path=files[0].path)
+    with naming_file(files[0].path):
+        return SalvagedKdump(whole, layout, unpack=unpack)
+
+
+def _open_parts(
+    paths: Iterable[str | os.PathLike[str]], opened: ExitStack, *, damaged: bool = False
+) -> tuple[list[RawBytes | FlattenedBytes], str]:
+    """Open the files of a set; a damaged one may have zeros where its headers were."""
+    parts: list[RawBytes | FlattenedBytes] = []
     layouts = set()
     for path in paths:
         raw = PlainBytes(path)
         opened.callback(raw.close)
-        file, layout = _put_in_place(raw, _magic(raw))
-        if not _magic(file).startswith(kdump.SIGNATURE):
+        file, layout = _put_in_place(raw, _magic(raw), damaged=damaged)
+        magic = _magic(file)
+        if not magic.startswith(kdump.SIGNATURE) and (any(magic) or not damaged):
             raise FormatError("this is no kdump file, and nothing else is split", path=raw.path)
         parts.append(file)
         layouts.add(layout)
     if not parts:
         raise RequestError("source: no file is named", parameter="source")
-    with naming_file(parts[0].path):
-        return KdumpDump(parts, "standard" if layouts == {"standard"} else "flattened")
-
-
-def _open_damaged_set(paths: Iterable[str | os.PathLike[str]], opened: ExitStack, unpack: bool) -> Dump:
-    parts: list[SalvagedBytes] = []
-    layouts = set()
-    for path in paths:
-        raw = PlainBytes(path)
-        opened.callback(raw.close)
-        file, layout = _put_in_place(raw, _magic(raw), damaged=True)
-        magic = _magic(file)
-        if any(magic) and not magic.startswith(kdump.SIGNATURE):
-            raise FormatError("this is no kdump file, and nothing else is split", path=raw.path)
-        parts.append(SalvagedBytes(file))
-        layouts.add(layout)
-    if not parts:
-        raise RequestError("source: no file is named", parameter="source")
-    whole = [part for part in parts if has_headers(part)]
-    if not whole:
-        raise FormatError("no part of the set has its headers", path=parts[0].path)
-    with naming_file(parts[0].path):
-        return SalvagedKdump(whole, "standard" if layouts == {"standard"} else "flattened", unpack=unpack)
+    return parts, "standard" if layouts == {"standard"} else "flattened"
 
 
 def _put_in_place(
