@@ -17,7 +17,7 @@ from vmdump.readers.file import naming_file
 from vmdump.readers.sniff import open_dump
 from vmdump.request import check_request, opened
 from vmdump.sources.base import Source
-from vmdump.sources.whole import page_runs
+from vmdump.sources.whole import count_pages
 
 if TYPE_CHECKING:
     from vmdump.request import AnySource, Paths
@@ -94,8 +94,7 @@ def repair(
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
         report = request.run(Control(progress))
-        pages = sum(end - begin for begin, end in page_runs(source.blocks, source.page_size))
-        kept = pages - source.excluded_size // source.page_size
+        kept = count_pages(source.blocks, source.page_size) - source.excluded_size // source.page_size
         return Repair(kept, source.lost_pages, source.incomplete, report)
 
 

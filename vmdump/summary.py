@@ -21,7 +21,7 @@ from vmdump.readers.kinds import PageKind
 from vmdump.repairing import opened_in_part
 from vmdump.sources.base import Source, Utsname
 from vmdump.sources.find_vmcoreinfo import with_found
-from vmdump.sources.whole import page_runs, partial_pages
+from vmdump.sources.whole import count_pages, partial_pages
 from vmdump.units import align_up, merge_runs
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def info(
         guest = _searched(source_itself)
         notes, notes_damage = _notes(guest)
         blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
-        pages = sum(end - begin for begin, end in page_runs(guest.blocks, guest.page_size))
+        pages = count_pages(guest.blocks, guest.page_size)
         kinds, damaged = _count_kinds(guest, pages) if isinstance(guest, Dump) else ({}, 0)
         lost = guest.lost_pages * guest.page_size if isinstance(guest, Dump) else 0
         return DumpInfo(

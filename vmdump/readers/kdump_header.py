@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vmdump.errors import CapabilityError, FormatError
@@ -11,13 +11,13 @@ from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder, Layout
 from vmdump.readers.file import ByteFile, most_notes
 from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from vmdump.sources.utsname import UTS_FIELD, Utsname
 from vmdump.units import is_power_of_two
 
 __all__ = ["KdumpHeaders", "read_area", "read_headers", "sort_parts"]
 
 _ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 _CLASSES: tuple[ElfClass, ...] = (64, 32)
-_UTS_FIELD = 65
 _MAX_BITMAP_HOLE = 4 << 30
 """Bytes that one bitmap may have in any file: 128 TiB of addresses, looked through in 2 s. More have to be in
 the file, not in a hole."""
@@ -76,9 +76,8 @@ class KdumpHeaders:
 
     @property
     def utsname(self) -> bytes:
-        """The names as they lie in the file, each in 65 bytes."""
-        names = ("sysname", "nodename", "release", "version", "machine", "domainname")
-        return b"".join(self.header[name].ljust(_UTS_FIELD, b"\0") for name in names)
+        """The names as they lie in the file, `UTS_FIELD` bytes each."""
+        return b"".join(self.header[field.name].ljust(UTS_FIELD, b"\0") for field in fields(Utsname))
 
     @property
     def split(self) -> bool:

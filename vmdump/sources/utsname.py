@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["UTS_SIZE", "Utsname", "names_told"]
+__all__ = ["UTS_FIELD", "UTS_SIZE", "Utsname", "names_told"]
 
-_FIELD = 65
+UTS_FIELD = 65
 """Bytes of a name, of which the last one is zero: __NEW_UTS_LEN + 1."""
-UTS_SIZE = 6 * _FIELD
+UTS_SIZE = 6 * UTS_FIELD
 _LINUX = b"Linux"
 _UNKNOWN = b"unknown"
 """For a version that nobody tells: readers take names without one for damaged."""
@@ -34,8 +34,8 @@ class Utsname:
     @classmethod
     def unpack(cls, raw: bytes) -> Utsname | None:
         """Take the names out of ``struct new_utsname``; None if one has no end or is no text."""
-        names = [raw[at : at + _FIELD].split(b"\0", 1)[0] for at in range(0, UTS_SIZE, _FIELD)]
-        return cls(*names) if all(len(name) < _FIELD and _is_text(name) for name in names) else None
+        names = [raw[at : at + UTS_FIELD].split(b"\0", 1)[0] for at in range(0, UTS_SIZE, UTS_FIELD)]
+        return cls(*names) if all(len(name) < UTS_FIELD and _is_text(name) for name in names) else None
 
     def is_of(self, release: bytes) -> bool:
         """Tell whether these are the names of a Linux of this release, or of any if it is empty."""
@@ -71,7 +71,7 @@ def names_told(raw: bytes, release: bytes) -> Utsname | None:
         if names is not None and names.is_of(release):
             return names
     names = Utsname.unpack(raw)
-    ends = all(b"\0" not in raw[at : at + _FIELD].rstrip(b"\0") for at in range(0, UTS_SIZE, _FIELD))
+    ends = all(b"\0" not in raw[at : at + UTS_FIELD].rstrip(b"\0") for at in range(0, UTS_SIZE, UTS_FIELD))
     # Another system than Linux: nothing else tells of it.
     return names if names is not None and names.sysname and ends and not release else None
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmdump.sources.blocks import Block, BlockList, Memory, block_bounds
 from vmdump.sources.pieces import join_pieces
 
-__all__ = ["page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
+__all__ = ["count_pages", "page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
 
 
 def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
@@ -60,14 +60,45 @@ def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
 
 
 def page_runs(blocks: Sequence[Block], page_size: int) -> list[tuple[int, int]]:
-    """Give the runs of pages that have memory: frame numbers ``[begin, end)``, ascending, not touching."""
+    """Give the runs of pages that have memory, a part of them at least.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Sorted, not overlapping.
+    page_size : int
+        Bytes.
+
+    Returns
+    -------
+    list of (int, int)
+        Frame numbers ``[begin, end)``, ascending, not touching.
+    """
     return [(begin, end) for begin, end in runs_of_pages(*block_bounds(blocks), page_size).tolist()]
+
+
+def count_pages(blocks: Sequence[Block], page_size: int) -> int:
+    """Count the pages of :func:`page_runs`."""
+    runs = runs_of_pages(*block_bounds(blocks), page_size)
+    return int((runs[:, 1] - runs[:, 0]).sum())
 
 
 def runs_of_pages(
     starts: NDArray[np.uint64], sizes: NDArray[np.uint64], page_size: int
 ) -> NDArray[np.uint64]:
-    """Give :func:`page_runs` as an array (n, 2), of blocks as `block_bounds` gives them."""
+    """Give :func:`page_runs` as an array.
+
+    Parameters
+    ----------
+    starts, sizes : (n,) uint64
+        Blocks, as of :func:`vmdump.sources.blocks.block_bounds`.
+    page_size : int
+        Bytes.
+
+    Returns
+    -------
+    (m, 2) uint64
+    """
     first, last = _pages(starts, sizes, np.uint64(page_size))
     apart = (first[1:] > last[:-1]) & (first[1:] - last[:-1] > 1)
     begins = np.flatnonzero(np.append(np.ones(min(len(first), 1), np.bool_), apart))
@@ -76,7 +107,18 @@ def runs_of_pages(
 
 
 def partial_pages(blocks: Sequence[Block], page_size: int) -> NDArray[np.uint64]:
-    """Give the frame numbers of pages of which only a part is in blocks, ascending."""
+    """Find the pages of which only a part is in blocks.
+
+    Parameters
+    ----------
+    blocks, page_size
+        As for :func:`page_runs`.
+
+    Returns
+    -------
+    (n,) uint64
+        Frame numbers, ascending.
+    """
     starts, sizes = block_bounds(blocks)
     lasts = starts + (sizes - np.uint64(1))
     size = np.uint64(page_size)

@@ -8,15 +8,14 @@ from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.sources.base import Source
-from vmdump.sources.whole import page_runs
+from vmdump.sources.utsname import UTS_FIELD
+from vmdump.sources.whole import count_pages, page_runs
 from vmdump.units import align_up
 from vmdump.writers.excluded import nth_page
 
 __all__ = ["KdumpPlan", "plan_kdump", "plan_split"]
 
 _LAST_32BIT = 0xFFFFFFFF
-_UTS_LENGTH = 64
-"""Bytes of a name in utsname; one more ends it."""
 _LAST_SIGNED_32BIT = 0x7FFFFFFF
 _WORD = 64
 """Pages: crash counts the descriptors of a part by 64-bit words of the bitmap, from its first page's on."""
@@ -85,8 +84,7 @@ def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
     RequestError
         There are fewer pages than parts.
     """
-    pages = sum(end - begin for begin, end in page_runs(source.blocks, source.page_size))
-    pages -= source.excluded_size // source.page_size
+    pages = count_pages(source.blocks, source.page_size) - source.excluded_size // source.page_size
     if pages < count:
         raise RequestError(f"split: {pages} pages do not make {count} parts", parameter="split")
     ends = [nth_page(source, pages * part // count) for part in range(1, count)]
@@ -141,7 +139,7 @@ def _head(
         source.byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
-        **{field.name: getattr(uts, field.name)[:_UTS_LENGTH] for field in fields(uts)},
+        **{field.name: getattr(uts, field.name)[: UTS_FIELD - 1] for field in fields(uts)},
         status=kdump.CODEC_FLAGS[codec] | (kdump.STATUS_INCOMPLETE if source.incomplete else 0),
         block_size=block_size,
         sub_hdr_size=sub_hdr_size,
