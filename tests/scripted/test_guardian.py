@@ -212,6 +212,28 @@ def test_parent_dies_in_the_middle_of_an_answer(guarded: Guarded) -> None:
     guarded.ends_with(0)
 
 
+@pytest.mark.parametrize("answer", [None, 7, [], {}, {"status": None}, {"status": ["running"]}])
+def test_state_is_not_told(answer: object, guarded: Guarded) -> None:
+    """It was stopped: `cont` does no harm to a guest that runs, and nobody else resumes one that does not."""
+    guarded.tell("arm")
+    guarded.kill()
+    guarded.expect_query()
+    guarded.answer({"return": answer})
+    assert json.loads(guarded.read()) == CONT
+    guarded.answer({"return": {}})
+    guarded.ends_with(0)
+
+
+def test_lines_that_are_no_answers(guarded: Guarded) -> None:
+    guarded.tell("arm")
+    guarded.kill()
+    for line in (b"[" * 100_000, b'{"id": ' * 100_000, b"9" * 10_000, b"\xff", b"", b"null"):
+        guarded.socket.sendall(line + b"\r\n")
+    guarded.expect_cont()
+    guarded.answer({"return": {}})
+    guarded.ends_with(0)
+
+
 @pytest.mark.parametrize("words", [(), ("arm", "disarm"), ("arm", "disarm", "arm", "disarm"), ("disarm",)])
 def test_nothing_is_sent_where_the_guest_runs(words: tuple[str, ...], guarded: Guarded) -> None:
     if words:

@@ -115,8 +115,9 @@ class _Conversation:
             *lines, self._pending = (self._pending + data).split(b"\n")
             found = []
             for line in lines:
-                # The first line may be the rest of an answer of which vmdump read the start.
-                with contextlib.suppress(ValueError):
+                # The first line may be the rest of an answer of which vmdump read the start. What is nested
+                # too deeply is no answer either.
+                with contextlib.suppress(ValueError, RecursionError):
                     message = json.loads(line)
                     if isinstance(message, dict):
                         found.append(message)
@@ -147,8 +148,9 @@ class _Conversation:
 def _resume(conversation: _Conversation, migrated: bool) -> bool:
     """Resume the guest; OSError if the connection ends, False if QEMU refuses."""
     answer = conversation.ask("query-status").get("return")
-    if isinstance(answer, dict):
-        status = answer.get("status")
+    status = answer.get("status") if isinstance(answer, dict) else None
+    # Of a QEMU that does not tell, the guest was stopped all the same.
+    if isinstance(status, str):
         if not is_held(status):
             return True
         if not migrated and needs_migration(status):
