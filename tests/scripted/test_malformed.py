@@ -147,6 +147,24 @@ def test_servers_that_speak_something_else(messages: list[bytes], tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (b"{" + FIRST + b', "return": "' + b"x" * (11 << 20) + b'"}\n', "not QMP"),
+        (b"{" + FIRST + b', "return": ' + b"[" * 100_000 + b"\n", "not QMP"),
+        (b'{"error": {"class": "GenericError", "desc": "JSON parse error"}}\n', "not QMP"),
+        (b"SSH-2.0\n", "not QMP"),
+        (b"", "has ended, or closed"),
+    ],
+)
+def test_why_the_connection_was_lost(message: bytes, said: str, tmp_path: Path, out: Path) -> None:
+    """A QEMU that says what nobody understands has not ended."""
+    with serving(tmp_path / "qmp", GREETING, CAPABILITIES, *([message] if message else [])) as source:
+        with pytest.raises(QmpError, match=said) as caught:
+            vmdump.dump(source, out / "guest")
+        assert ("has ended" in str(caught.value)) == ("has ended" in said)
+
+
+@pytest.mark.parametrize(
     "stamp", [None, 7, [], {}, {"seconds": "1"}, {"seconds": -1, "microseconds": -1}, {"seconds": 10**400}]
 )
 def test_odd_times_of_events(stamp: object, tmp_path: Path, out: Path) -> None:

@@ -120,6 +120,8 @@ class Monitor:
         self.pid: int = _UCRED.unpack(credentials)[0]
         self.stand_still = StandStill()
         self._lost = threading.Event()
+        self._over = asyncio.Event()
+        self._why_lost = "QEMU has ended, or closed the QMP connection"
         self._client = QMPClient("vmdump")
         self._client.register_listener(self.stand_still)
         try:
@@ -173,6 +175,14 @@ class Monitor:
         while await self._client.runstate_changed() is Runstate.RUNNING:
             pass
         self._lost.set()
+        try:
+            await self._client.disconnect()
+        except (EOFError, OSError):
+            pass  # QEMU's doing
+        except Exception as error:
+            self._why_lost = f"what comes over the connection is not QMP ({_one_line(error)})"
+        finally:
+            self._over.set()
 
     def demand_alive(self) -> None:
         """Check that QEMU is still there.
@@ -186,7 +196,7 @@ class Monitor:
         """
         self._demand_open()
         if self._lost.is_set():
-            raise QmpError(f"{self.path}: QEMU has ended, or closed the QMP connection")
+            raise QmpError(f"{self.path}: {self._why_lost}")
 
     def _demand_open(self) -> None:
         if self._loop.is_closed():
@@ -253,10 +263,9 @@ class Monitor:
             ) from error
         except QMPError as error:
             self._lost.set()
-            raise QmpError(
-                f"{self.path}: QEMU has ended, or closed the QMP connection, during {command}",
-                command=command,
-            ) from error
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _CLOSE_WAIT)
+            raise QmpError(f"{self.path}: {self._why_lost}, during {command}", command=command) from error
         return check_answer(self.path, command, answer)
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
