@@ -133,7 +133,12 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
         What is wrong with the request or the source is raised here, what goes wrong later by
         :meth:`DumpJob.wait`.
     """
-    return DumpJob(check_request(source, output, **options).run).start()
+    return _make_job(source, output, options).start()
+
+
+def _make_job(source: AnySource, output: str | os.PathLike[str], options: DumpOptions) -> DumpJob:
+    request = check_request(source, output, **options)
+    return DumpJob(request.run, give_up=request.give_up)
 
 
 async def dump_async(
@@ -155,4 +160,4 @@ async def dump_async(
     """
     from vmdump.aio import start  # asyncio takes 60 ms to load, and few need it
 
-    return await (await start(lambda: DumpJob(check_request(source, output, **options).run)))
+    return await (await start(lambda: _make_job(source, output, options)))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno as codes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "SourceError",
     "TranslationError",
     "VmdumpError",
+    "naming_shortages",
 ]
 
 
@@ -423,6 +426,22 @@ class OutOfResources(VmdumpError, OSError):
             what = f"{error.filename}: " if error.filename else ""
             return cls(f"{what}{os.strerror(error.errno)}; {_SHORTAGES[error.errno]}")
         return None
+
+
+@contextmanager
+def naming_shortages() -> Iterator[None]:
+    """Raise OutOfResources in the place of what Python raises for want of files, memory or threads.
+
+    A context manager, and a decorator.
+    """
+    try:
+        yield
+    except VmdumpError:
+        raise
+    except Exception as error:
+        if shortage := OutOfResources.of(error):
+            raise shortage from error
+        raise
 
 
 class Cancelled(VmdumpError):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from vmdump.errors import Cancelled
+from vmdump.errors import Cancelled, OutOfResources, naming_shortages
 from vmdump.pipeline.control import Control
 
 __all__ = ["DumpJob", "Progress", "Report", "Status"]
@@ -140,10 +140,15 @@ class DumpJob:
     ----------
     run : callable
         Does the dump under the control it is given.
+    give_up : callable, optional
+        Called instead where there is no thread to be had for it.
     """
 
-    def __init__(self, run: Callable[[Control], Report]) -> None:
+    def __init__(
+        self, run: Callable[[Control], Report], *, give_up: Callable[[], object] = lambda: None
+    ) -> None:
         self._run = run
+        self._give_up = give_up
         self._control = Control()
         self._status: Status = "none"
         self._ended = threading.Event()
@@ -158,12 +163,27 @@ class DumpJob:
         self._thread = threading.Thread(target=self._main, name="vmdump-job", daemon=True)
 
     def start(self) -> Self:
-        """Begin; once."""
+        """Begin; once.
+
+        Raises
+        ------
+        OutOfResources
+            There are no more threads to be had.
+        """
         if self._status != "none":
             raise RuntimeError("a job starts once")
         self._status = "active"
         self._began = time.monotonic()
-        self._thread.start()
+        try:
+            with naming_shortages():
+                self._thread.start()
+        except OutOfResources:
+            self._status = "none"
+            self._give_up()
+            raise
+        except BaseException:  # Ctrl-C, just when it has begun
+            self.cancel()
+            raise
         return self
 
     def _main(self) -> None:

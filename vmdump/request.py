@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from vmdump.arch.paging import Runs
 from vmdump.early import Early
-from vmdump.errors import CapabilityError, RequestError
+from vmdump.errors import CapabilityError, RequestError, naming_shortages
 from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import (
     DEFAULT_FORMAT,
@@ -70,6 +70,7 @@ _SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
 }
 
 
+@naming_shortages()
 def open_source(source: Paths, *, search: bool = True) -> Source:
     """Open a guest as the command line names it.
 
@@ -156,6 +157,7 @@ class Request:
         control.check()
         return source
 
+    @naming_shortages()
     def run(self, control: Control) -> Report:
         """Dump the guest.
 
@@ -240,8 +242,12 @@ class Request:
             )
         finally:
             self.source.search_progress = None
-            if self.owned:
-                self.source.close()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Close what was opened for it; what :meth:`run` ends with."""
+        if self.owned:
+            self.source.close()
 
     def report(
         self,
@@ -325,6 +331,7 @@ class DumpOptions(TypedDict, total=False):
     compat: str | None
 
 
+@naming_shortages()
 def check_request(
     source: AnySource,
     output: str | os.PathLike[str],
@@ -461,7 +468,10 @@ def opened(
         Told (done, total) of a search that takes longer than a second.
     """
     given = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
-    with nullcontext(source) if isinstance(source, Source) else _as_source(source) as guest:
+    with (
+        naming_shortages(),
+        nullcontext(source) if isinstance(source, Source) else _as_source(source) as guest,
+    ):
         used = guest if search else guest.without_search()
         if isinstance(given, bytes):
             used = used.with_vmcoreinfo(given)

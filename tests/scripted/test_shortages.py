@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -9,11 +10,13 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from oracles.elf_builder import Load, build_elf
 
+import vmdump
 from scripted.fake_qemu import PAGE, FakeQemu
 from vmdump import errors
 from vmdump.cli.main import main
@@ -84,6 +87,49 @@ def test_threads(
         assert "pids.max" in said
         assert qemu.running
     assert not os.listdir(out)
+
+
+@pytest.mark.parametrize("name", ["vmdump-qmp", "vmdump-job", "vmdump"])
+@pytest.mark.usefixtures("nothing_left")
+def test_threads_of_a_library(name: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of vmdump's own there too, and nobody holds the guest's monitor."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    calls: list[Callable[[str], object]] = [
+        lambda source: vmdump.start_dump(source, out / "guest").wait(),
+        lambda source: asyncio.run(vmdump.dump_async(source, out / "guest")),
+    ]
+    if name != "vmdump-job":
+        calls += [
+            lambda source: vmdump.dump(source, out / "guest"),
+            lambda source: vmdump.verify(source),
+        ]
+    with FakeQemu(tmp_path) as qemu:
+        for call in calls:
+            monkeypatch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(OutOfResources, match="no more threads"):
+                call(qemu.source)
+            monkeypatch.undo()
+            assert qemu.running
+            assert not os.listdir(out)
+            vmdump.verify(qemu.source)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
+def test_shortages_of_a_library(error: Exception, monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vmdump.request.whole_blocks", exhausted)
+    for source in ("synthetic:2M", bytes(PAGE)):
+        with pytest.raises(OutOfResources) as caught:
+            vmdump.dump(source, out / "guest")
+        assert caught.value.__cause__ is error
 
 
 def test_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
