@@ -202,35 +202,12 @@ def test_parent_dies_in_the_middle_of_an_answer(guarded: Guarded) -> None:
     """It read the start of a line; the guardian gets the rest, and more lines that are not for it."""
     guarded.tell("arm")
     guarded.kill()
-    guarded.socket.sendall(
-        b'urn": {}, "id": "7"}\r\n[1]\r\n"text"\r\n\xff\xfe\r\n{"return": {}, "id": "8"}\r\n'
-    )
+    rest = b'urn": {}, "id": "7"}\r\n[1]\r\n"text"\r\n\xff\xfe\r\n{"return": {}, "id": "8"}\r\n'
+    guarded.socket.sendall(rest + b"[" * 100_000 + b"\r\n")
     guarded.expect_cont()
     answer = json.dumps({"return": {}, "id": CONT["id"]}).encode() + b"\r\n"
     for byte in answer:
         guarded.socket.sendall(bytes([byte]))
-    guarded.ends_with(0)
-
-
-@pytest.mark.parametrize("answer", [None, 7, [], {}, {"status": None}, {"status": ["running"]}])
-def test_state_is_not_told(answer: object, guarded: Guarded) -> None:
-    """It was stopped: `cont` does no harm to a guest that runs, and nobody else resumes one that does not."""
-    guarded.tell("arm")
-    guarded.kill()
-    guarded.expect_query()
-    guarded.answer({"return": answer})
-    assert json.loads(guarded.read()) == CONT
-    guarded.answer({"return": {}})
-    guarded.ends_with(0)
-
-
-def test_lines_that_are_no_answers(guarded: Guarded) -> None:
-    guarded.tell("arm")
-    guarded.kill()
-    for line in (b"[" * 100_000, b'{"id": ' * 100_000, b"9" * 10_000, b"\xff", b"", b"null"):
-        guarded.socket.sendall(line + b"\r\n")
-    guarded.expect_cont()
-    guarded.answer({"return": {}})
     guarded.ends_with(0)
 
 

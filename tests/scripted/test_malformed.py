@@ -58,6 +58,21 @@ def test_commands_that_do_nothing(command: str, answer: object, tmp_path: Path, 
         assert qemu.running
 
 
+@pytest.mark.parametrize("answer", [None, 7, {}, {"status": None}, {"status": ["running"]}])
+def test_state_that_is_not_told_inside_the_stop(answer: object, tmp_path: Path, out: Path) -> None:
+    """Neither vmdump nor its guardian takes the guest for one that runs."""
+    with FakeQemu(tmp_path) as qemu:
+
+        def progress(done: int, total: int) -> None:
+            if not qemu.running:
+                qemu.ask("answer", command="query-status", answer=answer)
+
+        with pytest.raises(QmpError, match="query-status"):
+            vmdump.dump(qemu.source, out / "guest", layout="flattened", progress=progress)
+        assert qemu.running
+    assert not os.listdir(out)
+
+
 @contextmanager
 def serving(path: Path, *messages: bytes) -> Iterator[str]:
     """A server that says one message after the other, whatever it is asked, and then nothing more."""
