@@ -54,6 +54,23 @@ def test_reset_inside_the_pause(migration: dict[str, Any], tmp_path: Path, out: 
         assert qemu.running
 
 
+def test_resumed_just_before_it_is_stopped(tmp_path: Path, out: Path) -> None:
+    """Somebody's `cont` is obeyed when vmdump waits for its `stop` already: what follows is vmdump's stop."""
+    with FakeQemu(tmp_path, rules=[rule("stop", "resumed")]) as qemu:
+        report = vmdump.dump(qemu.source, out / "guest.elf", format="elf")
+        assert report.paused_seconds
+        assert qemu.running
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resumed_just_before_it_is_stopped_by_a_vmdump_that_is_killed(number: int, tmp_path: Path) -> None:
+    with FakeQemu(tmp_path, [LARGE], rules=[rule("stop", "resumed")]) as qemu, holding(qemu) as child:
+        child.send_signal(number)
+        child.wait(PATIENCE)
+        until(lambda: qemu.running, "the guest runs")
+        until(lambda: not guardians(qemu), "the guardian has ended")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_reset_inside_the_pause_of_a_vmdump_that_is_killed(number: int, tmp_path: Path) -> None:
     with FakeQemu(tmp_path, [LARGE]) as qemu, holding(qemu) as child:

@@ -60,6 +60,7 @@ class Attachment:
         self._paused_at_attach = 0.0
         self._held = False
         self._stopped = False
+        self._stopping = False
         self._migrated = False
         self._left_to_guardian = False
         self._cancelled: Callable[[], bool] = lambda: False
@@ -249,10 +250,13 @@ class Attachment:
         async def stop() -> None:
             before = still.stops
             guardian.arm(migrated=self._migrated)
-            self._stopped = True
-            await self._monitor.ask("stop")
-            if still.stops == before:
-                # Somebody else has stopped it meanwhile, and will resume it.
+            self._stopped = self._stopping = True
+            try:
+                await self._monitor.ask("stop")
+            finally:
+                self._stopping = False
+            if still.stops == before or not still.stands:
+                # Somebody else has stopped it meanwhile, and will resume it; or has resumed it already.
                 self._disarm()
                 return
             status = await self._monitor.ask("query-status")
@@ -269,8 +273,11 @@ class Attachment:
             self._guardian.disarm()
 
     def _note_resume(self) -> None:
-        """Whoever has resumed the guest: if it is stopped again, that is somebody else's wish."""
-        if self._stopped:
+        """Whoever has resumed the guest: if it is stopped again, that is somebody else's wish.
+
+        Unless that is what `stop` is going to do: somebody resumed it just before.
+        """
+        if self._stopped and not self._stopping:
             self._disarm()
 
     def release(self, check: Callable[[], object]) -> None:

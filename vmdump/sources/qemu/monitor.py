@@ -67,6 +67,11 @@ class StandStill(EventListener):
         self.on_resume: Callable[[], object] | None = None
         self._began: float | None = None
 
+    @property
+    def stands(self) -> bool:
+        """Whether the last of all STOP and RESUME events was a STOP."""
+        return self._began is not None
+
     async def put(self, event: Message) -> None:
         """Count an event, in the order in which QEMU sent them."""
         if not isinstance(event["event"], str) or not self.accept(event):
