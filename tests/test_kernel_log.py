@@ -16,6 +16,7 @@ from conftest import RunVmdump
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles.direct_maps import DIRECT_MAPS, DirectMap
+from test_hostile_names import on_a_terminal
 
 import vmdump
 from vmdump import errors
@@ -144,6 +145,19 @@ def test_records_and_their_lines() -> None:
         "[  123.456789] first\n               second",
         "[99999.999999] tab\there \\x1b[31m \\xc3\\xa4",
     ]
+
+
+def test_spaces_are_printed_as_they_are(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """As makedumpfile does: isspace(3). On a terminal that holds for tabs."""
+    ring = Ring()
+    ring.add(b"a\tb\vc\fd\re\n\x1b[2J \x85\x9b\x7f\x00\\")
+    vmdump.dump(ring.source(), tmp_path / "dump")
+    done = run_vmdump("dmesg", tmp_path / "dump")
+    escaped = rb"\x1b[2J \x85\x9b\x7f\x00\ ".rstrip()
+    indent = b" " * 15
+    assert done.stdout == b"[    0.000000] a\tb\x0bc\x0cd\re\n" + indent + escaped + b"\n"
+    shown = on_a_terminal(["dmesg", str(tmp_path / "dump")])
+    assert shown == b"[    0.000000] a\tb" + rb"\x0bc\x0cd\re" + b"\n" + indent + escaped + b"\n"
 
 
 def test_records_that_are_not_there_are_passed_over() -> None:

@@ -14,6 +14,10 @@ from vmdump.cli.progress import late_bar
 
 __all__ = ["dmesg_command"]
 
+_TABS = "\t"
+_SPACES = "\t\v\f\r"
+"""What makedumpfile prints as it is; of these only a tab leaves a terminal's other lines alone."""
+
 
 @click.command("dmesg")
 @click.argument("source", nargs=-1, required=True, callback=as_source, metavar="DUMP...")
@@ -28,5 +32,6 @@ def dmesg_command(source: str | tuple[str, ...], vmcoreinfo: str | None, no_sear
     with late_bar(source_name(source), shown=sys.stderr.isatty()) as progress:
         records = dmesg(source, vmcoreinfo=vmcoreinfo, search=not no_search, progress=progress)
         first = list(islice(records, 1))
+    keep = _TABS if sys.stdout.isatty() else _SPACES
     for record in chain(first, records):
-        say(*record.line().split("\n"))
+        say(*record.line().split("\n"), keep=keep)

@@ -25,8 +25,8 @@ _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
 
 
-def harmless(text: str) -> str:
-    r"""Escape everything but printable characters and spaces, as Python writes it in a string.
+def harmless(text: str, keep: str = "") -> str:
+    r"""Escape everything but printable characters, spaces and those to keep, as Python writes it in a string.
 
     Bytes of a name that are no UTF-8 are lone surrogates in Python: 0xff is ``\udcff``.
 
@@ -38,7 +38,8 @@ def harmless(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
+        for char in text
     )
 
 
@@ -56,15 +57,15 @@ def printing() -> Iterator[None]:
         raise SinkError("cannot print", path="standard output", errno=error.errno) from error
 
 
-def say(*lines: str, err: bool = False) -> None:
-    """Print each text as one line, on standard output or on standard error.
+def say(*lines: str, err: bool = False, keep: str = "") -> None:
+    """Print each text as one line, on standard output or on standard error; `keep` as for :func:`harmless`.
 
     Raises
     ------
     SinkError
         Standard output cannot be written to.
     """
-    text = "\n".join(map(harmless, lines))
+    text = "\n".join(harmless(line, keep) for line in lines)
     if err:
         click.echo(text, err=True)
     else:
