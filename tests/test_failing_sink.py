@@ -200,3 +200,22 @@ def test_standard_output_is_full(words: tuple[str, ...], tmp_path: Path, run_vmd
         done = run_vmdump(*words, stdout=full, cwd=tmp_path)
     assert done.returncode == errors.SinkError.exit_code, done.stderr
     assert done.stderr == b"vmdump: standard output: cannot print: No space left on device\n"
+
+
+def test_standard_error_is_full(tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    """What was done counts, whether or not anybody can be told of it."""
+    vmdump.dump(make_guest(), tmp_path / "dump")
+    with open("/dev/full", "wb") as full:
+        for words, code in (
+            (("repair", tmp_path / "dump", tmp_path / "out"), 0),
+            (("repair", tmp_path / "dump", tmp_path / "out"), errors.OutputExists.exit_code),
+            (("--debug", "info", tmp_path / "nothing"), errors.SourceError.exit_code),
+            (("info", "--nothing"), errors.RequestError.exit_code),
+        ):
+            assert run_vmdump(*words, stderr=full).returncode == code
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = run_vmdump("repair", tmp_path / "dump", tmp_path / "out", "--force", stderr=pipe)
+    assert done.returncode == 0
+    assert not vmdump.verify(tmp_path / "out").damaged

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -43,6 +43,21 @@ def harmless(text: str, keep: str = "") -> str:
     )
 
 
+def _give_up(stream: TextIO) -> None:
+    """Let nothing more come of it: Python flushes it once more at its exit, and would complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Go on if standard error cannot be written to: what was done is done, and its exit code says so."""
+    try:
+        yield
+    except OSError:
+        _give_up(sys.stderr)
+
+
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
     """Turn the OSError of printing into a SinkError: what was printed into is full, or was not open."""
@@ -51,9 +66,7 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Python flushes standard output once more at its exit, and would complain.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         raise SinkError("cannot print", path="standard output", errno=error.errno) from error
 
 
@@ -66,16 +79,14 @@ def say(*lines: str, err: bool = False, keep: str = "") -> None:
         Standard output cannot be written to.
     """
     text = "\n".join(harmless(line, keep) for line in lines)
-    if err:
-        click.echo(text, err=True)
-    else:
-        with printing():
-            click.echo(text)
+    with _telling() if err else printing():
+        click.echo(text, err=err)
 
 
 def say_for_now(text: str) -> None:
     """Put a text in the place of the last one on the terminal's line, on standard error."""
-    click.echo(f"{_NEW_LINE}{harmless(text)}", err=True, nl=False)
+    with _telling():
+        click.echo(f"{_NEW_LINE}{harmless(text)}", err=True, nl=False)
 
 
 def console(*, err: bool = False) -> Console:
@@ -91,7 +102,7 @@ def console(*, err: bool = False) -> Console:
             return super().render_str(harmless(text), *args, **options)
 
         def print(self, *objects: Any, **options: Any) -> None:
-            with contextlib.nullcontext() if err else printing():
+            with _telling() if err else printing():
                 super().print(*objects, **options)
 
     return HarmlessConsole(stderr=err, markup=False, emoji=False, highlight=False)
