@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,4 +220,18 @@ def test_standard_error_is_full(tmp_path: Path, run_vmdump: RunVmdump) -> None:
     with os.fdopen(writer, "wb") as pipe:
         done = run_vmdump("repair", tmp_path / "dump", tmp_path / "out", "--force", stderr=pipe)
     assert done.returncode == 0
+    assert not vmdump.verify(tmp_path / "out").damaged
+
+
+def test_terminal_that_goes_away(tmp_path: Path) -> None:
+    """Its progress bar is written from time to time, and at the end."""
+    main, side = os.openpty()
+    words = ["dump", "synthetic:128M?seed=1&fill=0.5", str(tmp_path / "out"), "-f", "elf"]
+    process = subprocess.Popen([sys.executable, "-m", "vmdump", *words], stderr=side)
+    os.close(side)
+    shown = b""
+    while b"out" not in shown:
+        shown += os.read(main, 4096)
+    os.close(main)
+    assert process.wait(60) == 0
     assert not vmdump.verify(tmp_path / "out").damaged

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -58,6 +58,25 @@ def _telling() -> Iterator[None]:
         _give_up(sys.stderr)
 
 
+class _Untroubled:
+    """A stream for progress bars, whose terminal may go away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _telling():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _telling():
+            self._stream.flush()
+
+
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
     """Turn the OSError of printing into a SinkError: what was printed into is full, or was not open."""
@@ -102,7 +121,9 @@ def console(*, err: bool = False) -> Console:
             return super().render_str(harmless(text), *args, **options)
 
         def print(self, *objects: Any, **options: Any) -> None:
-            with _telling() if err else printing():
+            with contextlib.nullcontext() if err else printing():
                 super().print(*objects, **options)
 
-    return HarmlessConsole(stderr=err, markup=False, emoji=False, highlight=False)
+    # A progress bar is written from a thread as well, and at its end.
+    file = cast(TextIO, _Untroubled(sys.stderr)) if err else None
+    return HarmlessConsole(file=file, stderr=err, markup=False, emoji=False, highlight=False)
