@@ -28,7 +28,8 @@ with open(sys.argv[2], "rb") as file:
 print("ready", flush=True)
 sys.stdin.read()
 """
-MakeDaemon = Callable[[str], Path]
+MakeDaemon = Callable[..., Path]
+ANOTHER_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--")
 
 
 def devices(
@@ -41,16 +42,19 @@ def devices(
 
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeDaemon]:
-    """daemon("libvirt.so.0.9000.0"): a process that is taken for libvirt's, with that file mapped."""
+    """daemon("libvirt.so.0.9000.0"): a process that is taken for libvirt's, with that file mapped.
+
+    daemon(library, name, *words): by another name, and started by that command.
+    """
     monkeypatch.setattr(libvirt, "_DAEMONS", (DAEMON,))
     with ExitStack() as stack:
 
-        def start(name: str) -> Path:
-            library = tmp_path / name
+        def start(file_name: str, name: str = DAEMON, *start: str) -> Path:
+            library = tmp_path / file_name
             library.write_bytes(bytes(4096))
             child = stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", PROGRAM, DAEMON, str(library)],
+                    [*start, sys.executable, "-I", "-S", "-c", PROGRAM, name, str(library)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
@@ -114,6 +118,61 @@ def test_one_of_two_daemons_may_crash(daemon: MakeDaemon, tmp_path: Path, out: P
         assert "10.0.0" in refused(qemu, out)
 
 
+@pytest.fixture
+def namespaces() -> None:
+    """Skip where this user may not make namespaces."""
+    if subprocess.run([*ANOTHER_NAMESPACE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make namespaces")
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_daemon_of_another_container(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.9000.0", DAEMON, *ANOTHER_NAMESPACE)
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "no daemon" in refused(qemu, out)
+        # The guest's own, beside it.
+        daemon("libvirt.so.0.11003.0")
+        vmdump.dump(qemu.source, out / "guest")
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_superuser_of_a_container() -> None:
+    user = os.geteuid() or 4321
+    with subprocess.Popen(
+        ["unshare", "--user", "--", "sh", "-c", "echo ready; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        Path(f"/proc/{child.pid}/uid_map").write_text(f"0 {user} 1")
+        found = libvirt._superuser(child.pid)
+        child.kill()
+    assert found == user
+    assert libvirt._superuser(os.getpid()) == 0
+
+
+def test_wrapped_daemon(
+    daemon: MakeDaemon, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt, "_DAEMONS", ("vmdvirtd",))
+    daemon("libvirt.so.0.11003.0", ".vmdvirtd-wrapped")  # of which the kernel cuts off the end
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        vmdump.dump(qemu.source, out / "guest")
+
+
+def test_daemon_that_has_ended(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.11003.0")
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", PROGRAM, DAEMON, __file__],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    ) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its parent does not want to know yet
+        with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+            vmdump.dump(qemu.source, out / "guest")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the daemon of root's session is the system's user's as well")
 def test_another_users_daemon_does_not_count(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
     daemon("libvirt.so.0.11003.0")
@@ -138,6 +197,14 @@ def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.Monk
     (tmp_path / "other").mkdir()
     with FakeQemu(tmp_path / "other") as qemu:
         assert "--memory-only web " in refused(qemu, out)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_name_for_the_shell(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["qemu", "-name", "guest=web 2,,old,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
+    monkeypatch.setattr(libvirt, "_command_line", lambda pid: "\0" + "\0".join(words))
+    with FakeQemu(tmp_path) as qemu:
+        assert "--memory-only 'web 2,old' FILE" in refused(qemu, out)
 
 
 def test_other_guests(tmp_path: Path, out: Path) -> None:

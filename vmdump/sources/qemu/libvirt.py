@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,8 +24,10 @@ _SAFE = (11, 3, 0)
 _MONITOR = "charmonitor"
 """The name of the character device of libvirt's own monitor, in all releases that speak QMP."""
 _DAEMONS = ("libvirtd", "virtqemud")
-_SYSTEM_FOLDER = "unix:/var/lib/libvirt/"
-_NAME = re.compile(r"\0-name\0(?:guest=)?([^\0,]+)")
+_WRAPPED = re.compile(r"\.(\w+)-wrap")
+"""Where a script of the name sets the environment (NixOS); the kernel keeps 15 characters of it."""
+_SYSTEM_FOLDER = "/var/lib/libvirt/"
+_NAME = re.compile(r"\0-name\0(?:guest=)?((?:[^\0,]|,,)+)")
 # Not what is installed: an upgrade does not end the daemon, which has the old library mapped. libvirt 11.3.0
 # is libvirt.so.0.11003.0, and loads no driver of another release.
 _LIBRARY = re.compile(r"/libvirt\.so\.0\.(\d+)\.(\d+)(?: \(deleted\))?$", re.MULTILINE)
@@ -63,7 +66,7 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
     place = _place_of_monitor(monitor)
     if place is None and f"id={_MONITOR}," not in words:
         return
-    daemons = list(_daemons(monitor.pid, place or ""))
+    daemons = list(_daemons(monitor.pid, place))
     unsafe = [daemon for daemon in daemons if daemon.version is None or daemon.version < _SAFE]
     if daemons and not unsafe:
         return
@@ -73,10 +76,11 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
     else:
         why = "no daemon of it can be seen from here, and one before that may crash when such a dump ends"
     match = _NAME.search(words)
-    name = match[1] if match else "DOMAIN"
+    name = match[1].replace(",,", ",") if match else "DOMAIN"
     raise CapabilityError(
         f"{monitor.path}: the guest {name} is libvirt's, and not known to be safe with it: {why}; "
-        f"use virsh dump --memory-only {name} FILE, which vmdump reads, or libvirt {safe} or later"
+        f"use virsh dump --memory-only {shlex.quote(name)} FILE, which vmdump reads, "
+        f"or libvirt {safe} or later"
     )
 
 
@@ -97,19 +101,54 @@ def _command_line(pid: int) -> str:
     return ""
 
 
-def _daemons(qemu: int, place: str) -> Iterator[_Daemon]:
-    """Find the daemons that the guest may belong to: those of the system, or of QEMU's own user."""
-    owners = {0}
-    if not place.startswith(_SYSTEM_FOLDER):
+def _daemons(qemu: int, place: str | None) -> Iterator[_Daemon]:
+    """Find the daemons that the guest may belong to: those of the system, or of QEMU's own user.
+
+    A container's daemon has nothing to do with the host's guests, nor the other way round. The user
+    0 of a container may be any user of the host, and a daemon and its QEMUs are in one PID namespace.
+    """
+    owners = set()
+    if place is None or _SYSTEM_FOLDER in place:
+        owners.add(_superuser(qemu))
+    if place is None or _SYSTEM_FOLDER not in place:
         with contextlib.suppress(OSError):
-            owner = os.stat(f"/proc/{qemu}").st_uid
-            owners = {owner} if place else {0, owner}
+            owners.add(os.stat(f"/proc/{qemu}").st_uid)
     for number in filter(str.isdigit, os.listdir("/proc")):
+        name = _name(number)
+        if name not in _DAEMONS or _are_apart(number, qemu):
+            continue
         with contextlib.suppress(OSError):
-            with open(f"/proc/{number}/comm", errors="surrogateescape") as file:
-                name = file.read().strip()
-            if name in _DAEMONS and os.stat(f"/proc/{number}").st_uid in owners:
-                yield _Daemon(int(number), name, _version(number))
+            if os.stat(f"/proc/{number}").st_uid in owners:
+                version = _version(number)
+                # Without a library: a child that is to become QEMU, or one that has ended, is no daemon.
+                if version is not None or _name(number) == name:
+                    yield _Daemon(int(number), name, version)
+
+
+def _superuser(pid: int) -> int:
+    """Give the user that is 0 in the user namespace of a process."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/uid_map") as file:
+        for inside, outside, _ in (map(int, line.split()) for line in file):
+            if inside == 0:
+                return outside
+    return 0
+
+
+def _are_apart(number: str, qemu: int) -> bool:
+    """Tell whether two processes are known to be in two PID namespaces."""
+    with contextlib.suppress(OSError):
+        return not os.path.samefile(f"/proc/{number}/ns/pid", f"/proc/{qemu}/ns/pid")
+    return False
+
+
+def _name(number: str) -> str:
+    """Give the name of a process, without what wraps it; nothing if it has ended, and nobody asked how."""
+    with contextlib.suppress(OSError), open(f"/proc/{number}/stat", errors="surrogateescape") as file:
+        name, _, rest = file.read().partition("(")[2].rpartition(") ")
+        if not rest.startswith(("Z", "X")):
+            match = _WRAPPED.match(name)
+            return match[1] if match else name
+    return ""
 
 
 def _version(number: str) -> tuple[int, int, int] | None:
