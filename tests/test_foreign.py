@@ -7,7 +7,6 @@ programs of this machine make are made by these.
 from __future__ import annotations
 
 import shlex
-import shutil
 import struct
 import subprocess
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunVmdump
+from oracles import judges
 from oracles.elf_builder import Load, build_elf, note
 from oracles.lime_builder import build_lime
 
@@ -177,19 +177,17 @@ def test_every_kind_is_tried() -> None:
 )  # fmt: skip
 def test_what_really_packs_is_unpacked_by_the_line(name: str, command: str, tmp_path: Path) -> None:
     """The program's own file, and the command of the error message, pasted into a shell."""
-    tool = shlex.split(command.partition("| ")[2] or command)[0]
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
+    judges.require(shlex.split(command.partition("| ")[2] or command)[0])
     core = build_elf([Load(0, bytes(range(256)) * 32)])
     (tmp_path / "core").write_bytes(core)
-    subprocess.run(
-        command.format(new="packed.zip"), shell=True, check=True, cwd=tmp_path, capture_output=True
-    )
+    packed = f"packed.{name}"  # zip and 7z go by the suffix, or add it
+    subprocess.run(command.format(new=packed), shell=True, check=True, cwd=tmp_path, capture_output=True)
     path = tmp_path / "it's packed"
-    (tmp_path / "packed.zip").rename(path)
+    (tmp_path / packed).rename(path)
     error = refused(path)
     assert name in str(error)
     line = str(error).partition("unpack it: ")[2]
+    judges.require(shlex.split(line)[0])
     subprocess.run(line, shell=True, check=True, cwd=tmp_path, capture_output=True)
     assert Path(f"{path}.unpacked").read_bytes() == core
 
@@ -276,8 +274,7 @@ def test_core_of_qemu_itself(tmp_path: Path) -> None:
 
 
 def test_real_core_of_a_process(tmp_path: Path) -> None:
-    if shutil.which("gcore") is None:
-        pytest.skip("gcore is not installed")
+    judges.require("gcore")
     sleeping = subprocess.Popen(["sleep", "100"])
     try:
         done = subprocess.run(
