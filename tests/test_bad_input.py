@@ -22,6 +22,17 @@ from vmdump import errors
 GUEST = "synthetic:2M"
 
 
+@pytest.mark.parametrize("name", ["a", "page", "in"])
+def test_a_name_that_is_a_word_of_the_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_vmdump: RunVmdump
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(build_elf([Load(0, bytes(8192))]))
+    done = run_vmdump("read", name, "0x123456000", "8")
+    assert done.returncode == errors.ReadError.exit_code
+    assert done.stderr.startswith(f"vmdump: {name}: ".encode())
+
+
 class Attempt:
     """One run of the command that must be refused."""
 

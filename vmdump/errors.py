@@ -54,7 +54,8 @@ class VmdumpError(Exception):
     def name_file(self, path: str) -> None:
         """Put the path of the file that the error is about in front of its text, unless there is one."""
         text = str(self)
-        if path not in text:
+        # A path may be any word of the text: "a" is one of most.
+        if f" {path}: " not in f" {text}":
             self.args = (f"{path}: {text}", *self.args[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
