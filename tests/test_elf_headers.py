@@ -15,7 +15,7 @@ from oracles.flattened import flatten
 from oracles.kdump import Kdump
 
 import vmdump
-from vmdump.errors import FormatError
+from vmdump.errors import FormatError, LayoutError
 
 PAGE = 4096
 MIB = 1 << 20
@@ -52,6 +52,23 @@ def test_segments_without_a_physical_address(bits: int, byteorder: str) -> None:
         assert dump.read(0x9EFF0, 16) == LOW[-16:]
     with pytest.raises(FormatError, match="none of its 2 PT_LOADs has a physical address"):
         vmdump.open(build_elf(loads[:2], bits=bits, byteorder=byteorder, machine=machine))
+
+
+def test_a_32_bit_sentinel_in_a_64_bit_core() -> None:
+    """A tool that is 32 bits wide says -1 in as many; no memory begins at the last byte of 4 GiB."""
+    loads = [Load(NOWHERE[32], b"v" * 8192), Load(0x1000, LOW), Load(NOWHERE[32] - PAGE + 1, bytes(PAGE))]
+    with vmdump.open(build_elf(loads)) as dump:
+        assert [block.start for block in dump.blocks] == [0x1000, NOWHERE[32] - PAGE + 1]
+
+
+def test_more_memory_than_any_file_holds(tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    (tmp_path / "core").write_bytes(build_elf([Load(0, b"data" * 1024, memsz=1 << 63)]))
+    for command in (["convert", "-f", "elf"], ["repair"]):
+        done = run_vmdump(*command, tmp_path / "core", tmp_path / "out")
+        assert done.returncode == LayoutError.exit_code
+        assert done.stderr.count(b"\n") == 1
+        assert b"larger than any file" in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_vmdumps_own_last_page(tmp_path: Path) -> None:

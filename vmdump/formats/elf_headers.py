@@ -35,9 +35,10 @@ _MAX_NOTES = 64 << 20
 """Bytes where nobody knows how large the core is: 16 KiB for each of 4096 vCPUs."""
 _MAX_HEADERS = 1 << 20
 """56 MiB of them. A dump with virtual mappings has one for each run of addresses, a guest of 128 MiB 162."""
-_NOWHERE: dict[ElfClass, int] = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
-"""p_paddr, by class, of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an
-offset far behind the end of any file."""
+_NOWHERE = ((1 << 32) - 1, (1 << 64) - 1)
+"""p_paddr of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an offset far
+behind the end of any file. 32-bit kernels and tools also write theirs into 64-bit cores; no memory begins at
+the last byte of 4 GiB."""
 _NO_CORES = {
     1: "an object file or a kernel module",
     2: "a program or a kernel image (vmlinux)",
@@ -129,7 +130,7 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
     for _ in iter_notes(notes, byteorder, path=path):
         pass
     loads = table[table["p_type"] == PT_LOAD]
-    placed = loads["p_paddr"] != _NOWHERE[elf_class]
+    placed = ~np.isin(loads["p_paddr"], np.array(_NOWHERE[: elf_class // 32], loads["p_paddr"].dtype))
     return ElfHeaders(
         elf_class,
         byteorder,

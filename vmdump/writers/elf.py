@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
+from vmdump.errors import LayoutError
 from vmdump.formats.elf import (
     EF_INCOMPLETE,
     EHDR,
@@ -45,6 +46,8 @@ __all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early", "write
 UNIT = 4096
 """Memory begins on a file system block, and is written or left out in such units: holes of the file."""
 _LAST_32BIT = 0xFFFFFFFF
+_MAX_FILE = (1 << 63) - 1
+"""Bytes: file offsets are signed."""
 _MORE_MAPPINGS = 64 << 10
 """Bytes: program headers of 1170 mappings that a guest may add while its memory is written ahead."""
 _SHORT_GAP = 16
@@ -135,6 +138,11 @@ def _plan(
     shoff = phoff + phnum * PHDR[elf_class].size
     notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
     memory_offset = max(align_up(notes_offset + len(notes), UNIT), memory_offset)
+    size = memory_offset + sum(sizes.tolist())
+    if size > _MAX_FILE:
+        raise LayoutError(
+            f"an ELF core of all {size - memory_offset} bytes of memory is larger than any file"
+        )
     ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
     header = EHDR[elf_class].pack(
         source.byteorder,
@@ -158,7 +166,6 @@ def _plan(
     # Joined once: notes may have hundreds of megabytes.
     parts = [header, table.tobytes(), section, notes]
     head = b"".join([*parts, bytes(memory_offset - sum(map(len, parts)))])
-    size = int(ends[-1]) if len(ends) else memory_offset
     return ElfPlan(elf_class, head, size, starts, sizes)
 
 
