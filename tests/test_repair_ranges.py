@@ -295,7 +295,7 @@ def test_sets_with_missing_parts(name: str, missing: tuple[int, ...], tmp_path: 
     assert vmdump.info(tmp_path / "out").incomplete == bool(missing)
 
 
-@pytest.mark.parametrize("cut", [0, 100, 5000, 13000])
+@pytest.mark.parametrize("cut", [0, 5, 100, 5000, 13000])
 def test_set_with_a_part_cut_in_its_headers(cut: int, tmp_path: Path) -> None:
     paths = write_set("zlib", tmp_path)
     os.truncate(paths[1], cut)

@@ -168,7 +168,9 @@ def _open_parts(
         opened.callback(raw.close)
         file, layout = _put_in_place(raw, _magic(raw), damaged=damaged)
         magic = _magic(file)
-        if not magic.startswith(kdump.SIGNATURE) and (any(magic) or not damaged):
+        cut = kdump.SIGNATURE.startswith(magic) or flattened.SIGNATURE.startswith(magic)
+        lost = damaged and (cut or not any(magic))
+        if not lost and not magic.startswith(kdump.SIGNATURE):
             raise FormatError("this is no kdump file, and nothing else is split", path=raw.path)
         parts.append(file)
         layouts.add(layout)
