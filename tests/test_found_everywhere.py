@@ -260,6 +260,21 @@ def test_pages_that_are_damaged_are_passed_over(
     assert found.utsname["sysname"] == "Linux"
 
 
+def test_hundreds_of_damaged_pages_hide_nothing(memory: list[tuple[int, np.ndarray]], place: int) -> None:
+    start, data = memory[1]
+    pages = {(start + at) // PAGE: data[at : at + PAGE].tobytes() for at in range(0, len(data), PAGE)}
+    broken = bytearray(build_kdump(Build(pages)))
+    kept = {place // PAGE - 1, place // PAGE, place // PAGE + 1}
+    with vmdump.open(bytes(broken)) as dump:
+        for pfn in sorted(pages.keys() - kept)[::5]:
+            stored = dump.stored_pages(pfn, 1)
+            assert stored is not None
+            at = int(stored.identities[0])
+            broken[at : at + 50] = bytes(50)
+    with vmdump.open(bytes(broken)) as dump:
+        assert [found.address for found in vmdump.info(dump).vmcoreinfo_found] == [place]
+
+
 def test_names_in_a_damaged_page_say_nothing(memory: list[tuple[int, np.ndarray]], place: int) -> None:
     """It is not known whether the text is right: as the only one it is taken."""
     start, data = memory[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import SupportsIndex
 
@@ -23,7 +23,14 @@ from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
 from vmdump.readers.file import ByteFile, naming_file
-from vmdump.readers.kdump_areas import KINDS, KdumpTable, check_table, read_spans, zero_page
+from vmdump.readers.kdump_areas import (
+    KINDS,
+    KdumpPart,
+    KdumpTable,
+    check_table,
+    read_spans,
+    zero_page,
+)
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.sources.base import Pages
@@ -40,35 +47,6 @@ _CACHED = 8 << 20
 """Bytes of unpacked pages that are kept for small reads, and of descriptors: those of 1.3 GiB of memory."""
 _ROWS = 1024
 """Descriptors read at once for small reads, 24 KiB: a system call takes 1 to 20 us, whatever its size."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The file that holds the pages ``[begin, end)``: the only one, or one of a split set.
-
-    Attributes
-    ----------
-    file : ByteFile
-        Its standard layout.
-    begin, end : int
-        Frame numbers.
-    rank : int
-        Pages in the dump in front of `begin`.
-    table : int
-        Offset of the descriptor of the first page.
-    zero : int
-        Offset of the page that zero pages share, -1 where there is none.
-    base : int
-        Bytes of the files before this one.
-    """
-
-    file: ByteFile
-    begin: int
-    end: int
-    rank: int
-    table: int
-    zero: int
-    base: int
 
 
 class KdumpDump(Dump):
@@ -167,7 +145,7 @@ class KdumpDump(Dump):
         """What the sub-headers of all parts point at; FormatError where that is not inside the file."""
         return b"".join(read_area(file, headers.sub_header, "eraseinfo") for file, headers in self._found)
 
-    def _lay_out(self, found: list[tuple[ByteFile, KdumpHeaders]]) -> Iterator[_Part]:
+    def _lay_out(self, found: list[tuple[ByteFile, KdumpHeaders]]) -> Iterator[KdumpPart]:
         itemsize, base = self._descriptor.itemsize, 0
         for file, headers in found:
             if headers.split and headers.begin_pfn == headers.end_pfn:
@@ -183,7 +161,7 @@ class KdumpDump(Dump):
             # makedumpfile and QEMU put the page that zero pages share in front of all other page data, and
             # that behind the descriptors of all parts.
             zero = zero_page(file, table + self._stored.total * itemsize, headers.block_size)
-            yield _Part(file, headers.begin_pfn, headers.end_pfn, rank, table, zero, base)
+            yield KdumpPart(file, headers.begin_pfn, headers.end_pfn, rank, table, zero, base)
             base += file.size
 
     def _read_bitmaps(self, file: ByteFile, headers: KdumpHeaders) -> NDArray[np.uint64]:
@@ -326,7 +304,7 @@ class KdumpDump(Dump):
         finally:
             self._spare[codec].append(unpacker)
 
-    def _descriptor_of(self, part: _Part, pfn: int) -> tuple[int, int, int]:
+    def _descriptor_of(self, part: KdumpPart, pfn: int) -> tuple[int, int, int]:
         """Give offset, size and flags of a page in the dump; neighbouring descriptors are kept."""
         index = self._stored.rank(pfn) - part.rank
         window, row = divmod(index, _ROWS)
@@ -349,7 +327,7 @@ class KdumpDump(Dump):
         text = f"{self.path}: page {pfn:#x} does not unpack: {error}; see 'vmdump repair'"
         return CodecError(text, engine=error.engine, page=pfn)
 
-    def _cut(self, pfn: int, count: int) -> Iterator[tuple[_Part, int, int]]:
+    def _cut(self, pfn: int, count: int) -> Iterator[tuple[KdumpPart, int, int]]:
         """Give the parts that hold pages ``[pfn, pfn + count)``, and which of these, ``[begin, end)``."""
         for part in self._parts[max(bisect_right(self._begins, pfn) - 1, 0) :]:
             begin, end = max(pfn, part.begin), min(pfn + count, part.end)
@@ -358,7 +336,7 @@ class KdumpDump(Dump):
             if begin < end:  # else the pages are in a part that was lost
                 yield part, begin, end
 
-    def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
+    def _rows(self, part: KdumpPart, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
         """Tell which pages are in the dump, all of one part, and read their descriptors."""
         stored = self._stored.select(pfn, count)
         itemsize = self._descriptor.itemsize
@@ -367,7 +345,7 @@ class KdumpDump(Dump):
         return stored, np.frombuffer(part.file.read(part.table + rank * itemsize, length), self._descriptor)
 
     def _table(
-        self, part: _Part, pfn: int, count: int, damage: dict[int, str] | NDArray[np.bool_] | None = None
+        self, part: KdumpPart, pfn: int, count: int, damage: dict[int, str] | NDArray[np.bool_] | None = None
     ) -> KdumpTable:
         """Read the descriptors, and check them; see `check_table`."""
         present, rows = self._rows(part, pfn, count)
@@ -393,7 +371,7 @@ class KdumpDump(Dump):
                 self._read_batch(part, begin, pages[begin - pfn - first : done], damage)
             pages[done:] = 0
 
-    def _read_batch(self, part: _Part, pfn: int, out: Pages, damage: dict[int, str] | None) -> None:
+    def _read_batch(self, part: KdumpPart, pfn: int, out: Pages, damage: dict[int, str] | None) -> None:
         table = self._table(part, pfn, len(out), damage)
         stored = ~table.zero
         rows = np.flatnonzero(table.present)[stored]
@@ -489,6 +467,13 @@ class _KdumpMemory:
         return bool((self._dump.page_kinds(self._first_pfn + first, last - first) <= PageKind.ZERO).all())
 
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        return self._view(offset, length, scratch, None)
+
+    def view_whole(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Give what :meth:`view` gives, with zeros for the pages that are damaged."""
+        return self._view(offset, length, scratch, {})
+
+    def _view(self, offset: int, length: int, scratch: Pages, damage: dict[int, str] | None) -> Pages:
         page_size = self._page_size
         first, last = offset // page_size, -(-(offset + length) // page_size)
         whole = (
@@ -496,6 +481,9 @@ class _KdumpMemory:
             if length == (last - first) * page_size
             else np.empty((last - first) * page_size, np.uint8)
         )
-        self._dump.read_pages(self._first_pfn + first, whole.reshape(-1, page_size))
+        pages = whole.reshape(-1, page_size)
+        self._dump.read_pages(self._first_pfn + first, pages, damage)
+        if damage:
+            pages[np.array(list(damage)) - (self._first_pfn + first)] = 0
         begin = offset - first * page_size
         return whole[begin : begin + length]

@@ -13,7 +13,7 @@ from vmdump.readers.file import ByteFile
 from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import Pages
 
-__all__ = ["KINDS", "KdumpTable", "check_table", "read_spans", "zero_page"]
+__all__ = ["KINDS", "KdumpPart", "KdumpTable", "check_table", "read_spans", "zero_page"]
 
 KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in kdump.CODEC_FLAGS.items()}
 """Kinds of pages by the flags of their descriptors."""
@@ -21,6 +21,35 @@ KINDS = {0: PageKind.PLAIN} | {flag: PageKind[codec.upper()] for codec, flag in 
 _SPAN_GAP = 4 << 10
 """Page data further apart than this, in bytes, is read with two reads. With larger gaps a batch of pages that
 lie here and there, as changed and shared ones do, would take megabytes that nobody wants."""
+
+
+@dataclass(frozen=True)
+class KdumpPart:
+    """The file that holds the pages ``[begin, end)``: the only one, or one of a split set.
+
+    Attributes
+    ----------
+    file : ByteFile
+        Its standard layout.
+    begin, end : int
+        Frame numbers.
+    rank : int
+        Pages in the dump in front of `begin`.
+    table : int
+        Offset of the descriptor of the first page.
+    zero : int
+        Offset of the page that zero pages share, -1 where there is none.
+    base : int
+        Bytes of the files before this one.
+    """
+
+    file: ByteFile
+    begin: int
+    end: int
+    rank: int
+    table: int
+    zero: int
+    base: int
 
 
 @dataclass(frozen=True)

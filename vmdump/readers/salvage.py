@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,9 @@ from vmdump.readers.bitmap import WINDOW, PageBitmap
 from vmdump.readers.file import ByteFile, RawBytes
 from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
-from vmdump.readers.kdump_areas import zero_page
+from vmdump.readers.kdump_areas import KdumpPart, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
 from vmdump.sources.base import HasDescriptor, Memory, Pages
-
-if TYPE_CHECKING:
-    from vmdump.readers.kdump import _Part
 
 __all__ = ["SalvagedBytes", "SalvagedKdump", "has_headers"]
 
@@ -164,7 +160,7 @@ class SalvagedKdump(KdumpDump):
         self._has_bitmaps = bool(whole)
         return super()._read_bitmaps(whole[0] if whole else file, headers)
 
-    def _with_zero_pages(self) -> Iterator[_Part]:
+    def _with_zero_pages(self) -> Iterator[KdumpPart]:
         """Find the pages that zero pages share, and count the bytes that the files really have.
 
         Where the second bitmap is cut, it does not tell where the descriptors end and the data begin; the
@@ -189,7 +185,7 @@ class SalvagedKdump(KdumpDump):
                         row[(damaged - begin) // 8] &= 0xFF ^ 1 << damaged % 8
         self._present = PageBitmap(self._stored.size, windows, rows)
 
-    def _rows(self, part: _Part, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
+    def _rows(self, part: KdumpPart, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
         stored, rows = super()._rows(part, pfn, count)
         present = self._present.select(pfn, count)
         return present, rows[present[stored]]
@@ -201,7 +197,7 @@ class SalvagedKdump(KdumpDump):
             found[begin - pfn : end - pfn] = self._readable_of(part, begin, end - begin)
         return found
 
-    def _readable_of(self, part: _Part, pfn: int, count: int) -> NDArray[np.bool_]:
+    def _readable_of(self, part: KdumpPart, pfn: int, count: int) -> NDArray[np.bool_]:
         file = next(known for known in self._salvaged if known is part.file)
         stored, rows = super()._rows(part, pfn, count)
         itemsize = np.uint64(rows.dtype.itemsize)

@@ -25,7 +25,7 @@ import numpy as np
 from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, RequestError, TranslationError
 from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Pages, Source, find_block
+from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Pages, Source, find_block
 from vmdump.sources.files import GuestFile
 
 __all__ = [
@@ -412,11 +412,8 @@ class _Search:
         block, begin, end, _ = chunk
         if not hasattr(self._own, "scratch"):
             self._own.scratch = np.empty(min(_CHUNK, self._source.size), np.uint8)
-        known = getattr(block.memory, "is_zero", None)
         try:
-            if known is not None and known(begin, end - begin):
-                return []
-            data = block.memory.view(begin, end - begin, self._own.scratch)
+            data = self._view(block.memory, begin, end - begin)
         except (FormatError, CodecError):
             # What is whole beside a damaged page is looked through, unless most is damaged.
             half = begin + (end - begin) // 2 // MIN_PAGE_SIZE * MIN_PAGE_SIZE
@@ -428,6 +425,19 @@ class _Search:
             self._left -= len(data) if data.any() else 0
         address = block.start + begin
         return [address + offset for offset in _starts(data, address)]
+
+    def _view(self, memory: Memory, begin: int, length: int) -> Pages:
+        """Read memory; what is known to be zero is not read, and where damage is told by pages, they are."""
+        known, whole = getattr(memory, "is_zero", None), getattr(memory, "view_whole", None)
+        try:
+            if known is not None and known(begin, length):
+                return np.empty(0, np.uint8)
+            return memory.view(begin, length, self._own.scratch)
+        except (FormatError, CodecError):
+            if whole is None:
+                raise
+            found: Pages = whole(begin, length, self._own.scratch)
+            return found
 
 
 def _starts(data: Pages, address: int) -> list[int]:
