@@ -16,7 +16,7 @@ import pytest
 from conftest import RunVmdump
 from oracles import judges
 from oracles.elf import ElfCore
-from oracles.elf_builder import note
+from oracles.elf_builder import Load, build_elf, note
 from oracles.kdump import DESCRIPTOR_SIZE, INCOMPLETE, Kdump
 from oracles.kdump_builder import Build, build_kdump, build_split
 from oracles.small_dumps import VMCOREINFO
@@ -299,3 +299,32 @@ def test_makedumpfile_on_a_full_disk(options: tuple[str, ...], run_vmdump: RunVm
     ranges = [(pfn * PAGE, PAGE) for pfn in kept]
     assert judges.drgn_read(tmp_path / "converted", ranges) == expected
     assert judges.libkdumpfile_read(tmp_path / "converted", ranges) == expected
+
+
+@pytest.mark.parametrize("damage", ["length", "place", "size"])
+def test_a_core_with_a_damaged_note(damage: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """Header, memory and the notes in front of it are told, and kept by repair."""
+    status = note(b"CORE", 1, bytes(336))
+    notes = status + note(b"LINUX", 7, b"rest")
+    core = bytearray(build_elf([Load(0x100000, b"memory.." * 1024)], notes=notes))
+    at, length = struct.unpack_from("<Q", core, 64 + 8)[0], struct.unpack_from("<Q", core, 64 + 32)[0]
+    assert core[at : at + length].startswith(status)
+    if damage == "length":
+        struct.pack_into("<I", core, at + len(status) + 4, 0x7FFFFFF0)
+    else:
+        struct.pack_into("<Q", core, 64 + (8 if damage == "place" else 32), 1 << 40)
+    path, out = tmp_path / "core", tmp_path / "out"
+    path.write_bytes(core)
+    with pytest.raises(errors.FormatError):
+        vmdump.open(path)
+    found, _ = told(run_vmdump, path)
+    kept = int(damage == "length")
+    assert found["blocks"] == [[0x100000, 0x102000]]
+    assert found["kinds"] == {"plain": 2}
+    assert found["notes"] == ({"CORE": 1} if kept else {})
+    assert str(path) in str(found["damage"])
+    done = vmdump.repair(path, out)
+    assert (done.kept_pages, done.lost_pages, done.incomplete) == (2, 0, True)
+    with vmdump.open(out) as dump:
+        assert dump.read(0x100000, 8192) == b"memory.." * 1024
+        assert dump.notes == status * kept

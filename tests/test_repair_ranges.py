@@ -104,6 +104,19 @@ def test_lime_that_was_cut(back: int, run_vmdump: RunVmdump, tmp_path: Path) -> 
     assert (found["format"], found["incomplete"]) == ("lime", True)
 
 
+def test_a_log_that_was_cut_off(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """What is not there was not left out by who made the dump."""
+    path = tmp_path / "dump"
+    vmdump.dump("synthetic:64M?seed=5&fill=0.8", path, format="elf")
+    os.truncate(path, 1 << 20)
+    done = run_vmdump("dmesg", path)
+    assert done.returncode == errors.CapabilityError.exit_code
+    assert not done.stdout
+    assert done.stderr.startswith(f"vmdump: {path}: the memory at ".encode())
+    assert done.stderr.count(bytes(path)) == 1
+    assert done.stderr.endswith(b"; the log is not in what is there\n")
+
+
 def test_lime_with_a_damaged_header(tmp_path: Path) -> None:
     """The ranges behind it are found by their headers; what looks like one in memory is none."""
     fake = header(b"EMiL", 1, 0x7000000, 2 * PAGE).ljust(PAGE, b"x")

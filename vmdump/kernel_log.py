@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmdump.errors import CapabilityError, FormatError, ReadError
+from vmdump.errors import CapabilityError, FormatError, ReadError, VmdumpError
 from vmdump.repairing import opened_in_part
 from vmdump.sources.base import Source
 from vmdump.units import ADDRESS_LIMIT
@@ -133,10 +133,17 @@ def dmesg(
     ReadError, SourceError, CodecError
         Memory of the log is not there, or cannot be read.
     """
-    with opened_in_part(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as (guest, _):
-        if not guest.vmcoreinfo:
-            raise CapabilityError("no VMCOREINFO: the guest is no Linux, or does not tell where its log is")
-        yield from _log(guest)
+    with opened_in_part(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as (guest, damage):
+        try:
+            if not guest.vmcoreinfo:
+                raise CapabilityError(
+                    "no VMCOREINFO: the guest is no Linux, or does not tell where its log is"
+                )
+            yield from _log(guest)
+        except VmdumpError as error:
+            if damage:  # it was not excluded, and page tables are not wrong: it is not there
+                error.args = (f"{damage}; the log is not in what is there", *error.args[1:])
+            raise
 
 
 def _log(guest: Source) -> Iterator[LogRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,8 @@ class ElfHeaders:
         e_flags.
     unplaced : int
         PT_LOADs without a physical address.
+    lost_notes : bool
+        Notes are damaged or not there; `notes` are those in front of them.
     """
 
     elf_class: ElfClass
@@ -78,9 +81,12 @@ class ElfHeaders:
     notes: bytes
     flags: int = 0
     unplaced: int = 0
+    lost_notes: bool = False
 
 
-def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int = _MAX_NOTES) -> ElfHeaders:
+def read_headers(
+    read: Callable[[int, int], bytes], *, path: str, max_notes: int = _MAX_NOTES, damaged: bool = False
+) -> ElfHeaders:
     """Read and check the headers and notes of an ELF core.
 
     Parameters
@@ -91,6 +97,8 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
         Named in errors.
     max_notes : int
         Bytes that all notes together may have; the size of the core, where that is known.
+    damaged : bool
+        Take the notes in front of one that is damaged or not there.
 
     Raises
     ------
@@ -121,14 +129,20 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
     noted = table[table["p_type"] == PT_NOTE]
     noted = noted[noted["p_filesz"] != 0]
     segments = list(zip(noted["p_offset"].tolist(), noted["p_filesz"].tolist(), strict=True))
-    total = sum(size for _, size in segments)
-    if total > max_notes:
-        raise FormatError(f"notes of {total} bytes in all are more than the file holds", path=path)
-    notes = b"".join(
-        [read(offset, size).ljust(align_up(size, NOTE_ALIGN), b"\0") for offset, size in segments]
-    )
-    for _ in iter_notes(notes, byteorder, path=path):
-        pass
+    notes, lost_notes = b"", False
+    try:
+        total = sum(size for _, size in segments)
+        if total > max_notes:
+            raise FormatError(f"notes of {total} bytes in all are more than the file holds", path=path)
+        notes = b"".join(
+            [read(offset, size).ljust(align_up(size, NOTE_ALIGN), b"\0") for offset, size in segments]
+        )
+        for _ in iter_notes(notes, byteorder, path=path):
+            pass
+    except FormatError:
+        if not damaged:
+            raise
+        notes, lost_notes = _whole_notes(notes, byteorder), True
     loads = table[table["p_type"] == PT_LOAD]
     placed = ~np.isin(loads["p_paddr"], np.array(_NOWHERE[: elf_class // 32], loads["p_paddr"].dtype))
     return ElfHeaders(
@@ -139,4 +153,14 @@ def read_headers(read: Callable[[int, int], bytes], *, path: str, max_notes: int
         notes,
         header["e_flags"],
         int(np.count_nonzero(~placed)),
+        lost_notes,
     )
+
+
+def _whole_notes(notes: bytes, byteorder: ByteOrder) -> bytes:
+    """Give the notes in front of the first one that is damaged."""
+    end = 0
+    with suppress(FormatError):
+        for note in iter_notes(notes, byteorder):
+            end = note.end
+    return notes[:end]

@@ -35,7 +35,8 @@ class ElfDump(Dump):
     file : ByteFile
         Owned from now on.
     damaged : bool
-        Take what is there of a core that was cut short: the rest is excluded.
+        Take what is there of a core that was cut short, and the notes in front of one that is damaged: the
+        rest of the memory is excluded.
 
     Attributes
     ----------
@@ -59,7 +60,7 @@ class ElfDump(Dump):
         self.files = file.files
         self.path = file.path
         check_segments(file)
-        headers = read_headers(file.read, path=file.path, max_notes=most_notes(file))
+        headers = read_headers(file.read, path=file.path, max_notes=most_notes(file), damaged=damaged)
         check_guest(headers, file.path)
         if headers.unplaced and not len(headers.loads):
             raise FormatError(
@@ -89,7 +90,7 @@ class ElfDump(Dump):
             before, after = (_extents(table) for table in (headers.loads, loads))
             lost = int(np.sum(before[:, 1] - before[:, 0]) - np.sum(after[:, 1] - after[:, 0]))
             self.lost_pages = -(-lost // self.page_size)
-            self.incomplete = self.incomplete or lost > 0
+            self.incomplete = self.incomplete or lost > 0 or headers.lost_notes
 
     def _set_vmcoreinfo(self, text: bytes | None) -> None:
         super()._set_vmcoreinfo(text)
