@@ -19,10 +19,12 @@ from oracles.elf import ElfCore
 from oracles.elf_builder import Load, build_elf, note
 from oracles.kdump import DESCRIPTOR_SIZE, INCOMPLETE, Kdump
 from oracles.kdump_builder import Build, build_kdump, build_split
+from oracles.lime_builder import build_lime
 from oracles.small_dumps import VMCOREINFO
 
 import vmdump
 from vmdump import PageKind, errors
+from vmdump.readers.sniff import open_dump
 
 GUEST = "synthetic:32M?seed=5&fill=0.8"
 PAGE = 4096
@@ -328,3 +330,37 @@ def test_a_core_with_a_damaged_note(damage: str, run_vmdump: RunVmdump, tmp_path
     with vmdump.open(out) as dump:
         assert dump.read(0x100000, 8192) == b"memory.." * 1024
         assert dump.notes == status * kept
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["elf", "lime"])
+def test_pages_that_are_lost_are_not_given_as_zeros(kind: str, threads: int, tmp_path: Path) -> None:
+    data = bytes(range(1, 256)) * (PAGE * 40 // 255 + 1)
+    first, second = data[: 30 * PAGE], data[: 9 * PAGE]
+    memory = [(0x10000, first), (0x100000, second)]
+    file = build_elf([Load(*part) for part in memory]) if kind == "elf" else build_lime(memory)
+    path, out = tmp_path / "dump", tmp_path / "out"
+    path.write_bytes(file[: -7 * PAGE])
+    vmdump.repair(path, out)
+    with vmdump.open(out) as dump, open_dump(path, damaged=True) as damaged:
+        for one in (dump, damaged):
+            seen = {
+                pfn + at: page for pfn, pages in one.batches(threads=threads) for at, page in enumerate(pages)
+            }
+            assert sorted(seen) == [*range(0x10, 0x2E), 0x100, 0x101]
+            assert seen[0x101].tobytes() == second[PAGE : 2 * PAGE]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_an_empty_vmcoreinfo(bits: int, tmp_path: Path) -> None:
+    """Its place without bytes would be taken for the padding of another form of the sub-header."""
+    core = build_elf(
+        [Load(0x100000, b"memory.." * 512)],
+        notes=note(b"VMCOREINFO", 0, b""),
+        bits=bits,
+        machine=bits // 64 * 59 + 3,
+    )
+    (tmp_path / "core").write_bytes(core)
+    vmdump.convert(tmp_path / "core", tmp_path / "out")
+    with vmdump.open(tmp_path / "out") as dump:
+        assert dump.read(0x100000, PAGE) == b"memory.." * 512

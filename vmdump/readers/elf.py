@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,6 +106,9 @@ class ElfDump(Dump):
     def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
         """Tell which pages of the guest's blocks are in no PT_LOAD; None if all are."""
         return None if self._pieces is None else self._pieces.excluded(pfn, count, self.page_size)
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        yield from super()._runs() if self._pieces is None else self._pieces.runs(self.page_size)
 
     @property
     def eraseinfo(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,11 @@ class PieceList:
         kept = begins < ends
         self._gaps[page_size] = np.stack((begins[kept], ends[kept]), axis=1)
         return int((ends - begins).sum(dtype=np.uint64)) * page_size
+
+    def runs(self, page_size: int) -> Iterator[tuple[int, int]]:
+        """Give the runs of pages that are not excluded: frame numbers ``[begin, end)``, ascending."""
+        begins, ends = self._pieces_bounds
+        yield from map(tuple, runs_of_pages(begins, ends - begins, page_size).tolist())
 
     def excluded(self, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
         """Tell which of `count` pages from `pfn` on are excluded, by what :meth:`leave_out` has found."""

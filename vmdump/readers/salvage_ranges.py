@@ -56,6 +56,9 @@ class _Salvaged(Dump):
         """Tell which pages of the ranges are not whole."""
         return self._pieces.excluded(pfn, count, self.page_size)
 
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        yield from self._pieces.runs(self.page_size)
+
 
 class SalvagedLime(_Salvaged):
     """The memory of a damaged LiME file, in whole pages; what its headers tell and is not there is excluded.

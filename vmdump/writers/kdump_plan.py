@@ -148,6 +148,8 @@ def _head(
         nr_cpus=source.nr_cpus,
     )
     vmcoreinfo = find_vmcoreinfo(source.notes, source.byteorder)
+    if vmcoreinfo and not vmcoreinfo.size:
+        vmcoreinfo = None  # a place without bytes is taken for the padding of another form
     begin, end = part or (0, 0)
     # makedumpfile --reassemble joins what all parts say was erased: the first says it for all.
     erased = source.eraseinfo if begin == 0 else b""
