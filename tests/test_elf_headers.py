@@ -79,6 +79,12 @@ def test_vmdumps_own_last_page(tmp_path: Path) -> None:
         assert dump.read((1 << 64) - 1, 1) == b"e"
 
 
+def test_the_last_byte_alone(tmp_path: Path) -> None:
+    vmdump.dump([(0x1000, bytes(PAGE)), ((1 << 64) - 1, b"e")], tmp_path / "core", format="elf")
+    with vmdump.open(tmp_path / "core") as dump:
+        assert dump.read((1 << 64) - 1, 1) == b"e"
+
+
 @pytest.mark.parametrize("count", [1, 3, 70_000])
 def test_notes_with_nothing_in_them(count: int, tmp_path: Path) -> None:
     """Room for the notes of CPUs that are off is zeros; it is not counted, and not carried on."""

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,23 @@ def test_lime_that_was_cut(back: int, run_vmdump: RunVmdump, tmp_path: Path) -> 
     assert repaired(path, tmp_path / "out") == lime_pages(len(data) - back)
     found = json.loads(run_vmdump("info", path, "--json").stdout)
     assert (found["format"], found["incomplete"]) == ("lime", True)
+
+
+@pytest.mark.parametrize("build", [build_lime, build_avml])
+@pytest.mark.parametrize("command", ["info", "repair", "dmesg"])
+def test_the_end_of_the_address_space(
+    command: str,
+    build: Callable[[Sequence[tuple[int, bytes]]], bytes],
+    run_vmdump: RunVmdump,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(build([(0x1000, bytes(range(256)) * 64), ((1 << 64) - PAGE, bytes(PAGE))])[:-9])
+    done = run_vmdump(command, path, *([tmp_path / "out"] if command == "repair" else []))
+    assert done.returncode == errors.FormatError.exit_code
+    assert done.stderr.startswith(f"vmdump: {path}: ".encode())
+    assert done.stderr.count(b"\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_log_that_was_cut_off(run_vmdump: RunVmdump, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def read_headers(
         notes, lost_notes = _whole_notes(notes, byteorder), True
     loads = table[table["p_type"] == PT_LOAD]
     placed = ~np.isin(loads["p_paddr"], np.array(_NOWHERE[: elf_class // 32], loads["p_paddr"].dtype))
+    placed |= loads["p_memsz"] == 1  # the last byte of all addresses, which a range of LiME may be
     return ElfHeaders(
         elf_class,
         byteorder,

@@ -18,7 +18,7 @@ from vmdump.readers.file import ByteFile
 from vmdump.readers.lime import read_range
 from vmdump.sources.base import MIN_PAGE_SIZE
 from vmdump.sources.blocks import MAX_BLOCKS, BlockList
-from vmdump.units import merge_runs
+from vmdump.units import ADDRESS_LIMIT, merge_runs
 
 __all__ = ["SalvagedAvml", "SalvagedLime"]
 
@@ -41,8 +41,7 @@ class _Salvaged(Dump):
     _pieces: PieceList
 
     def _set_pieces(self, pieces: BlockList, ranges: list[tuple[int, int]]) -> None:
-        table = np.array(list(merge_runs(sorted(ranges))), np.uint64).reshape(-1, 2)
-        self._pieces = PieceList(pieces, table, self.path)
+        self._pieces = PieceList(pieces, _merged(ranges, self.path), self.path)
 
     def _set_vmcoreinfo(self, text: bytes | None) -> None:
         super()._set_vmcoreinfo(text)
@@ -184,7 +183,7 @@ class SalvagedAvml(_Salvaged, AvmlDump):
         lasts = np.append(firsts[1:], len(starts)) - 1
         starts, ends = starts[firsts], ends[lasts]
         claimed = [(start, start + size) for start, size in ranges]
-        edges = np.array(list(merge_runs(sorted(claimed))), np.uint64).reshape(-1, 2)
+        edges = _merged(claimed, self.path)
         # Inside a page the memory that was lost would be zero.
         page = np.uint64(MIN_PAGE_SIZE)
         starts = np.where(np.isin(starts, edges[:, 0]), starts, -(-starts // page) * page)
@@ -219,6 +218,13 @@ class SalvagedAvml(_Salvaged, AvmlDump):
 
     def _checksum(self, index: int) -> int:
         return int.from_bytes(self._file.read(int(self._places[index]) - 4, 4), lime.BYTEORDER)
+
+
+def _merged(ranges: list[tuple[int, int]], path: str) -> _Table:
+    """Give ``[begin, end)`` of ranges that touch as one; FormatError where one ends at 2^64."""
+    if max((end for _, end in ranges), default=0) >= ADDRESS_LIMIT:
+        raise FormatError("memory up to the end of the address space is not repaired", path=path)
+    return np.array(list(merge_runs(sorted(ranges))), np.uint64).reshape(-1, 2)
 
 
 def _lime_ranges(file: ByteFile) -> Iterator[tuple[int, int, int]]:
