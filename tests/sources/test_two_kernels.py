@@ -260,6 +260,18 @@ def test_a_file_of_that_name(lime: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert Kdump(Path(f"dump{number}")).vmcoreinfo == mine
 
 
+def test_files_with_many_of_them() -> None:
+    """Kernels that are not in memory do not hide the one that is, behind them."""
+    memory = bytearray(SIZE)
+    CRASHED.put(memory)
+    for index in range(200):
+        Kernel(f"5.{index}", index << 12, 1_800_000_000).place(memory, (3000 + index) * PAGE, "text")
+    CRASHED.place(memory, 3500 * PAGE, "note")
+    source = guest(memory)
+    assert source.vmcoreinfo["OSRELEASE"] == CRASHED.release
+    assert [place.verdict for place in vmdump.info(source).vmcoreinfo_found] == ["wrong"] * 32 + ["right"]
+
+
 def test_memory_that_is_full_of_them() -> None:
     """Work is bounded, however many pages begin so."""
     memory = np.zeros((64 << 20) // PAGE * PAGE, np.uint8).reshape(-1, PAGE)

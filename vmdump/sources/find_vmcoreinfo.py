@@ -47,6 +47,8 @@ _SILENT = 1.0
 _MAX_PAGES = 4096
 """Pages that begin as VMCOREINFO does: a guest that is full of them takes 10 s, no more."""
 _MAX_FOUND = 64
+_MAX_WRONG = 32
+"""Of these that are told: files in the page cache may have more, in front of the guest's own."""
 _MAX_FAILED = 256
 """Reads of less than a chunk that may fail, looking for what is whole beside damaged pages."""
 _MAX_RATIO = 64
@@ -295,11 +297,17 @@ def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings
     """
     found: list[FoundVmcoreinfo] = []
     judged: dict[bytes, tuple[Verdict, int]] = {}
+    wrong = 0
     search = _Search(source, cancelled)
     for address, text in search.texts():
         if text not in judged:
+            if len(judged) == _MAX_FOUND:
+                judged.clear()
             guest = source.with_vmcoreinfo(text)
             judged[text] = _verdict(guest), _cpus_in(guest)
+        wrong += judged[text][0] == "wrong"
+        if judged[text][0] == "wrong" and wrong > _MAX_WRONG:
+            continue
         found.append(FoundVmcoreinfo(address, text, *judged[text]))
         if len(found) == _MAX_FOUND:
             break
