@@ -71,6 +71,20 @@ def test_signal_around_the_name(when: str, number: signal.Signals, scratch: Path
         assert [path.name for path in scratch.iterdir()] == ["guest"]
 
 
+def test_nohup(scratch: Path) -> None:
+    """Whoever logs out does not end a dump that was started with it."""
+    words = ("-c", PUBLISH, "sync", str(int(signal.SIGHUP)), "dump", "synthetic:2M", str(scratch / "guest"))
+    done = subprocess.run(
+        ["nohup", sys.executable, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [path.name for path in scratch.iterdir()] == ["guest"]
+
+
 IN_A_DESTRUCTOR = """
 import os, signal, sys
 import vmdump.pipeline.control

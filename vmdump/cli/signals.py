@@ -29,7 +29,7 @@ class Signals:
     """Handle the signals that end a command. A context manager, in the main thread.
 
     The first one after :meth:`begin` raises :class:`Interrupted`, once; cleaning up cannot be interrupted
-    then. After :meth:`settle` or :meth:`end` none does any more.
+    then. After :meth:`settle` or :meth:`end` none does any more. SIGHUP stays ignored where nohup ignores it.
 
     Parameters
     ----------
@@ -68,7 +68,11 @@ class Signals:
         self._woken = signal.set_wakeup_fd(self._order, warn_on_full_buffer=False)
         sys.unraisablehook = self._raise_again
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self)
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before is signal.SIG_IGN:
+                continue  # nohup
+            self._before[number] = before
+            signal.signal(number, self)
         return self
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
