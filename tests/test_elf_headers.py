@@ -13,6 +13,7 @@ from oracles.elf import ElfCore, split_notes
 from oracles.elf_builder import Load, build_elf, note
 from oracles.flattened import flatten
 from oracles.kdump import Kdump
+from oracles.lime_builder import build_lime
 
 import vmdump
 from vmdump.errors import FormatError, LayoutError
@@ -55,10 +56,25 @@ def test_segments_without_a_physical_address(bits: int, byteorder: str) -> None:
 
 
 def test_a_32_bit_sentinel_in_a_64_bit_core() -> None:
-    """A tool that is 32 bits wide says -1 in as many; no memory begins at the last byte of 4 GiB."""
-    loads = [Load(NOWHERE[32], b"v" * 8192), Load(0x1000, LOW), Load(NOWHERE[32] - PAGE + 1, bytes(PAGE))]
+    """A tool that is 32 bits wide says -1 in as many; the virtual address is of a whole page."""
+    loads = [
+        Load(NOWHERE[32], b"v" * 8192, vaddr=0xFFFFC90000000000),
+        Load(0x1000, LOW),
+        Load(NOWHERE[32] - PAGE + 1, bytes(PAGE)),
+    ]
     with vmdump.open(build_elf(loads)) as dump:
         assert [block.start for block in dump.blocks] == [0x1000, NOWHERE[32] - PAGE + 1]
+
+
+def test_memory_that_begins_at_the_last_byte_of_4_gib(tmp_path: Path) -> None:
+    """A range that was cut there is no sentinel, in vmdump's own cores above all."""
+    ranges = [(NOWHERE[32] - PAGE + 1, HIGH[: PAGE - 1]), (NOWHERE[32], HIGH[:8])]
+    (tmp_path / "lime").write_bytes(build_lime(ranges))
+    vmdump.convert(tmp_path / "lime", tmp_path / "elf", format="elf")
+    with vmdump.open(tmp_path / "elf") as dump:
+        assert dump.size == PAGE + 7
+        for start, data in ranges:
+            assert dump.read(start, len(data)) == data
 
 
 def test_more_memory_than_any_file_holds(tmp_path: Path, run_vmdump: RunVmdump) -> None:

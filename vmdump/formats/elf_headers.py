@@ -36,10 +36,10 @@ _MAX_NOTES = 64 << 20
 """Bytes where nobody knows how large the core is: 16 KiB for each of 4096 vCPUs."""
 _MAX_HEADERS = 1 << 20
 """56 MiB of them. A dump with virtual mappings has one for each run of addresses, a guest of 128 MiB 162."""
-_NOWHERE = ((1 << 32) - 1, (1 << 64) - 1)
-"""p_paddr of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an offset far
-behind the end of any file. 32-bit kernels and tools also write theirs into 64-bit cores; no memory begins at
-the last byte of 4 GiB."""
+_NOWHERE: dict[ElfClass, int] = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
+"""p_paddr, by class, of what has no physical address: in /proc/kcore that is vmalloc, say, with 32 TiB at an
+offset far behind the end of any file."""
+_PAGE_OFFSET = 0xFFF
 _NO_CORES = {
     1: "an object file or a kernel module",
     2: "a program or a kernel image (vmlinux)",
@@ -144,8 +144,7 @@ def read_headers(
             raise
         notes, lost_notes = _whole_notes(notes, byteorder), True
     loads = table[table["p_type"] == PT_LOAD]
-    placed = ~np.isin(loads["p_paddr"], np.array(_NOWHERE[: elf_class // 32], loads["p_paddr"].dtype))
-    placed |= loads["p_memsz"] == 1  # the last byte of all addresses, which a range of LiME may be
+    placed = _placed(loads, elf_class)
     return ElfHeaders(
         elf_class,
         byteorder,
@@ -156,6 +155,20 @@ def read_headers(
         int(np.count_nonzero(~placed)),
         lost_notes,
     )
+
+
+def _placed(loads: NDArray[np.void], elf_class: ElfClass) -> NDArray[np.bool_]:
+    """Tell which PT_LOADs have a physical address."""
+    paddr = loads["p_paddr"]
+    nowhere = paddr == np.array(_NOWHERE[elf_class], paddr.dtype)
+    if elf_class == 64:
+        # A 32-bit one in a 64-bit core. A range of memory may begin there; its virtual address would, too.
+        vaddr = loads["p_vaddr"]
+        moved = (vaddr != 0) & (vaddr & np.array(_PAGE_OFFSET, vaddr.dtype) != _PAGE_OFFSET)
+        nowhere |= (paddr == np.array(_NOWHERE[32], paddr.dtype)) & moved
+    # The last byte of all addresses, which a range of LiME may be.
+    placed: NDArray[np.bool_] = ~nowhere | (loads["p_memsz"] == 1)
+    return placed
 
 
 def _whole_notes(notes: bytes, byteorder: ByteOrder) -> bytes:
