@@ -35,8 +35,9 @@ settings.register_profile(
 )
 settings.load_profile("vmdump")
 
-# Of a test run under nohup, vmdump would ignore it as well.
+# What a test run ignores under nohup, or in the background of a shell, its children would ignore as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import ExcludedPage, ReadError
+from vmdump.errors import ExcludedPage
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.file import naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
@@ -125,29 +125,22 @@ class Dump(Source):
 
     def read(self, address: int, length: int) -> bytes:
         """Read guest-physical memory; see :meth:`vmdump.sources.base.Source.read`."""
-        try:
+        with naming_file(self.path):
             return super().read(address, length)
-        except ReadError as error:
-            error.name_file(self.path)
-            raise
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
         """Find memory; see :meth:`vmdump.sources.base.Source.pieces`."""
-        try:
+        with naming_file(self.path):
             yield from super().pieces(begin, end)
-        except ReadError as error:
-            error.name_file(self.path)
-            raise
 
     def _demand(self, pfn: int, count: int) -> None:
         """Raise ReadError or ExcludedPage unless all these pages are in the dump."""
-        for _ in find_pieces(self._page_blocks, pfn * self.page_size, (pfn + count) * self.page_size):
-            pass
-        excluded = self.excluded_pages(pfn, count)
-        if excluded is not None and excluded.any():
-            error = ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
-            error.name_file(self.path)
-            raise error
+        with naming_file(self.path):
+            for _ in find_pieces(self._page_blocks, pfn * self.page_size, (pfn + count) * self.page_size):
+                pass
+            excluded = self.excluded_pages(pfn, count)
+            if excluded is not None and excluded.any():
+                raise ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
 
     def _fill(self, pfn: int, out: Pages) -> None:
         """Read pages that are in blocks; excluded ones become zeros."""
