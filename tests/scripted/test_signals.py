@@ -78,9 +78,10 @@ def test_signals_while_qemu_is_silent(numbers: tuple[signal.Signals, ...], tmp_p
                 child.send_signal(each)
                 time.sleep(0.1)
             line = line_of(child, CODES[numbers[0]])
-            assert "may still be paused until QEMU answers" in line
-            assert "the guardian resumes it" in line
-            assert len(guardians(qemu)) == 1
+            left = len(guardians(qemu))
+            # QEMU may have answered before it froze: then vmdump has resumed the guest itself.
+            told = "may still be paused until QEMU answers" in line and "the guardian resumes it" in line
+            assert left == told
         check_runs(qemu)
         assert qemu.commands.count("cont") == 1
 
