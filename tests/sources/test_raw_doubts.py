@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunVmdump
+from raw_files import ranges, sparse
 
 import vmdump
 from vmdump.errors import LayoutError
@@ -21,19 +22,6 @@ MIB = 1 << 20
 GIB = 1 << 30
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 RELEASE = "6.1.0-raw"
-
-
-def sparse(path: Path, size: int, pages: dict[int, bytes] | None = None) -> Path:
-    with path.open("wb") as file:
-        file.truncate(size)
-        for offset, data in (pages or {}).items():
-            file.seek(offset)
-            file.write(data)
-    return path
-
-
-def ranges(guest: vmdump.Source) -> list[tuple[int, int]]:
-    return [(block.start, block.end) for block in guest.blocks]
 
 
 def names(release: str = RELEASE) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from conftest import RunVmdump
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_files import ranges, sparse
 
 import vmdump
 from vmdump.errors import LayoutError, RequestError
@@ -66,19 +67,6 @@ LAYOUTS = (
     ("mac99&arch=ppc", 128 * MIB, [(0, 0x8000000)]),
     ("s390-ccw-virtio&arch=s390x", 4 * GIB, [(0, 0x100000000)]),
 )
-
-
-def sparse(path: Path, size: int, pages: dict[int, bytes] | None = None) -> Path:
-    with path.open("wb") as file:
-        file.truncate(size)
-        for offset, data in (pages or {}).items():
-            file.seek(offset)
-            file.write(data)
-    return path
-
-
-def ranges(guest: vmdump.Source) -> list[tuple[int, int]]:
-    return [(block.start, block.end) for block in guest.blocks]
 
 
 @pytest.mark.parametrize(("machine", "size", "expected"), LAYOUTS)
