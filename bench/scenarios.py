@@ -33,7 +33,7 @@ from measure import (
 from peers import dump_with_makedumpfile, dump_with_qemu, dump_with_vmdump
 
 import vmdump
-from vmdump.compare import compare
+from vmdump.operations.verify import compare
 from vmdump.units import format_size, parse_size
 
 FORMATS = ("elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", "kdump-zstd")

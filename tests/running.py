@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from vmdump.arch import arch_by_name
-from vmdump.sources.base import Block, Source
+from vmdump.guest.guest import Block, Source
 
 PAGE = 4096
 Blocks = list[tuple[int, np.ndarray]]

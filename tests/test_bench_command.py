@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vmdump
-from vmdump.benchmark import Benchmark, Candidate, efficient
 from vmdump.cli.bench import _show, answer
 from vmdump.cli.chart import draw_picture, draw_text, letters
 from vmdump.cli.progress import progress_bar
-from vmdump.writers.disk import DiskSpeed
+from vmdump.operations.bench.bench import Benchmark, Candidate, efficient
+from vmdump.operations.bench.disk import DiskSpeed
 
 PAGE = 4096
 

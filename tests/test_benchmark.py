@@ -24,12 +24,12 @@ from test_sample import Fragments
 from zlib_ng import zlib_ng
 
 import vmdump
-from vmdump import benchmark, errors
-from vmdump.benchmark import Benchmark, efficient
-from vmdump.kernels.engines import Engine, engines
-from vmdump.pipeline import trial
-from vmdump.writers import disk
-from vmdump.writers.disk import DiskSpeed
+from vmdump import errors
+from vmdump.codecs.engines import Engine, engines
+from vmdump.operations.bench import bench as benchmark
+from vmdump.operations.bench import disk, trial
+from vmdump.operations.bench.bench import Benchmark, efficient
+from vmdump.operations.bench.disk import DiskSpeed
 
 PAGE = 4096
 COUNT = 96

@@ -10,7 +10,7 @@ import pytest
 from conftest import RunVmdump
 
 import vmdump
-from vmdump.compare import compare
+from vmdump.operations.verify import compare
 
 PAGE = 4096
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import RunVmdump
 
 import vmdump
-from vmdump.kernels.engines import engines, make_packer
+from vmdump.codecs.engines import engines, make_packer
 
 GUEST = "synthetic:64M?seed=3&fill=0.5"
 PAGE = 4096

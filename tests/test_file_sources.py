@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vmdump
 from vmdump.errors import LayoutError, RequestError, SourceError
-from vmdump.sources.files import FileMemory, GuestFile
+from vmdump.guest.files import FileMemory, GuestFile
 
 PAGE = 4096
 

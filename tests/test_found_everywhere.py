@@ -19,8 +19,8 @@ from oracles.lime_builder import build_avml, build_lime
 
 import vmdump
 from vmdump.errors import Cancelled, CapabilityError, SourceError
+from vmdump.guest.linux import find_vmcoreinfo
 from vmdump.readers.kdump import KdumpDump
-from vmdump.sources import find_vmcoreinfo
 
 PAGE = 4096
 KINDS = ("lime", "avml", "elf", "kdump", "raw")
@@ -403,7 +403,7 @@ def test_a_search_is_ended_with_its_dump(
 
     monkeypatch.setattr(find_vmcoreinfo, "_starts", look)
     from vmdump.job import DumpJob
-    from vmdump.request import check_request
+    from vmdump.operations.request import check_request
 
     running = DumpJob(check_request(sources["lime"], tmp_path / "ended").run)
     running.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmdump.errors import OutputExists, SinkError
-from vmdump.writers.output import Output
+from vmdump.sinks.file import Output
 
 
 @pytest.fixture(params=["without a name", "with a hidden name"])

@@ -16,8 +16,8 @@ from conftest import RunVmdump
 
 import vmdump
 from vmdump import errors
-from vmdump.compare import compare
-from vmdump.writers.split import part_names
+from vmdump.operations.verify import compare
+from vmdump.sinks.set import part_names
 
 PAGE = 4096
 

@@ -13,7 +13,7 @@ from test_hostile_sizes import run
 
 import vmdump
 from vmdump.readers.bitmap import WINDOW, PageBitmap, read_bitmap
-from vmdump.readers.file import BufferBytes, PlainBytes
+from vmdump.readers.bytes.file import BufferBytes, PlainBytes
 
 PAGE = 4096
 FAR = 0x200080000000

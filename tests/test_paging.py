@@ -14,8 +14,8 @@ from oracles.page_tables import LEGACY, PAE, PAGE, Shape, Tables, aarch64, long_
 from vmdump.arch import arch_by_name
 from vmdump.arch.paging import Runs
 from vmdump.errors import CapabilityError, ReadError, TranslationError
-from vmdump.sources.base import Block
-from vmdump.sources.buffers import BlockSource, BufferMemory
+from vmdump.guest.buffers import BlockSource, BufferMemory
+from vmdump.guest.guest import Block
 
 MIB = 1 << 20
 PG, PSE, PAE_BIT, LA57 = 1 << 31, 1 << 4, 1 << 5, 1 << 12

@@ -15,8 +15,8 @@ from oracles.page_tables import LEGACY, PAE, PAGE, Shape, Tables, long_mode
 import vmdump
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, LayoutError
-from vmdump.sources.base import Block
-from vmdump.sources.buffers import BlockSource, BufferMemory
+from vmdump.guest.buffers import BlockSource, BufferMemory
+from vmdump.guest.guest import Block
 
 MIB = 1 << 20
 MODES = {

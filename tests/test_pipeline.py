@@ -22,9 +22,9 @@ from running import FileRam, RunningGuest, noise
 
 import vmdump
 from vmdump.errors import SourceError
+from vmdump.guest.guest import Block, Pages
 from vmdump.pipeline.plan import Slice, cut_runs
 from vmdump.pipeline.workers import in_order
-from vmdump.sources.base import Block, Pages
 
 
 class Extents:

@@ -12,8 +12,8 @@ from conftest import MACHINES
 from oracles import elf_builder
 
 import vmdump
-from vmdump.compare import compare
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError, VmdumpError
+from vmdump.operations.verify import compare
 
 PAGE = 4096
 FORMATS = [("elf", "auto")] + [

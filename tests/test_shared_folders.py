@@ -22,7 +22,7 @@ import pytest
 
 import vmdump
 from vmdump.errors import Cancelled, OutputExists, SinkError
-from vmdump.writers.output import Output
+from vmdump.sinks.file import Output
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 

@@ -22,7 +22,7 @@ def ended_by(number: signal.Signals) -> tuple[int, bytes]:
 PUBLISH = """
 import os, signal, sys
 from vmdump.cli.main import main
-from vmdump.writers.output import Output
+from vmdump.sinks.file import Output
 
 when, number = sys.argv[1], int(sys.argv[2])
 publish, close = Output._publish, Output.close
@@ -149,7 +149,7 @@ def test_signal_at_an_import(module: str, number: signal.Signals) -> None:
 
 BUSY = """
 import ctypes, sys
-import vmdump.features
+import vmdump.operations.capabilities
 from vmdump.cli.main import main
 
 def busy():
@@ -157,7 +157,7 @@ def busy():
     ctypes.PyDLL(None).sleep(1)  # an extension that does not let Python see to its signals
     ctypes.PyDLL(None).sleep(1)
 
-vmdump.features.capabilities = busy
+vmdump.operations.capabilities.capabilities = busy
 sys.exit(main())
 """
 

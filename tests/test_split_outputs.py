@@ -12,8 +12,8 @@ import pytest
 
 import vmdump
 from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError
-from vmdump.writers.output import Output
-from vmdump.writers.split import OutputSet, part_names
+from vmdump.sinks.file import Output
+from vmdump.sinks.set import OutputSet, part_names
 
 GUEST = "synthetic:24M?seed=9&fill=0.5"
 

@@ -17,7 +17,7 @@ from oracles.kdump_builder import Build, build_kdump
 
 import vmdump
 from vmdump import errors
-from vmdump.compare import left_out
+from vmdump.operations.verify import left_out
 from vmdump.readers import kdump
 
 PAGE = 4096

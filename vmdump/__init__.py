@@ -9,18 +9,18 @@ from vmdump import errors
 
 if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, open, open_source, start_dump
-    from vmdump.benchmark import Benchmark, Candidate, bench
-    from vmdump.compare import Verification, verify
-    from vmdump.conversion import convert
-    from vmdump.features import Capabilities, FormatState, capabilities
+    from vmdump.guest.buffers import BlockSource, BufferMemory
+    from vmdump.guest.guest import Block, Memory, Source
     from vmdump.job import DumpJob, Progress, Report
-    from vmdump.kernel_log import LogRecord, dmesg
+    from vmdump.operations.bench.bench import Benchmark, Candidate, bench
+    from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
+    from vmdump.operations.convert import convert
+    from vmdump.operations.dmesg import LogRecord, dmesg
+    from vmdump.operations.info import DumpInfo, info
+    from vmdump.operations.repair import Repair, repair
+    from vmdump.operations.verify import Verification, verify
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind, StoredPages
-    from vmdump.repairing import Repair, repair
-    from vmdump.sources.base import Block, Memory, Source
-    from vmdump.sources.buffers import BlockSource, BufferMemory
-    from vmdump.summary import DumpInfo, info
 
 __version__ = "0.1.0"
 
@@ -64,37 +64,37 @@ __all__ = [
 # and waits for no part that it does not need; numpy alone takes 50 ms. No module here may have one of these
 # names: whoever imported the module would find it in the place of the function.
 _HOMES = {
-    "Benchmark": "vmdump.benchmark",
-    "Block": "vmdump.sources.base",
-    "BlockSource": "vmdump.sources.buffers",
-    "BufferMemory": "vmdump.sources.buffers",
-    "Candidate": "vmdump.benchmark",
-    "Capabilities": "vmdump.features",
+    "Benchmark": "vmdump.operations.bench.bench",
+    "Block": "vmdump.guest.guest",
+    "BlockSource": "vmdump.guest.buffers",
+    "BufferMemory": "vmdump.guest.buffers",
+    "Candidate": "vmdump.operations.bench.bench",
+    "Capabilities": "vmdump.operations.capabilities",
     "Dump": "vmdump.readers.dump",
-    "DumpInfo": "vmdump.summary",
+    "DumpInfo": "vmdump.operations.info",
     "DumpJob": "vmdump.job",
-    "FormatState": "vmdump.features",
-    "LogRecord": "vmdump.kernel_log",
-    "Memory": "vmdump.sources.base",
+    "FormatState": "vmdump.operations.capabilities",
+    "LogRecord": "vmdump.operations.dmesg",
+    "Memory": "vmdump.guest.guest",
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
-    "Repair": "vmdump.repairing",
+    "Repair": "vmdump.operations.repair",
     "Report": "vmdump.job",
-    "Source": "vmdump.sources.base",
+    "Source": "vmdump.guest.guest",
     "StoredPages": "vmdump.readers.kinds",
-    "Verification": "vmdump.compare",
-    "bench": "vmdump.benchmark",
-    "capabilities": "vmdump.features",
-    "convert": "vmdump.conversion",
-    "dmesg": "vmdump.kernel_log",
+    "Verification": "vmdump.operations.verify",
+    "bench": "vmdump.operations.bench.bench",
+    "capabilities": "vmdump.operations.capabilities",
+    "convert": "vmdump.operations.convert",
+    "dmesg": "vmdump.operations.dmesg",
     "dump": "vmdump.api",
     "dump_async": "vmdump.api",
-    "info": "vmdump.summary",
+    "info": "vmdump.operations.info",
     "open": "vmdump.api",
     "open_source": "vmdump.api",
-    "repair": "vmdump.repairing",
+    "repair": "vmdump.operations.repair",
     "start_dump": "vmdump.api",
-    "verify": "vmdump.compare",
+    "verify": "vmdump.operations.verify",
 }
 
 if not TYPE_CHECKING:  # mypy would take every misspelt name for one that this knows

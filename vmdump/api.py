@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
 from vmdump.job import DumpJob, Report
+from vmdump.operations.request import DumpOptions, check_request, open_source
 from vmdump.pipeline.control import Control
-from vmdump.request import DumpOptions, check_request, open_source
 
 if TYPE_CHECKING:
+    from vmdump.operations.request import AnySource
     from vmdump.readers.dump import Dump
     from vmdump.readers.sniff import AnyDump
-    from vmdump.request import AnySource
 
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from vmdump.codecs import bindings, engines
 from vmdump.errors import EngineUnavailable, RequestError
-from vmdump.kernels import bindings, engines
 from vmdump.kernels.pack import NATIVE_ENGINES, missing_engines, native_engines
 
 NAMES = {

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zlib_ng import zlib_ng
 
+from vmdump.codecs.bindings import BindingPacker, BindingUnpacker
+from vmdump.codecs.engines import Engine, engines, make_packer, make_unpacker
 from vmdump.errors import CodecError, EngineUnavailable, RequestError
-from vmdump.kernels.bindings import BindingPacker, BindingUnpacker
-from vmdump.kernels.engines import Engine, engines, make_packer, make_unpacker
 from vmdump.kernels.pack import NATIVE_ENGINES, Packer, Unpacker, native_engines
 
 Bytes = npt.NDArray[np.uint8]

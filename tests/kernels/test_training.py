@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vmdump.kernels.engines import Engine, engines, make_packer
+from vmdump.codecs.engines import Engine, engines, make_packer
 from vmdump.kernels.pack import Packer, native_engines
 
 Bytes = npt.NDArray[np.uint8]

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from scripted.fake_qemu import PAGE, Child, page_of
 from vmdump.errors import AccessDenied, GuestBusy, SourceError
-from vmdump.sources.base import Memory
-from vmdump.sources.files import FileMemory, GuestFile
+from vmdump.guest.files import FileMemory, GuestFile
+from vmdump.guest.guest import Memory
+from vmdump.sources.process.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.sources.process.pagemap import PageTable
+from vmdump.sources.process.process import Process, covering
 from vmdump.sources.qemu.layout import _continues
-from vmdump.sources.qemu.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
-from vmdump.sources.qemu.pagemap import PageTable
-from vmdump.sources.qemu.process import Process, covering
 
 MADV_SPLITS, MADV_GUARD_INSTALL, MADV_HWPOISON, MADV_FREE = 16, 102, 100, 8
 PAGES = 96

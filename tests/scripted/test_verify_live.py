@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 # Waits inside the stop, for a line.
 VERIFY = """
 import sys
-import vmdump.compare
+import vmdump.operations.verify
 from vmdump.cli.main import main
 
-module = sys.modules["vmdump.compare"]
+module = sys.modules["vmdump.operations.verify"]
 scan = module._scan
 
 def hold(*arguments):

@@ -18,11 +18,11 @@ from oracles.elf_builder import note
 import vmdump
 from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
-from vmdump.sources import find_vmcoreinfo
-from vmdump.sources.base import Memory, Source
-from vmdump.sources.blocks import BlockList
-from vmdump.sources.buffers import BufferMemory
-from vmdump.sources.find_vmcoreinfo import check_vmcoreinfo
+from vmdump.guest.blocks import BlockList
+from vmdump.guest.buffers import BufferMemory
+from vmdump.guest.guest import Memory, Source
+from vmdump.guest.linux import find_vmcoreinfo
+from vmdump.guest.linux.find_vmcoreinfo import check_vmcoreinfo
 
 PAGE = 4096
 CHUNK = 4 << 20

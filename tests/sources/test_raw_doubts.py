@@ -14,7 +14,7 @@ from raw_files import ranges, sparse
 
 import vmdump
 from vmdump.errors import LayoutError
-from vmdump.sources.find_vmcoreinfo import findings_of
+from vmdump.guest.linux.find_vmcoreinfo import findings_of
 from vmdump.sources.rawfile import RawSource
 
 PAGE = 4096
@@ -128,7 +128,7 @@ def test_memory_without_a_hole_is_opened_unread(
     arch: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = sparse(tmp_path / "ram", size, {0: b"data"})
-    monkeypatch.setattr("vmdump.sources.files.GuestFile.read_into", None)
+    monkeypatch.setattr("vmdump.guest.files.GuestFile.read_into", None)
     with vmdump.open_source(f"raw:{path}?arch={arch}") as guest:
         assert ranges(guest) == [(0, size)]
 

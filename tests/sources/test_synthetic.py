@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmdump.errors import RequestError
-from vmdump.sources.base import Block
-from vmdump.sources.synthetic import SyntheticSource, open_synthetic
+from vmdump.guest.guest import Block
+from vmdump.sources.synthetic.guest import SyntheticSource, open_synthetic
 
 PAGE = 4096
 REGION = 2 << 20

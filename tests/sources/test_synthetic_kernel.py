@@ -13,7 +13,7 @@ from oracles import judges
 
 import vmdump
 from vmdump.arch.x86_64 import ARCH, PRSTATUS, QEMU_STATE
-from vmdump.sources.synthetic import SyntheticSource
+from vmdump.sources.synthetic.guest import SyntheticSource
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 DIRECT_MAP = 0xFFFF888000000000

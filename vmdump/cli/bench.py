@@ -10,14 +10,14 @@ from contextlib import ExitStack
 
 import click
 
-from vmdump.benchmark import Benchmark, Candidate, bench
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
 from vmdump.cli.options import as_size, as_source, quiet_option, source_name
 from vmdump.cli.printing import console, say
 from vmdump.cli.progress import progress_bar
 from vmdump.errors import RequestError
+from vmdump.operations.bench.bench import Benchmark, Candidate, bench
+from vmdump.sinks.file import Output
 from vmdump.units import format_size
-from vmdump.writers.output import Output
 
 __all__ = ["bench_command"]
 

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmdump.benchmark import Benchmark, Candidate
 from vmdump.cli.printing import harmless
 from vmdump.errors import CapabilityError
+from vmdump.operations.bench.bench import Benchmark, Candidate
 from vmdump.units import format_size
 
 if TYPE_CHECKING:

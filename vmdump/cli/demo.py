@@ -17,8 +17,8 @@ from vmdump import Report, capabilities, dump, open_source
 from vmdump import open as open_dump
 from vmdump.cli.options import threads_option
 from vmdump.cli.printing import console, say, say_for_now
-from vmdump.compare import compare
 from vmdump.errors import FormatError
+from vmdump.operations.verify import compare
 from vmdump.pipeline.workers import check_threads
 from vmdump.units import format_size
 

@@ -6,8 +6,8 @@ import click
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
+from vmdump.sinks.file import named_descriptor
 from vmdump.units import parse_size
-from vmdump.writers.output import named_descriptor
 
 __all__ = [
     "as_size",

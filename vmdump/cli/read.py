@@ -13,9 +13,9 @@ from vmdump.cli.options import as_size, as_source, search_option, source_name, v
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
 from vmdump.errors import RequestError
-from vmdump.request import opened
+from vmdump.operations.request import opened
+from vmdump.sinks.file import Output
 from vmdump.units import ADDRESS_LIMIT
-from vmdump.writers.output import Output
 
 __all__ = ["read_command"]
 

@@ -11,14 +11,14 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.kernels.engines import PagePacker
+from vmdump.codecs.engines import PagePacker
+from vmdump.guest.guest import FileRuns, Pages, file_runs
 from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
 from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
-from vmdump.sources.base import FileRuns, Pages, file_runs
 from vmdump.units import align_up
 
 __all__ = ["ALIGNMENT", "CHUNK_SIZE", "Packed", "Scanned", "packed", "scanned"]

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.guest.guest import Pages
 from vmdump.pipeline.known import new_key
-from vmdump.sources.base import Pages
 
 __all__ = ["Copies", "StoredRun"]
 

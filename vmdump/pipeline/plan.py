@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vmdump.errors import RequestError
-from vmdump.sources.base import Block
+from vmdump.guest.guest import Block
 from vmdump.units import ADDRESS_LIMIT, align_up
 
 __all__ = ["Run", "Slice", "cut_blocks", "cut_runs", "filter_blocks", "whole_blocks"]

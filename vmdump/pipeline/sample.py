@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vmdump.guest.blocks import read_into
+from vmdump.guest.guest import Block, Pages
 from vmdump.pipeline.plan import Run, cut_runs, whole_blocks
-from vmdump.sources.base import Block, Pages
-from vmdump.sources.blocks import read_into
 
 __all__ = ["Sample", "fair_order", "reading_speed", "spread", "take_sample"]
 

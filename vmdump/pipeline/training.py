@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vmdump.guest.guest import Block, Pages
+from vmdump.guest.whole import whole_pages
 from vmdump.pipeline.sample import take_sample
-from vmdump.sources.base import Block, Pages
-from vmdump.sources.whole import whole_pages
 
 __all__ = ["training_pages"]
 

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import Arch
+from vmdump.codecs.engines import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
-from vmdump.kernels.engines import PageUnpacker, make_unpacker
+from vmdump.guest.blocks import BlockList
+from vmdump.guest.guest import MIN_PAGE_SIZE, Memory, Pages
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.dump import Dump
-from vmdump.readers.file import ByteFile
 from vmdump.readers.lime import read_range
-from vmdump.sources.base import MIN_PAGE_SIZE, Memory, Pages
-from vmdump.sources.blocks import BlockList
 
 __all__ = ["AvmlDump", "Frames"]
 

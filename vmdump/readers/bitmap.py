@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
+from vmdump.guest.guest import Pages
 from vmdump.kernels import bits
-from vmdump.readers.file import ByteFile
-from vmdump.sources.base import Pages
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.units import align_up
 
 __all__ = ["WINDOW", "PageBitmap", "read_bitmap"]

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
+from vmdump.guest.blocks import find_pieces, read_into
+from vmdump.guest.guest import Block, Memory, Pages, Source, file_runs, find_block
+from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
-from vmdump.readers.file import naming_file
+from vmdump.readers.bytes.file import naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
-from vmdump.sources.base import Block, Memory, Pages, Source, file_runs, find_block
-from vmdump.sources.blocks import find_pieces, read_into
-from vmdump.sources.whole import page_runs, whole_pages
 from vmdump.units import ADDRESS_LIMIT, format_size
 
 __all__ = ["Dump"]
@@ -113,23 +113,23 @@ class Dump(Source):
 
     @cached_property
     def nr_cpus(self) -> int:
-        """Number of vCPUs; see :attr:`vmdump.sources.base.Source.nr_cpus`."""
+        """Number of vCPUs; see :attr:`vmdump.guest.guest.Source.nr_cpus`."""
         with naming_file(self.path):
             return super().nr_cpus
 
     @cached_property
     def cpus(self) -> tuple[Mapping[str, int], ...]:
-        """Registers; see :attr:`vmdump.sources.base.Source.cpus`."""
+        """Registers; see :attr:`vmdump.guest.guest.Source.cpus`."""
         with naming_file(self.path):
             return super().cpus
 
     def read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory; see :meth:`vmdump.sources.base.Source.read`."""
+        """Read guest-physical memory; see :meth:`vmdump.guest.guest.Source.read`."""
         with naming_file(self.path):
             return super().read(address, length)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
-        """Find memory; see :meth:`vmdump.sources.base.Source.pieces`."""
+        """Find memory; see :meth:`vmdump.guest.guest.Source.pieces`."""
         with naming_file(self.path):
             yield from super().pieces(begin, end)
 

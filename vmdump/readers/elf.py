@@ -12,13 +12,13 @@ from vmdump.errors import FormatError
 from vmdump.formats.elf import EF_INCOMPLETE
 from vmdump.formats.elf_headers import read_headers
 from vmdump.formats.notes import read_blocks, split_notes
+from vmdump.guest.blocks import BlockList
+from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.readers.bytes.file import ByteFile, most_notes
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
 from vmdump.readers.elf_overlaps import blocks_of_copies
-from vmdump.readers.file import ByteFile, most_notes
 from vmdump.readers.foreign import check_guest, check_segments
-from vmdump.sources.base import MIN_PAGE_SIZE
-from vmdump.sources.blocks import BlockList
 from vmdump.units import ADDRESS_LIMIT, merge_runs
 
 __all__ = ["ElfDump"]

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
-from vmdump.sources.base import Block
-from vmdump.sources.blocks import BlockList, block_bounds
-from vmdump.sources.pieces import join_pieces
-from vmdump.sources.whole import runs_of_pages
+from vmdump.guest.blocks import BlockList, block_bounds
+from vmdump.guest.guest import Block
+from vmdump.guest.pieces import join_pieces
+from vmdump.guest.whole import runs_of_pages
 
 __all__ = ["PieceList"]
 

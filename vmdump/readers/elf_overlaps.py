@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import LayoutError
+from vmdump.guest.blocks import Block, BlockList, Memory
+from vmdump.guest.pieces import join_pieces
 from vmdump.kernels.bits import equal
-from vmdump.readers.file import ByteFile
-from vmdump.sources.blocks import Block, BlockList, Memory
-from vmdump.sources.pieces import join_pieces
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["blocks_of_copies"]

@@ -12,7 +12,7 @@ from vmdump.formats.elf import EHDR, EI_CLASS, EI_DATA, ELFCLASS, ELFDATA, ET_CO
 from vmdump.formats.elf_headers import ElfHeaders
 from vmdump.formats.foreign import HEAD, TAIL, is_text, recognise
 from vmdump.formats.notes import VMCOREINFO_NAME, Note, iter_notes
-from vmdump.readers.file import ByteFile
+from vmdump.readers.bytes.file import ByteFile
 
 __all__ = ["check_guest", "check_segments", "refusal"]
 

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_kdump
 from vmdump.arch.registers import MAX_CPUS
+from vmdump.codecs.engines import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.kernels.engines import PageUnpacker, make_unpacker
+from vmdump.guest.blocks import MAX_BLOCKS, BlockList
+from vmdump.guest.guest import Pages
+from vmdump.guest.linux.utsname import Utsname, names_told
 from vmdump.readers.bitmap import read_bitmap
+from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.dump import Dump
-from vmdump.readers.file import ByteFile, naming_file
 from vmdump.readers.kdump_areas import (
     KINDS,
     KdumpPart,
@@ -33,9 +36,6 @@ from vmdump.readers.kdump_areas import (
 )
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kinds import PageKind, StoredPages
-from vmdump.sources.base import Pages
-from vmdump.sources.blocks import MAX_BLOCKS, BlockList
-from vmdump.sources.utsname import Utsname, names_told
 
 __all__ = ["KdumpDump"]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.formats import kdump
-from vmdump.readers.file import ByteFile
+from vmdump.guest.guest import Pages
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.kinds import PageKind
-from vmdump.sources.base import Pages
 
 __all__ = ["KINDS", "KdumpPart", "KdumpTable", "check_table", "read_spans", "zero_page"]
 

@@ -9,9 +9,9 @@ from vmdump.errors import CapabilityError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder, Layout
-from vmdump.readers.file import ByteFile, most_notes
-from vmdump.sources.base import MAX_PAGE_SIZE, MIN_PAGE_SIZE
-from vmdump.sources.utsname import UTS_FIELD, Utsname
+from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from vmdump.guest.linux.utsname import UTS_FIELD, Utsname
+from vmdump.readers.bytes.file import ByteFile, most_notes
 from vmdump.units import is_power_of_two
 
 __all__ = ["KdumpHeaders", "read_area", "read_headers", "sort_parts"]

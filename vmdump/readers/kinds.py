@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.sources.base import Pages
+from vmdump.guest.guest import Pages
 
 __all__ = ["PageKind", "StoredPages"]
 

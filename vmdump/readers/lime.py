@@ -9,9 +9,9 @@ import numpy as np
 from vmdump.arch import Arch
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import lime
+from vmdump.guest.blocks import MAX_BLOCKS, BlockList
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.dump import Dump
-from vmdump.readers.file import ByteFile
-from vmdump.sources.blocks import MAX_BLOCKS, BlockList
 
 __all__ = ["LimeDump", "read_range"]
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
+from vmdump.guest.guest import HasDescriptor, Memory, Pages
 from vmdump.readers.bitmap import WINDOW, PageBitmap
-from vmdump.readers.file import ByteFile, RawBytes
-from vmdump.readers.flattened import FlattenedBytes
+from vmdump.readers.bytes.file import ByteFile, RawBytes
+from vmdump.readers.bytes.flattened import FlattenedBytes
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kdump_areas import KdumpPart, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
-from vmdump.sources.base import HasDescriptor, Memory, Pages
 
 __all__ = ["SalvagedBytes", "SalvagedKdump", "has_headers"]
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from vmdump.arch import Arch
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
+from vmdump.guest.blocks import MAX_BLOCKS, BlockList
+from vmdump.guest.guest import MIN_PAGE_SIZE
 from vmdump.readers.avml import AvmlDump, Frames
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.crc32c import masked_crc32c
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf_excluded import PieceList
-from vmdump.readers.file import ByteFile
 from vmdump.readers.lime import read_range
-from vmdump.sources.base import MIN_PAGE_SIZE
-from vmdump.sources.blocks import MAX_BLOCKS, BlockList
 from vmdump.units import ADDRESS_LIMIT, merge_runs
 
 __all__ = ["SalvagedAvml", "SalvagedLime"]

@@ -12,10 +12,10 @@ from vmdump.errors import FormatError, RequestError
 from vmdump.formats import flattened, kdump, lime
 from vmdump.formats.elf import ELFMAG
 from vmdump.readers.avml import AvmlDump
+from vmdump.readers.bytes.file import BufferBytes, ByteFile, PlainBytes, RawBytes, naming_file
+from vmdump.readers.bytes.flattened import FlattenedBytes
 from vmdump.readers.dump import Dump
 from vmdump.readers.elf import ElfDump
-from vmdump.readers.file import BufferBytes, ByteFile, PlainBytes, RawBytes, naming_file
-from vmdump.readers.flattened import FlattenedBytes
 from vmdump.readers.foreign import refusal
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.lime import LimeDump

@@ -10,8 +10,8 @@ from typing import Self
 
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, RequestError, SourceError
-from vmdump.sources.base import Source, check_blocks
-from vmdump.sources.files import GuestFile
+from vmdump.guest.files import GuestFile
+from vmdump.guest.guest import Source, check_blocks
 from vmdump.sources.raw.machines import may_be_elsewhere
 from vmdump.sources.raw.places import RawPart, lay_out, place
 from vmdump.sources.spec import check_options, split_options
@@ -44,9 +44,9 @@ class RawSource(Source):
     arch : str
         The guest's architecture.
     page_size : int, optional
-        The dump's block size in bytes; see :class:`vmdump.sources.base.Source`.
+        The dump's block size in bytes; see :class:`vmdump.guest.guest.Source`.
     cpus : sequence of mapping of str to int, optional
-        The registers of each vCPU; see :class:`vmdump.sources.base.Source`.
+        The registers of each vCPU; see :class:`vmdump.guest.guest.Source`.
 
     Raises
     ------

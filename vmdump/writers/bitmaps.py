@@ -8,8 +8,8 @@ from operator import itemgetter
 
 import numpy as np
 
+from vmdump.guest.guest import Pages, Source
 from vmdump.kernels.bits import set_range
-from vmdump.sources.base import Pages, Source
 from vmdump.writers.excluded import masks
 from vmdump.writers.lanes import Lane
 

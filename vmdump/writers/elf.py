@@ -28,17 +28,17 @@ from vmdump.formats.elf import (
     ident,
 )
 from vmdump.formats.notes import ERASEINFO_NAME, blocks_note, build_note
+from vmdump.guest.guest import Pages, Source
 from vmdump.kernels.scan import CLEARED, NEW
 from vmdump.pipeline.chunks import Scanned, scanned
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
-from vmdump.sources.base import Pages, Source
+from vmdump.sinks.file import Output
 from vmdump.units import align_up
 from vmdump.writers.excluded import left_out, segments
 from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.loads import cut_mappings, program_headers
-from vmdump.writers.output import Output
 from vmdump.writers.tally import Tally
 
 __all__ = ["UNIT", "ElfPlan", "plan_elf", "write_elf", "write_elf_early", "write_memory"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.guest.guest import Source
+from vmdump.guest.whole import page_runs
 from vmdump.pipeline.plan import Slice
-from vmdump.sources.base import Source
-from vmdump.sources.whole import page_runs
 
 __all__ = ["count_excluded", "left_out", "masks", "nth_page", "segments"]
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.codecs.engines import PagePacker
 from vmdump.errors import SinkError
 from vmdump.formats import kdump
-from vmdump.kernels.engines import PagePacker
+from vmdump.guest.guest import Source
+from vmdump.guest.whole import page_runs, partial_pages, whole_pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.chunks import Packed, packed
@@ -23,8 +25,7 @@ from vmdump.pipeline.control import Control
 from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages, new_key
 from vmdump.pipeline.plan import Run, cut_blocks
-from vmdump.sources.base import Source
-from vmdump.sources.whole import page_runs, partial_pages, whole_pages
+from vmdump.sinks.file import Output
 from vmdump.units import merge_runs
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.checkpoints import Checkpoints
@@ -32,7 +33,6 @@ from vmdump.writers.descriptors import DescriptorTable
 from vmdump.writers.excluded import count_excluded
 from vmdump.writers.kdump_plan import KdumpPlan, plan_kdump, plan_split
 from vmdump.writers.lanes import FlattenedFile, PlainFile
-from vmdump.writers.output import Output
 from vmdump.writers.pagedata import PageData
 from vmdump.writers.tally import Tally
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
-from vmdump.sources.base import Source
-from vmdump.sources.utsname import UTS_FIELD
-from vmdump.sources.whole import count_pages, page_runs
+from vmdump.guest.guest import Source
+from vmdump.guest.linux.utsname import UTS_FIELD
+from vmdump.guest.whole import count_pages, page_runs
 from vmdump.units import align_up
 from vmdump.writers.excluded import nth_page
 

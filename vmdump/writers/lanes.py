@@ -17,7 +17,7 @@ import numpy as np
 
 from vmdump.formats import flattened
 from vmdump.kernels.cache import WriteCache
-from vmdump.writers.output import Output
+from vmdump.sinks.file import Output
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.guest.guest import Pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.chunks import ALIGNMENT, Packed
 from vmdump.pipeline.known import PLACED
-from vmdump.sources.base import Pages
 from vmdump.units import align_up
 from vmdump.writers.lanes import Lane
 

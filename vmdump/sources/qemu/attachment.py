@@ -12,15 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from vmdump.errors import Cancelled, CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.guest.guest import Emulator
 from vmdump.interrupts import Deferred
-from vmdump.sources.base import Emulator
+from vmdump.sources.process.memory import ProcessMemory
+from vmdump.sources.process.process import Process
 from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
-from vmdump.sources.qemu.memory import ProcessMemory
 from vmdump.sources.qemu.monitor import Monitor
-from vmdump.sources.qemu.process import Process
 from vmdump.sources.qemu.state import GuestState
 
 __all__ = ["Attachment"]

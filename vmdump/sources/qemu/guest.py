@@ -10,9 +10,9 @@ from typing import Self
 from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
+from vmdump.guest.guest import Emulator, Source
+from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo, findings_of
 from vmdump.interrupts import Deferred
-from vmdump.sources.base import Emulator, Source
-from vmdump.sources.find_vmcoreinfo import FoundVmcoreinfo, findings_of
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.byte_order import in_guests_byte_order
 from vmdump.sources.qemu.layout import GuestLayout

@@ -13,11 +13,11 @@ from contextlib import suppress
 
 from vmdump.errors import Cancelled, FormatError, LayoutError, QmpError, SourceError
 from vmdump.formats.elf_headers import ElfHeaders, read_headers
-from vmdump.sources.base import Block, Memory
-from vmdump.sources.files import FileMemory, GuestFile
-from vmdump.sources.qemu.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.guest.files import FileMemory, GuestFile
+from vmdump.guest.guest import Block, Memory
+from vmdump.sources.process.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.sources.process.process import Mapping, Process, covering
 from vmdump.sources.qemu.monitor import Monitor
-from vmdump.sources.qemu.process import Mapping, Process, covering
 from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump
 
 __all__ = ["GuestLayout", "ask_headers"]

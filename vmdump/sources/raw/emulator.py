@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vmdump.errors import RequestError, SourceError
-from vmdump.sources.files import GuestFile
-from vmdump.sources.qemu.process import Process
+from vmdump.guest.files import GuestFile
+from vmdump.sources.process.process import Process
 from vmdump.sources.raw.machines import Pieces, machine_layouts
 from vmdump.units import parse_size
 

@@ -1,0 +1,1 @@
+"""Codecs, and the engines that do their work."""

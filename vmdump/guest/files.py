@@ -1,0 +1,185 @@
+"""Memory that lies in a file: read with pread, its holes found with SEEK_DATA and never read.
+
+pread and not a mapping: a file that shrinks is then an error and no SIGBUS, the pages do not count as
+resident memory of vmdump, and on data that is used once it is as fast (the copy runs at 11 GB/s, a
+mapping's page faults let a zero test see 4 to 9 GB/s).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from vmdump.errors import SourceError
+from vmdump.guest.guest import FileRuns, Pages
+
+__all__ = ["FileMemory", "GuestFile"]
+
+
+class GuestFile:
+    """An open file of guest memory. Reads may come from several threads.
+
+    Parameters
+    ----------
+    path : str or path
+        A regular file or block device.
+    name : str, optional
+        What errors call it instead of its path.
+
+    Attributes
+    ----------
+    path : str
+        Named in errors.
+    size : int
+        Bytes, when it was opened.
+
+    Raises
+    ------
+    SourceError
+        It is missing, unreadable, or neither a regular file nor a block device.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str = "") -> None:
+        self.path = name or os.fspath(path)
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            mode = os.fstat(self._fd).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ESPIPE
+                raise SourceError(
+                    "cannot use this as a source", path=self.path, errno=code, hint="a regular file is needed"
+                )
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        except SourceError:
+            self.close()
+            raise
+        except OSError as error:
+            self.close()
+            raise SourceError("cannot open the source", path=self.path, errno=error.errno) from error
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; SourceError once the file is closed."""
+        if self._fd < 0:
+            raise SourceError("the source is closed", path=self.path)
+        return self._fd
+
+    def read_into(self, offset: int, out: Pages) -> None:
+        """Fill `out` from `offset`.
+
+        Raises
+        ------
+        SourceError
+            The bytes cannot be read, or are no longer there.
+        """
+        done = 0
+        while done < out.size:
+            try:
+                count = os.preadv(self.fd, [out[done:].data], offset + done)
+            except SourceError:
+                raise
+            except OSError as error:
+                raise SourceError(
+                    f"cannot read at file offset {offset + done:#x}", path=self.path, errno=error.errno
+                ) from error
+            if count == 0:
+                self.demand_size(offset + out.size)
+                raise SourceError(f"no data at file offset {offset + done:#x}", path=self.path)
+            done += count
+
+    def demand_size(self, end: int) -> None:
+        """Raise SourceError if the file does not reach to `end` any more."""
+        size = os.fstat(self.fd).st_size
+        if size < end:
+            raise SourceError(f"the file ends at {size:#x}, it was longer when it was opened", path=self.path)
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FileMemory:
+    """A block whose bytes are a range of an open file.
+
+    Parameters
+    ----------
+    file : GuestFile
+        Stays the caller's.
+    file_offset : int
+        Of the block's first byte.
+    size : int
+        Bytes of the block.
+    filled : int, optional
+        Bytes that are in the file; those behind are zero. All, if not given.
+    """
+
+    copies = True
+
+    def __init__(self, file: GuestFile, file_offset: int, size: int, filled: int | None = None) -> None:
+        self._file = file
+        self._file_offset = file_offset
+        self._size = size
+        self._filled = size if filled is None else filled
+        # The data run found last. SEEK_HOLE walks all pages up to the hole, 29 ns each on tmpfs, so asking
+        # again for each 4 MiB of a long run is quadratic: 20 s for 4 GiB.
+        self._run = (0, 0)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._size
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """Give the file's data runs; where the file system cannot tell, everything is data."""
+        return self._extents(0, self._filled)
+
+    def _extents(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        base = self._file_offset
+        position = base + begin
+        limit = base + end
+        while position < limit:
+            data, hole = self._run
+            if data <= position < hole:
+                data = position
+            else:
+                data, hole = self._run = self._find_run(position, limit)
+            if data >= limit:
+                return
+            yield data - base, min(hole, limit) - base
+            position = hole
+
+    def _find_run(self, position: int, limit: int) -> tuple[int, int]:
+        """Give the first data run from `position` on, as file offsets; an empty one at `limit` if none is."""
+        fd = self._file.fd
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+            return data, os.lseek(fd, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                self._file.demand_size(limit)
+                return limit, limit
+            if error.errno != errno.EINVAL:
+                raise SourceError("cannot look for holes", path=self._file.path, errno=error.errno) from error
+            return position, limit
+
+    def file_runs(self, offset: int, length: int) -> FileRuns:
+        """Give the data runs inside, all of the one file."""
+        fd, base = self._file.fd, self._file_offset
+        end = min(offset + length, self._filled)
+        return [(low - offset, high - offset, fd, base + low) for low, high in self._extents(offset, end)]
+
+    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
+        """Read into `scratch`; holes inside are filled with zeros and not read."""
+        out = scratch[:length]
+        position = 0
+        for begin, end in self._extents(offset, min(offset + length, self._filled)):
+            out[position : begin - offset] = 0
+            self._file.read_into(self._file_offset + begin, out[begin - offset : end - offset])
+            position = end - offset
+        out[position:] = 0
+        return out

@@ -1,0 +1,343 @@
+"""Virtual memory of a guest: addresses through its page tables, and the list of all it maps."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, identity, mapped_runs, walk
+from vmdump.arch.paging.tables import MAX_TABLES, Words
+from vmdump.errors import CapabilityError, ReadError, TranslationError
+from vmdump.guest.blocks import Pages, block_bounds, read_into
+from vmdump.units import ADDRESS_LIMIT
+
+if TYPE_CHECKING:
+    from vmdump.guest.guest import Source
+
+__all__ = ["Translating"]
+
+_PAGE = 4096
+_PAGES_PER_TABLE = 8
+"""Of a guest whose memory is an eighth page tables; Linux has one of 100 pages."""
+_IMAGE = 1 << 39
+_SMALL_GUEST = 4096
+"""Tables that any guest may have: tables are shared more often the less memory there is."""
+
+
+class _VirtualMemory:
+    """What a guest has mapped where.
+
+    Parameters
+    ----------
+    source : Source
+        The guest.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._starts, sizes = block_bounds(source.blocks)
+        # The last address and not the one behind it: that does not fit where a block ends at 2**64.
+        self._lasts = self._starts + (sizes - np.uint64(1))
+
+    @cached_property
+    def spaces(self) -> AddressSpaces | None:
+        """The page tables that are known; None for an architecture without a walk."""
+        source = self._source
+        find = source.arch.address_spaces
+        if find is None:
+            return None
+        symbol = source.vmcoreinfo.symbol("swapper_pg_dir")
+        root = None if symbol is None else source.kernel_to_phys(symbol)
+        return find(source.cpus, source.vmcoreinfo, None if root is None else root % ADDRESS_LIMIT)
+
+    def mappings(self, *, as_qemu: bool) -> Runs:
+        """List what all page tables map to memory.
+
+        Returns
+        -------
+        Runs
+            By guest-physical address; a guest whose paging is off has its blocks at their own addresses.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            They stand for more than can be listed.
+        SourceError
+            They cannot be read.
+        """
+        known = self._known("paging")
+        active = [space for space in known.cpus if space is not None]
+        if known.cpus and not active:
+            return identity(*block_bounds(self._source.blocks))
+        if not active and known.kernel is not None:
+            active = [known.kernel]
+        pages = self._source.size // _PAGE
+        return mapped_runs(
+            active,
+            self._read_tables,
+            self._is_memory,
+            max_tables=min(pages // _PAGES_PER_TABLE + _SMALL_GUEST, MAX_TABLES),
+            as_qemu=as_qemu,
+        )
+
+    def kernel_half(self) -> Runs:
+        """List what the kernel's tables map in the upper half, without the 512 GiB at its end."""
+        space = self._known("page tables").kernel
+        if space is None:
+            raise CapabilityError("page tables: VMCOREINFO does not tell where the kernel's are")
+        end = 1 << space.format.bits
+        # Of 2 MiB each; it takes as many again for what is not mapped directly.
+        tables = self._source.size // (1 << 20) + _SMALL_GUEST
+        return walk(
+            space, self._read_tables, begin=end // 2, end=end - _IMAGE, max_tables=min(tables, MAX_TABLES)
+        )
+
+    def _known(self, what: str) -> AddressSpaces:
+        spaces, arch = self.spaces, self._source.arch
+        if spaces is None:
+            raise CapabilityError(f"{what}: no page-table walk for {arch.name} in this version")
+        if spaces.kernel is None and not spaces.cpus:
+            raise CapabilityError(
+                f"{what}: neither registers of vCPUs nor VMCOREINFO tell where the page tables of this "
+                f"{arch.name} guest are; --vmcoreinfo FILE gives the latter"
+            )
+        return spaces
+
+    def runs(self, address: int, length: int, cpu: int | None) -> Runs:
+        """Find where virtual memory is.
+
+        Parameters
+        ----------
+        address, length : int
+            ``[address, address + length)``.
+        cpu : int or None
+            By whose page tables; see :meth:`Source.translate`.
+
+        Returns
+        -------
+        Runs
+            Ascending, without gaps, exactly this memory.
+
+        Raises
+        ------
+        CapabilityError
+            As for :meth:`mappings`.
+        TranslationError
+            Part of it is not mapped.
+        """
+        best = address
+        for space in self._candidates(address, cpu):
+            if not 0 <= address <= ADDRESS_LIMIT - length:
+                break
+            if space is None:
+                return Runs(*(np.array([value], np.uint64) for value in (address, address, length, _PAGE)))
+            begin = space.offset(address)
+            if begin is None or space.offset(address + length - 1) is None:
+                continue
+            runs = _cut(walk(space, self._read_tables, begin=begin, end=begin + length), begin, length)
+            covered = _covered(runs, begin)
+            if covered == length:
+                return runs._replace(virtual=runs.virtual + np.uint64(address - begin))
+            best = max(best, address + covered)
+        raise TranslationError(f"no page table maps the virtual address {best:#x}", address=best)
+
+    def _candidates(self, address: int, cpu: int | None) -> list[AddressSpace | None]:
+        known = self._known("virtual address")
+        if cpu is not None:
+            if not 0 <= cpu < len(known.cpus):
+                raise CapabilityError(
+                    f"virtual address: the control registers of vCPU {cpu} are not known, "
+                    f"those of {len(known.cpus)} are"
+                )
+            return [known.cpus[cpu]]
+        spaces = list(dict.fromkeys(known.cpus))
+        if known.kernel is not None:
+            # A vCPU in user mode may have tables without the kernel; the kernel's own have no processes.
+            spaces.insert(0 if address >> 63 else len(spaces), known.kernel)
+        # A vCPU that was not started yet says nothing about a guest that runs on others.
+        return [space for space in spaces if space is not None] or [None]
+
+    def count_mapping(self, address: int, physical: int, most: int) -> int:
+        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one."""
+        spaces = self.spaces.cpus[:most] if self.spaces is not None else ()
+        return sum(space is not None and self._maps(space, address, physical) for space in spaces)
+
+    def _maps(self, space: AddressSpace, address: int, physical: int) -> bool:
+        offset = space.offset(address)
+        if offset is None:
+            return False
+        # Under page-table isolation an x86 processor in user mode has tables without the kernel, in the
+        # second page of a pair.
+        for root in sorted({space.root & ~_PAGE, space.root}):
+            runs = walk(replace(space, root=root), self._read_tables, begin=offset, end=offset + 1)
+            if runs.size.size and int(runs.physical[0]) + offset - int(runs.virtual[0]) == physical:
+                return True
+        return False
+
+    def _is_memory(self, addresses: Words) -> NDArray[np.bool_]:
+        index = np.searchsorted(self._starts, addresses, side="right").astype(np.intp) - 1
+        inside: NDArray[np.bool_] = (index >= 0) & (addresses <= self._lasts[index])
+        return inside
+
+    def _read_tables(self, addresses: Words, size: int) -> NDArray[np.uint8]:
+        """Read tables, those that lie side by side at once; what is not in memory is zero: nothing mapped."""
+        unique, inverse = np.unique(addresses, return_inverse=True)
+        tables = np.zeros((unique.size, size), np.uint8)
+        rows = np.flatnonzero(self._is_memory(unique) & (unique <= np.uint64(ADDRESS_LIMIT - size)))
+        begins = unique[rows]
+        breaks = np.flatnonzero((begins[1:] - begins[:-1] != size) | (rows[1:] - rows[:-1] != 1)) + 1
+        for run in np.split(rows, breaks) if rows.size else ():
+            self._read_zeroed(int(unique[run[0]]), tables[run[0] : run[-1] + 1].reshape(-1))
+        return tables[inverse]
+
+    def _read_zeroed(self, address: int, out: Pages) -> None:
+        """Fill `out` up to where memory ends."""
+        done = 0
+        with suppress(ReadError):
+            for block, low, high in self._source.pieces(address, address + out.size):
+                read_into(block.memory, low, out[done : done + high - low])
+                done += high - low
+
+
+class Translating:
+    """The part of a source that knows virtual addresses."""
+
+    @cached_property
+    def _virtual(self) -> _VirtualMemory:
+        return _VirtualMemory(cast("Source", self))
+
+    def mappings(self, *, as_qemu: bool = False) -> Runs:
+        """List the virtual memory that all known page tables map to memory of this guest.
+
+        The page tables are those of the vCPUs, by their control registers; without these, the kernel's, by
+        VMCOREINFO. The list has the order, and on x86_64 the addresses, that QEMU gives it: ascending in
+        guest-physical memory, and addresses of the lower half with their highest 16 (7) bits set.
+
+        Parameters
+        ----------
+        as_qemu : bool
+            With QEMU's mistakes: pages whose entries have bits 52 to 62 are missing, and a mapping that grows
+            downwards, by the page tables of another vCPU, shows the wrong memory.
+
+        Returns
+        -------
+        Runs
+            Where paging is off on all vCPUs, the blocks at their own addresses.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            The page tables stand for more than can be listed.
+        SourceError
+            They cannot be read.
+        """
+        return self._virtual.mappings(as_qemu=as_qemu)
+
+    def kernel_half(self) -> Runs:
+        """List all that the kernel's own page tables map in the upper half, memory of this guest or not.
+
+        Returns
+        -------
+        Runs
+            Virtual addresses without the bits that are not translated; without the last 512 GiB, where x86
+            has the kernel's image.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            The page tables stand for more than a guest of this size has.
+        SourceError
+            They cannot be read.
+        """
+        return self._virtual.kernel_half()
+
+    @property
+    def knows_page_tables(self) -> bool:
+        """Tell whether registers of vCPUs say which page tables are in use."""
+        spaces = self._virtual.spaces
+        return spaces is not None and any(space is not None for space in spaces.cpus)
+
+    def count_mapping(self, address: int, physical: int, *, most: int) -> int:
+        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one.
+
+        Parameters
+        ----------
+        address, physical : int
+            The virtual and the guest-physical address.
+        most : int
+            vCPUs that are looked at.
+
+        Raises
+        ------
+        SourceError
+            Page tables cannot be read.
+        """
+        return self._virtual.count_mapping(address, physical, most)
+
+    def translate(self, address: int, *, cpu: int | None = None) -> int:
+        """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.
+
+        Parameters
+        ----------
+        address : int
+            Virtual address, from 0 to 2**64 - 1.
+        cpu : int, optional
+            Only by the page tables of this vCPU, counted from 0. Without it the kernel's own, by
+            VMCOREINFO, and those of all vCPUs are tried: for addresses of the upper half the kernel's first,
+            else in the order of the vCPUs.
+
+        Raises
+        ------
+        TranslationError
+            No page table maps it.
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        SourceError
+            They cannot be read.
+        """
+        return int(self._virtual.runs(address, 1, cpu).physical[0])
+
+    def read_virtual(self, address: int, length: int, *, cpu: int | None = None) -> bytes:
+        """Read virtual memory; `cpu` as for :meth:`translate`.
+
+        Raises
+        ------
+        TranslationError
+            Part of ``[address, address + length)`` is not mapped.
+        ReadError, ExcludedPage
+            Part of it is mapped to what is not in memory, or not in the dump.
+        CapabilityError, SourceError
+            As for :meth:`translate`.
+        """
+        if length <= 0:
+            return b""
+        runs = self._virtual.runs(address, length, cpu)
+        places = zip(runs.physical.tolist(), runs.size.tolist(), strict=True)
+        source = cast("Source", self)
+        return b"".join(source.read(physical, size) for physical, size in places)
+
+
+def _cut(runs: Runs, begin: int, length: int) -> Runs:
+    """Give what of the runs is inside ``[begin, begin + length)``."""
+    before = np.maximum(runs.virtual, np.uint64(begin)) - runs.virtual
+    behind = np.minimum(runs.virtual + runs.size, np.uint64(begin + length))
+    return Runs(runs.virtual + before, runs.physical + before, behind - runs.virtual - before, runs.page)
+
+
+def _covered(runs: Runs, begin: int) -> int:
+    """Count the bytes from `begin` on that are mapped without a gap."""
+    if runs.size.size == 0 or int(runs.virtual[0]) != begin:
+        return 0
+    gaps = np.flatnonzero(runs.virtual[1:] != runs.virtual[:-1] + runs.size[:-1])
+    return int(runs.size[: gaps[0] + 1 if gaps.size else None].sum())

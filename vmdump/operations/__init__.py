@@ -1,0 +1,1 @@
+"""What is done with guests and dumps."""

@@ -1,0 +1,1 @@
+"""Which compression for this guest and this disk."""

@@ -1,0 +1,323 @@
+"""What a dump is: its format, who made it, the guest, and how it holds the pages."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmdump.errors import FormatError, SourceError
+from vmdump.formats import kdump
+from vmdump.formats.elf import EHDR
+from vmdump.formats.notes import VMCOREINFO_NAME, count_cpus, is_fuzzy, iter_notes
+from vmdump.guest.guest import Source, Utsname
+from vmdump.guest.linux.find_vmcoreinfo import with_found
+from vmdump.guest.whole import count_pages, partial_pages
+from vmdump.operations.repair import opened_in_part
+from vmdump.readers.dump import Dump
+from vmdump.readers.elf import ElfDump
+from vmdump.readers.kdump import KdumpDump
+from vmdump.readers.kinds import PageKind
+from vmdump.units import align_up, merge_runs
+
+if TYPE_CHECKING:
+    from vmdump.operations.request import AnySource
+
+__all__ = ["DumpInfo", "VmcoreinfoPlace", "data_runs", "info", "name_kinds"]
+
+_WINDOW = 1 << 20
+"""Pages whose kinds are asked for together."""
+_QEMU_EHSIZE = 8
+"""QEMU 7.2 and later write this for e_ehsize."""
+
+
+@dataclass(frozen=True)
+class VmcoreinfoPlace:
+    """A VMCOREINFO in a guest's memory.
+
+    Attributes
+    ----------
+    number : int
+        ``found:N`` names it.
+    address : int
+        Guest-physical.
+    osrelease : str
+        The kernel's release.
+    crashtime : int or None
+        Seconds since 1970 at which it crashed; None if it did not.
+    verdict : str
+        ``right`` if that kernel is in memory, ``wrong`` if not, ``unknown`` if nothing tells.
+    cpus : int
+        vCPUs that are in that kernel.
+    chosen : bool
+        It is taken for the guest's.
+    """
+
+    number: int
+    address: int
+    osrelease: str
+    crashtime: int | None
+    verdict: str
+    cpus: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class DumpInfo:
+    """What :func:`info` found.
+
+    Attributes
+    ----------
+    format : str
+        As of :class:`vmdump.readers.dump.Dump`; the source's class, where it is no dump.
+    maker : str
+        The program that wrote it, as far as the file gives it away; empty where it does not.
+    incomplete : bool
+        Its maker, or ``vmdump repair``, marked it as lacking pages that it should have, or it does not open
+        as a whole.
+    fuzzy : bool
+        The guest ran while it was dumped.
+    file_bytes : int
+        Size of the files.
+    compression : str
+        Codec of a kdump file; empty for others.
+    arch : str
+        The guest's architecture.
+    bits : int
+        Class of the file, 32 or 64.
+    byteorder : str
+        ``little`` or ``big``.
+    page_size : int
+        Bytes.
+    cpus : int
+        vCPUs.
+    phys_base : int
+        As of :class:`vmdump.guest.guest.Source`.
+    utsname : dict of str to str
+        The guest's names.
+    guest_bytes, excluded_bytes : int
+        Guest memory, and the part of it that was left out of the dump.
+    blocks : tuple of (int, int)
+        Guest-physical ranges ``[begin, end)`` of memory; those that touch are one.
+    pages : int
+        Pages of the guest.
+    partial_pages : int
+        Those of which it has only a part, because memory ends inside them.
+    kinds : dict of str to int
+        How the dump holds them: names of :class:`vmdump.readers.kinds.PageKind` in lower case that come up.
+        Empty where the source is no dump.
+    notes : dict of str to int
+        Number of notes by name.
+    vmcoreinfo : dict of str to str
+        VMCOREINFO's lines.
+    vmcoreinfo_found : tuple of VmcoreinfoPlace
+        Where it, and that of other kernels, was found in memory, ascending; empty where nothing was looked
+        for, because the guest tells it.
+    damaged_pages : int
+        Pages whose descriptors are wrong, or, of a dump that does not open as a whole, those that are not
+        there. Neither `kinds` nor `excluded_bytes` counts them.
+    damage : str
+        Why the dump does not open as a whole, or its notes are not all told; empty where nothing is wrong.
+    """
+
+    format: str
+    maker: str
+    incomplete: bool
+    fuzzy: bool
+    file_bytes: int
+    compression: str
+    arch: str
+    bits: int
+    byteorder: str
+    page_size: int
+    cpus: int
+    phys_base: int
+    utsname: dict[str, str]
+    guest_bytes: int
+    excluded_bytes: int
+    blocks: tuple[tuple[int, int], ...]
+    pages: int
+    partial_pages: int
+    kinds: dict[str, int]
+    notes: dict[str, int]
+    vmcoreinfo: dict[str, str]
+    damaged_pages: int
+    damage: str
+    vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give all attributes by name, for JSON."""
+        return asdict(self)
+
+
+def info(
+    source: AnySource, *, search: bool = True, progress: Callable[[int, int], object] | None = None
+) -> DumpInfo:
+    """Tell what a dump is.
+
+    Descriptors are read. Pages are where nothing tells VMCOREINFO: it is looked for in all of them.
+
+    Of a dump that is damaged or was cut short, what is there is told, and how much is not.
+
+    Parameters
+    ----------
+    source : str, path, sequence of paths, Source, buffer, or list of blocks
+        A dump, or whatever else :func:`vmdump.dump` takes.
+    search : bool
+        Look for VMCOREINFO.
+    progress : callable, optional
+        Called with (done, total) in bytes of memory, if that takes longer than a second.
+
+    Raises
+    ------
+    VmdumpError
+        It cannot be opened, not even in part.
+    """
+    with opened_in_part(source, search=search, progress=progress) as (source_itself, damage):
+        guest = _searched(source_itself)
+        notes, notes_damage = _notes(guest)
+        blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
+        pages = count_pages(guest.blocks, guest.page_size)
+        kinds, damaged = _count_kinds(guest, pages) if isinstance(guest, Dump) else ({}, 0)
+        lost = guest.lost_pages * guest.page_size if isinstance(guest, Dump) else 0
+        return DumpInfo(
+            format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
+            maker=_maker(guest),
+            incomplete=isinstance(guest, Dump) and guest.incomplete,
+            fuzzy=is_fuzzy(notes, guest.byteorder),
+            file_bytes=sum(os.fstat(file.fd).st_size for file in guest.files),
+            compression=_compression(guest),
+            arch=guest.arch.name,
+            bits=guest.elf_class,
+            byteorder=guest.byteorder,
+            page_size=guest.page_size,
+            cpus=count_cpus(notes, guest.byteorder) or 1 if notes_damage else guest.nr_cpus,
+            phys_base=guest.phys_base,
+            utsname={field.name: _text(getattr(guest.utsname, field.name)) for field in fields(Utsname)},
+            guest_bytes=guest.size,
+            excluded_bytes=max(guest.excluded_size - lost, 0),
+            blocks=blocks,
+            pages=pages,
+            partial_pages=len(partial_pages(guest.blocks, guest.page_size)),
+            kinds=kinds,
+            notes=dict(Counter(_text(note.name) for note in iter_notes(notes, guest.byteorder))),
+            vmcoreinfo=dict(guest.vmcoreinfo),
+            vmcoreinfo_found=tuple(_places(guest)),
+            damaged_pages=damaged,
+            damage=damage or notes_damage,
+        )
+
+
+def _searched(source: Source) -> Source:
+    try:
+        return with_found(source)
+    except SourceError:
+        if source.finds_when_held:
+            raise
+        return source.without_search()  # a disk with a bad sector; what the headers tell is known
+
+
+def _places(guest: Source) -> Iterator[VmcoreinfoPlace]:
+    for number, found in enumerate(guest.findings or (), 1):
+        yield VmcoreinfoPlace(
+            number,
+            found.address,
+            found.lines.get("OSRELEASE", ""),
+            found.crash_time,
+            found.verdict,
+            found.cpus,
+            found is guest.found_vmcoreinfo,
+        )
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _notes(guest: Source) -> tuple[bytes, str]:
+    """Give the notes in front of the first one that is damaged, and what is wrong with that."""
+    end = 0
+    try:
+        for note in iter_notes(guest.notes, guest.byteorder, path=getattr(guest, "path", "")):
+            end = note.end
+    except FormatError as error:
+        return guest.notes[:end], str(error)
+    return guest.notes, ""
+
+
+def _count_kinds(dump: Dump, pages: int) -> tuple[dict[str, int], int]:
+    """Count the pages by kind, and those that are damaged."""
+    counts = np.zeros(len(PageKind), np.int64)
+    damaged = 0
+    for begin, end in merge_runs(data_runs(dump, dump.page_size)):
+        first, last = begin // dump.page_size, end // dump.page_size
+        for pfn in range(first, last, _WINDOW):
+            kinds, bad = dump.kinds_and_damage(pfn, min(_WINDOW, last - pfn))
+            counts += np.bincount(kinds, minlength=len(PageKind))
+            damaged += int(np.count_nonzero(bad))
+    named = name_kinds(counts, pages, dump, damaged)
+    excluded = named.pop("excluded", 0) - dump.lost_pages
+    return named | ({"excluded": excluded} if excluded > 0 else {}), damaged + dump.lost_pages
+
+
+def data_runs(source: Source, page_size: int) -> Iterator[tuple[int, int]]:
+    """Give the memory that may not be zero, ascending and in whole pages of `page_size`."""
+    for block in source.blocks:
+        for begin, end in block.memory.extents():
+            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
+
+
+def name_kinds(counts: np.ndarray, pages: int, source: Source, damaged: int = 0) -> dict[str, int]:
+    """Name the kinds of pages, of which those of all `data_runs` were counted.
+
+    Parameters
+    ----------
+    counts : (len(PageKind),) int
+        Pages by kind. What no run has is excluded or zero, and was not counted.
+    pages : int
+        All pages of the guest.
+    source : Source
+        The guest.
+    damaged : int
+        Pages that have no kind.
+    """
+    named = {kind: int(counts[kind]) for kind in PageKind}
+    named[PageKind.EXCLUDED] = source.excluded_size // source.page_size
+    named[PageKind.MISSING] = named[PageKind.ZERO] = 0
+    named[PageKind.ZERO] = max(pages - damaged - sum(named.values()), 0)
+    return {kind.name.lower(): count for kind, count in named.items() if count}
+
+
+def _compression(source: Source) -> str:
+    if not isinstance(source, KdumpDump):
+        return ""
+    status = source.headers.header["status"]
+    return ", ".join(codec for codec, flag in kdump.CODEC_FLAGS.items() if status & flag)
+
+
+def _maker(source: Source) -> str:
+    """Name the program that wrote a dump, by what only it does."""
+    if isinstance(source, KdumpDump):
+        header, level = source.headers.header, source.headers.sub_header["dump_level"]
+        # Only makedumpfile notes a time, and has other levels than 1; QEMU tells the machine's name alone.
+        if header["tv_sec"] or level != kdump.DUMP_LEVEL or source.headers.version < kdump.HEADER_VERSION:
+            return "makedumpfile"
+        if header["sysname"]:
+            return "vmdump, or makedumpfile -d 1"
+        return "QEMU, or vmdump of a guest without VMCOREINFO"
+    if isinstance(source, ElfDump) and source.files:
+        names = {note.name for note in iter_notes(source.notes, source.byteorder)}
+        layout = EHDR[source.elf_class]
+        header = layout.unpack(os.pread(source.files[0].fd, layout.size, 0), 0, source.byteorder)
+        if b"VMDUMP" in names:
+            return "vmdump"
+        if header["e_ehsize"] == _QEMU_EHSIZE:
+            return "QEMU"
+        if b"QEMU" in names:
+            return "vmdump, makedumpfile -E, or QEMU before 7.2"
+        return "Linux (kexec), makedumpfile or vmdump" if VMCOREINFO_NAME in names else ""
+    return ""

@@ -1,0 +1,157 @@
+"""What can be had of a damaged dump, as a dump that is none any more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from vmdump.errors import CapabilityError, FormatError, LayoutError, VmdumpError
+from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.guest.guest import Source
+from vmdump.guest.whole import count_pages
+from vmdump.job import Report
+from vmdump.operations.request import check_request, opened
+from vmdump.pipeline.control import Control
+from vmdump.readers.bytes.file import naming_file
+from vmdump.readers.dump import Dump
+from vmdump.readers.sniff import open_dump
+
+if TYPE_CHECKING:
+    from vmdump.operations.request import AnySource, Paths
+
+__all__ = ["Repair", "is_dump", "opened_in_part", "repair"]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What :func:`repair` did.
+
+    Attributes
+    ----------
+    kept_pages, lost_pages : int
+        Pages of the damaged dump that are in the output, and those that are not; where a kdump file has lost
+        the bitmap of these, all other pages of the guest.
+    incomplete : bool
+        The output is marked as incomplete. It is not if nothing at all was lost.
+    report : Report
+        About the output.
+    """
+
+    kept_pages: int
+    lost_pages: int
+    incomplete: bool
+    report: Report
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give everything as JSON has it."""
+        return asdict(self)
+
+
+def repair(
+    damaged: Paths,
+    output: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Repair:
+    """Write every page that is whole of a dump that was cut short or has lost parts.
+
+    The output has the format and the codec of the damaged dump; pages are copied as they lie in it. What is
+    lost counts as excluded, and the output is marked: 0x8 in the status of a kdump header, bit 0 of an
+    ELF header's e_flags.
+
+    Parameters
+    ----------
+    damaged : str, path, or sequence of paths
+        A kdump file in either layout, a flattened one also without its end mark; the parts of a split set in
+        any order, some of which may be missing; an ELF core; or a LiME or AVML file, as a kdump file.
+    output : str or path
+        As for :func:`vmdump.dump`.
+    threads : int, optional
+        Worker threads; the processors this process may use, if not given.
+    force : bool
+        Replace an output file that is there.
+    progress : callable, optional
+        Called with (done, total) in bytes of guest memory.
+
+    Returns
+    -------
+    Repair
+
+    Raises
+    ------
+    FormatError, LayoutError
+        It is no such file, or not even its headers are there.
+    SourceError, SinkError, OutputExists
+        It cannot be read, or the output not be written.
+    """
+    with open_dump(damaged, damaged=True) as source, naming_file(source.path):
+        codec = getattr(source, "codec", "")
+        name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
+        request = check_request(source, output, format=name, threads=threads, force=force)
+        report = request.run(Control(progress))
+        kept = count_pages(source.blocks, source.page_size) - source.excluded_size // source.page_size
+        return Repair(kept, source.lost_pages, source.incomplete, report)
+
+
+@contextmanager
+def opened_in_part(
+    source: AnySource,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[tuple[Source, str]]:
+    """Open a source for as long as a context lasts; of a dump that does not open, what is there.
+
+    Parameters
+    ----------
+    source, vmcoreinfo, search, progress
+        As for :func:`vmdump.operations.request.opened`.
+
+    Yields
+    ------
+    guest : Source
+        The source. Of a damaged dump, what is not there is excluded; which pages unpack is not known.
+    damage : str
+        Why it does not open as a whole; empty where it does.
+
+    Raises
+    ------
+    VmdumpError
+        Not even a part can be opened.
+    """
+    damage = ""
+    with ExitStack() as stack:
+
+        def enter(opening: AnySource) -> Source:
+            context = opened(opening, vmcoreinfo=vmcoreinfo, search=search, progress=progress)
+            return stack.enter_context(context)
+
+        try:
+            guest = enter(source)
+        except (FormatError, LayoutError, CapabilityError) as error:
+            if not is_dump(source):
+                raise
+            try:
+                part = open_dump(cast("Any", source), damaged=True, unpack=False)
+            except VmdumpError:
+                raise error from None
+            stack.enter_context(part)
+            guest, damage = enter(part), str(error)
+        if isinstance(guest, Dump):
+            stack.enter_context(naming_file(guest.path))
+        yield guest, damage
+
+
+def is_dump(source: AnySource) -> bool:
+    """Tell whether dumps are named by their paths: no live guest, no raw memory, none that is generated."""
+    names = source if isinstance(source, list | tuple) else [source]
+    return all(
+        isinstance(name, str | os.PathLike) and not os.fspath(name).startswith(("qmp:", "raw:", "synthetic:"))
+        for name in names
+    )

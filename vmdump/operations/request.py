@@ -1,0 +1,491 @@
+"""What a dump is to be: the source as it is named, the options, and how they go together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, cast
+
+from vmdump.arch.paging import Runs
+from vmdump.codecs.engines import Engine, PagePacker, find_engine, make_packer
+from vmdump.errors import CapabilityError, RequestError, naming_shortages
+from vmdump.formats.kdump import CODEC_FLAGS
+from vmdump.formats.names import (
+    DEFAULT_FORMAT,
+    DumpFormat,
+    Layout,
+    find_format,
+    find_layout,
+)
+from vmdump.guest.buffers import BlockSource
+from vmdump.guest.guest import MIN_PAGE_SIZE, Block, Memory, Source
+from vmdump.guest.linux.find_vmcoreinfo import read_vmcoreinfo, with_found
+from vmdump.job import Report
+from vmdump.operations.early import Early
+from vmdump.pipeline.control import Control
+from vmdump.pipeline.copies import Copies
+from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
+from vmdump.pipeline.training import training_pages
+from vmdump.pipeline.workers import check_threads
+from vmdump.sinks.file import Output
+from vmdump.sources.rawfile import open_raw, open_raws
+from vmdump.sources.spec import split_options
+from vmdump.writers.elf import write_elf
+from vmdump.writers.kdump import KdumpPlan, plan_kdump, write_kdump
+from vmdump.writers.tally import Tally
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from vmdump.readers.dump import Dump
+
+    Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    Blocks = Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
+    AnySource = Paths | Source | Blocks
+
+__all__ = ["AnySource", "DumpOptions", "Paths", "Request", "check_request", "open_source", "opened"]
+
+
+def _open_qemu(path: str, options: dict[str, str]) -> Source:
+    # The QMP client and asyncio take 65 ms to load, and only live guests need them.
+    from vmdump.sources.qemu.guest import open_qemu
+
+    return open_qemu(path, options)
+
+
+def _open_synthetic(size: str, options: dict[str, str]) -> Source:
+    # 2 ms to load, 7 where Python may not keep its bytecode; few dumps are of a guest that does not exist.
+    from vmdump.sources.synthetic.guest import open_synthetic
+
+    return open_synthetic(size, options)
+
+
+_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
+    "qmp": _open_qemu,
+    "raw": open_raw,
+    "synthetic": _open_synthetic,
+}
+
+
+@naming_shortages()
+def open_source(source: Paths, *, search: bool = True) -> Source:
+    """Open a guest as the command line names it.
+
+    Parameters
+    ----------
+    source : str, path, or sequence of str or path
+        ``qmp:SOCKET``, ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
+        ``synthetic:SIZE?seed=1&fill=0.3``, the path of a dump, or those of all parts of a split set; several
+        ``raw:PATH?...`` of one guest.
+    search : bool
+        Look for VMCOREINFO in the guest's memory where nothing tells it, when it is first asked for.
+
+    Returns
+    -------
+    Source
+        A context manager.
+
+    Raises
+    ------
+    RequestError
+        An option is wrong.
+    SourceError, FormatError, LayoutError, CapabilityError
+        The guest cannot be opened.
+    AccessDenied, GuestBusy, QmpError
+        Nor can a live one.
+    """
+    guest = _open(source)
+    guest.search = search
+    return guest
+
+
+def _open(source: Paths) -> Source:
+    parts = [source] if isinstance(source, str | os.PathLike) else source
+    for name in parts:
+        scheme, colon, rest = os.fspath(name).partition(":")
+        if not colon or scheme not in _SCHEMES:
+            continue
+        if name is not source and scheme == "raw":
+            return open_raws(parts)
+        if name is not source:
+            raise RequestError(f"source: {name} is no file of a split set", parameter="source")
+        return _SCHEMES[scheme](*split_options(rest))
+    from vmdump.readers.sniff import open_dump  # the readers take 2 ms to load, 7 without bytecode
+
+    return open_dump(source)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A dump that was checked and can begin."""
+
+    source: Source
+    owned: bool
+    lay_out: Callable[[Source], tuple[list[Slice], KdumpPlan | None]]
+    format: DumpFormat
+    layout: Layout
+    engine: Engine | None
+    level: int | None
+    threads: int
+    output: str | os.PathLike[str]
+    force: bool
+    pause: bool
+    compat: bool
+    repack: bool
+    list_mappings: Callable[[Source], Runs | None]
+    found: int | None
+
+    def searched(self, control: Control) -> Source:
+        """Give the source with the VMCOREINFO that is found in its memory.
+
+        Raises
+        ------
+        RequestError
+            There is none of the number that is wanted.
+        Cancelled
+            The owner wants the dump to stop.
+        SourceError
+            The memory cannot be read.
+        """
+        source = self.source
+        source.search_progress = control.side_work()
+        if self.found is not None or not source.finds_when_held:
+            source = with_found(source, self.found, cancelled=control.cancelled)
+        control.check()
+        return source
+
+    @naming_shortages()
+    def run(self, control: Control) -> Report:
+        """Dump the guest.
+
+        Parameters
+        ----------
+        control : Control
+            Told of every chunk.
+
+        Raises
+        ------
+        VmdumpError
+            As for :func:`vmdump.dump`.
+        """
+        try:
+            began = time.perf_counter()
+            with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
+                flatten = self.layout == "flattened" or (
+                    self.layout == "auto"
+                    and self.engine is not None
+                    and (self.compat or not output.seekable)  # QEMU 7.2 knows no other
+                )
+                output.begin(self.source.files, self.source.in_use)
+                source = self.searched(control)
+                early = Early(self, output, control)
+                with (
+                    closing(early),
+                    source.held(
+                        pause=self.pause,
+                        cancelled=control.cancelled,
+                        prepare=early.write if output.sparse and not (flatten or self.compat) else None,
+                    ) as guest,
+                ):
+                    slices, plan = self.lay_out(guest)
+                    guest_bytes = sum(piece.size for piece in slices)
+                    control.start(plan.memory_size if plan else guest_bytes)
+                    output.begin(guest.files)
+                    if self.compat:
+                        # Here, because few dumps are of this kind, and a start takes 1 ms longer with it.
+                        from vmdump.writers.compat.dump import write_compat
+
+                        tally = write_compat(
+                            guest,
+                            None if self.engine else slices,
+                            output,
+                            mappings=self.list_mappings(guest),
+                            flatten=flatten,
+                            threads=self.threads,
+                            control=control,
+                        )
+                    elif self.engine is None or plan is None:
+                        elf_plan, known = early.units_for(guest, slices)
+                        tally = write_elf(
+                            guest,
+                            slices,
+                            output,
+                            threads=self.threads,
+                            control=control,
+                            known=known,
+                            plan=elf_plan,
+                        )
+                    else:
+                        pages = early.pages_for(guest, plan)
+                        tally = write_kdump(
+                            guest,
+                            plan,
+                            output,
+                            codec=self.engine.codec,
+                            make_packer=early.make_packer or self.packers(guest),
+                            flatten=flatten,
+                            threads=self.threads,
+                            control=control,
+                            early=pages,
+                            copies=self.copies(guest),
+                        )
+            return self.report(
+                guest,
+                tally,
+                name=output.name,
+                layout="flattened" if flatten else "standard",
+                guest_bytes=guest_bytes,
+                seconds=time.perf_counter() - began,
+            )
+        finally:
+            self.source.search_progress = None
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Close what was opened for it; what :meth:`run` ends with."""
+        if self.owned:
+            self.source.close()
+
+    def report(
+        self,
+        guest: Source,
+        tally: Tally,
+        *,
+        name: str,
+        layout: str,
+        guest_bytes: int,
+        seconds: float,
+        parts: Sequence[str] = (),
+    ) -> Report:
+        """Say what was dumped."""
+        return Report(
+            output=name,
+            format=self.format.name,
+            layout=layout,
+            codec=self.engine.codec if self.engine else "",
+            engine=self.engine.name if self.engine else "",
+            level=self.level,
+            threads=self.threads,
+            guest_bytes=guest_bytes,
+            hole_bytes=tally.hole_bytes,
+            output_bytes=tally.size,
+            zero_pages=tally.zero_pages,
+            plain_pages=tally.plain_pages,
+            compressed_pages=tally.compressed_pages,
+            copied_pages=tally.copied_pages,
+            excluded_pages=tally.excluded_pages,
+            changed_pages=tally.changed_pages,
+            unreadable=tuple(guest.unreadable),
+            fuzzy=guest.fuzzy,
+            paused_seconds=guest.paused_seconds,
+            seconds=seconds,
+            parts=tuple(parts),
+            vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
+            partial_pages=tally.partial_pages,
+            lost_pages=getattr(guest, "lost_pages", 0),
+        )
+
+    def copies(self, guest: Source) -> Copies | None:
+        """Give the pages that need not be packed again; none where engine or level were named."""
+        codec: str | None = getattr(guest, "codec", None)
+        if self.repack or self.engine is None or codec is None:
+            return None
+        stored = cast("Dump", guest).stored_pages
+        return Copies(stored, CODEC_FLAGS[self.engine.codec], plain=codec == self.engine.codec)
+
+    def packers(self, guest: Source) -> Callable[[int], PagePacker]:
+        """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""
+        engine, level = self.engine, self.level
+        assert engine is not None
+        pages = None
+        if engine.trained_level == level:
+            pages = training_pages(guest.blocks, page_size=guest.page_size)
+
+        def make(page_size: int) -> PagePacker:
+            packer = make_packer(engine, page_size, level)
+            if pages is not None:
+                packer.train(pages)
+            return packer
+
+        return make
+
+
+class DumpOptions(TypedDict, total=False):
+    """The options of :func:`dump` and :func:`start_dump`; :func:`dump` says what they mean."""
+
+    format: str
+    layout: str
+    engine: str | None
+    level: int | None
+    threads: int | None
+    begin: int | None
+    length: int | None
+    paging: bool
+    force: bool
+    pause: bool
+    vmcoreinfo: bytes | str | os.PathLike[str] | None
+    search: bool
+    compat: str | None
+
+
+@naming_shortages()
+def check_request(
+    source: AnySource,
+    output: str | os.PathLike[str],
+    *,
+    format: str = DEFAULT_FORMAT,
+    layout: str = "auto",
+    engine: str | None = None,
+    level: int | None = None,
+    threads: int | None = None,
+    begin: int | None = None,
+    length: int | None = None,
+    paging: bool = False,
+    force: bool = False,
+    pause: bool = True,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    compat: str | None = None,
+    owned: bool = False,
+) -> Request:
+    """Refuse what cannot be done before anything is opened or created; parameters as for :func:`vmdump.dump`.
+
+    With `owned` an open source is closed when the request has run, as one that was opened here.
+
+    Raises
+    ------
+    VmdumpError
+        As for :func:`vmdump.dump`.
+    """
+    dump_format = find_format(format)
+    wanted_layout = find_layout(layout, dump_format)
+    codec = dump_format.codec
+    if codec is not None and (paging or begin is not None or length is not None):
+        raise RequestError(
+            f"format: {format} holds the whole guest, so paging, begin and length go with elf only",
+            parameter="format",
+        )
+    if begin is not None and length is None:
+        raise RequestError("length: is missing, begin needs it", parameter="length")
+    if begin is None and length is not None:
+        raise RequestError("begin: is missing, length needs it", parameter="begin")
+    if codec is None and (engine is not None or level is not None):
+        name = "level" if engine is None else "engine"
+        raise RequestError(f"{name}: an elf file is not compressed", parameter=name)
+    threads = check_threads(threads)
+    chosen: Engine | None
+    chosen_level: int | None
+    if compat is not None:
+        from vmdump.writers.compat.target import check_compat
+
+        demanded = check_compat(
+            compat, dump_format, engine=engine, level=level, pause=pause, vmcoreinfo=vmcoreinfo is not None
+        )
+        chosen, chosen_level = demanded or (None, None)
+    else:
+        chosen = None if codec is None else find_engine(codec, engine)
+        chosen_level = None if chosen is None else make_packer(chosen, MIN_PAGE_SIZE, level).level
+    text = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
+    if isinstance(text, int) and not search:
+        raise RequestError("search: found:N names what a search finds", parameter="search")
+
+    def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
+        plan = None
+        if compat is not None:
+            from vmdump.writers.compat.target import qemu_target
+
+            qemu_target(guest)
+        elif codec is not None:
+            plan = plan_kdump(guest, codec)
+        if begin is None or length is None:
+            return whole_blocks(guest.blocks), plan
+        return filter_blocks(guest.blocks, begin, length), plan
+
+    def list_mappings(guest: Source) -> Runs | None:
+        if not paging:
+            return None
+        if compat is not None:
+            from vmdump.writers.compat.target import qemu_target
+
+            if not qemu_target(guest).page_tables:
+                return None
+        runs = guest.mappings(as_qemu=compat is not None)
+        return runs if begin is None or length is None else runs.clipped(begin, begin + length)
+
+    owned = owned or isinstance(source, str | os.PathLike)
+    guest = _as_source(source)
+    try:
+        if paging and compat is None and guest.arch.address_spaces is None:
+            raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
+        if isinstance(text, bytes):
+            guest = guest.with_vmcoreinfo(text)
+        if compat is not None or not search:  # QEMU does not search
+            guest = guest.without_search()
+        lay_out(guest.without_search())
+        return Request(
+            source=guest,
+            owned=owned,
+            lay_out=lay_out,
+            format=dump_format,
+            layout=wanted_layout,
+            engine=chosen,
+            level=chosen_level,
+            threads=threads,
+            output=output,
+            force=force,
+            pause=pause,
+            compat=compat is not None,
+            repack=engine is not None or level is not None,
+            list_mappings=list_mappings,
+            found=text if isinstance(text, int) else None,
+        )
+    except BaseException:
+        if owned:
+            guest.close()
+        raise
+
+
+@contextmanager
+def opened(
+    source: AnySource,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
+    search: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Iterator[Source]:
+    """Open a source for as long as a context lasts; one that is open already stays so.
+
+    Parameters
+    ----------
+    source
+        As :func:`vmdump.dump` takes it.
+    vmcoreinfo, search
+        As for :func:`vmdump.dump`.
+    progress : callable, optional
+        Told (done, total) of a search that takes longer than a second.
+    """
+    given = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
+    with (
+        naming_shortages(),
+        nullcontext(source) if isinstance(source, Source) else _as_source(source) as guest,
+    ):
+        used = guest if search else guest.without_search()
+        if isinstance(given, bytes):
+            used = used.with_vmcoreinfo(given)
+        used.search_progress = progress
+        try:
+            yield with_found(used, given) if isinstance(given, int) else used
+        finally:
+            used.search_progress = None
+
+
+def _as_source(source: AnySource) -> Source:
+    if isinstance(source, Source):
+        return source
+    names = source if isinstance(source, list | tuple) and source else [source]
+    if all(isinstance(name, str | os.PathLike) for name in names):
+        return open_source(cast("Paths", source))
+    return BlockSource(cast("Blocks", source))

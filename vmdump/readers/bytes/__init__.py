@@ -1,0 +1,1 @@
+"""Bytes of a dump by offset, whatever they lie in."""

@@ -1,0 +1,1 @@
+"""Where dumps go."""

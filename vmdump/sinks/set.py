@@ -1,0 +1,101 @@
+"""A set of output files that appear together, when all of them are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from vmdump.errors import RequestError
+from vmdump.interrupts import Deferred
+from vmdump.sinks.file import Output, named_descriptor
+
+__all__ = ["OutputSet", "part_names"]
+
+
+def part_names(target: str | os.PathLike[str], count: int) -> list[str]:
+    """Name the files of a split set: ``TARGET.1`` to ``TARGET.count``.
+
+    Raises
+    ------
+    RequestError
+        The target is no path.
+    """
+    name = os.fspath(target)
+    if not name or named_descriptor(name) is not None:
+        raise RequestError("output: a split set goes to files, name a path", parameter="output")
+    return [f"{name}.{number}" for number in range(1, count + 1)]
+
+
+class OutputSet:
+    """Several outputs of which either all or none appear. A context manager.
+
+    All are synced before the first one gets its name. If one cannot have its own then, or the process is
+    interrupted, those that have theirs are removed again, also where they replaced an older file: a set of
+    old and new parts is worse than none. Only the end of the process or of the machine in that moment can
+    leave some of them.
+
+    Parameters
+    ----------
+    names : list of str
+        Paths; a new file for each.
+    force : bool
+        Replace files that are there.
+    cancelled : callable
+        As for :class:`vmdump.sinks.file.Output`.
+
+    Attributes
+    ----------
+    outputs : list of Output
+
+    Raises
+    ------
+    OutputExists, SinkError
+        As of Output; then none was created.
+    """
+
+    def __init__(
+        self, names: list[str], *, force: bool = False, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.outputs: list[Output] = []
+        try:
+            for name in names:
+                output = Output(name, force=force, cancelled=cancelled)
+                self.outputs.append(output)
+                if output.folder is None:
+                    raise RequestError(
+                        f"output: {name} is no regular file, as every part of a split set has to be",
+                        parameter="output",
+                    )
+        except BaseException:
+            self._leave_nothing()
+            raise
+
+    def _leave_nothing(self) -> None:
+        for output in self.outputs:
+            output.abort()
+            output.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._leave_nothing()
+            return
+        try:
+            for output in self.outputs:
+                output.sync()
+            with Deferred():
+                for output in self.outputs:
+                    output.commit()
+        except BaseException:
+            for output in self.outputs:
+                output.retract()
+            self._leave_nothing()
+            raise
+        for output in self.outputs:
+            output.close()

@@ -1,0 +1,1 @@
+"""The files that QEMU writes, byte for byte."""

@@ -1,0 +1,127 @@
+"""The ELF core that QEMU 7.2 writes, byte for byte.
+
+Section headers stand before the program headers, e_ehsize is 8, memory begins where the notes end, and the
+names of the sections are behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vmdump.arch.paging import Runs
+from vmdump.formats.elf import (
+    EHDR,
+    ET_CORE,
+    EV_CURRENT,
+    PHDR,
+    PN_XNUM,
+    SHDR,
+    SHT_STRTAB,
+    ident,
+)
+from vmdump.guest.guest import Source
+from vmdump.pipeline.control import Control
+from vmdump.pipeline.plan import Slice
+from vmdump.sinks.file import Output
+from vmdump.writers.elf import write_memory
+from vmdump.writers.lanes import PlainFile
+from vmdump.writers.loads import program_headers
+from vmdump.writers.tally import Tally
+
+__all__ = ["write_compat_elf"]
+
+_E_EHSIZE = 8
+"""The size of a pointer to the header, not of the header."""
+_SECTION_NAMES = b"\0.shstrtab\0"
+_SECTIONS = 2
+
+
+def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
+    elf_class, byteorder, notes = source.elf_class, source.given_byteorder, source.given_notes
+    mask = (1 << elf_class) - 1
+    phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
+    shoff = EHDR[elf_class].size
+    phoff = shoff + _SECTIONS * SHDR[elf_class].size
+    notes_offset = phoff + phnum * PHDR[elf_class].size
+    memory_offset = notes_offset + len(notes)
+    sizes = np.array([piece.size for piece in slices], np.uint64)
+    ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
+    header = EHDR[elf_class].pack(
+        byteorder,
+        e_ident=ident(elf_class, byteorder),
+        e_type=ET_CORE,
+        e_machine=source.arch.machine,
+        e_version=EV_CURRENT,
+        e_phoff=phoff,
+        e_shoff=shoff,
+        e_ehsize=_E_EHSIZE,
+        e_phentsize=PHDR[elf_class].size,
+        e_phnum=min(phnum, PN_XNUM),
+        e_shentsize=SHDR[elf_class].size,
+        e_shnum=_SECTIONS,
+        e_shstrndx=_SECTIONS - 1,
+    )
+    first_section = SHDR[elf_class].pack(byteorder, sh_info=phnum if phnum >= PN_XNUM else 0)
+    # In the byte order of the machine that QEMU runs on, whatever the guest's.
+    names_section = SHDR[elf_class].pack(
+        "little",
+        sh_name=_SECTION_NAMES.index(b"."),
+        sh_type=SHT_STRTAB,
+        sh_offset=int(ends[-1]) & mask,
+        sh_size=len(_SECTION_NAMES),
+    )
+    starts = np.array([piece.start for piece in slices], np.uint64)
+    table = program_headers(
+        elf_class, byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+    )
+    loads = table[1:]
+    # QEMU knows no virtual address 0: that is memory without one.
+    loads["p_vaddr"] = np.where(loads["p_vaddr"] == 0, loads["p_paddr"], loads["p_vaddr"])
+    return header + first_section + names_section + table.tobytes() + notes
+
+
+def write_compat_elf(
+    source: Source,
+    slices: Sequence[Slice],
+    output: Output,
+    *,
+    threads: int,
+    control: Control,
+    mappings: Runs | None = None,
+) -> Tally:
+    """Write the ELF core that QEMU 7.2 would have written.
+
+    Parameters
+    ----------
+    source : Source
+        The guest.
+    slices : sequence of Slice
+        The memory to dump.
+    output : Output
+        Seekable or not.
+    threads : int
+        Threads that read memory.
+    control : Control
+        Told of every chunk.
+    mappings : Runs, optional
+        The PT_LOADs instead of the slices, as QEMU finds them.
+
+    Raises
+    ------
+    SourceError, SinkError, Cancelled
+        And nothing is committed.
+    """
+    head = _head(source, slices, mappings)
+    tally = Tally(size=len(head) + sum(piece.size for piece in slices) + len(_SECTION_NAMES))
+    with PlainFile(output, control.cancelled) as file:
+        lane = file.lane(0)
+        lane.write(head)
+        write_memory(
+            source, lane, slices, tally, None, threads=threads, control=control, release=source.release
+        )
+        lane.write(_SECTION_NAMES)
+        lane.finish()
+        file.finish()
+    return tally
