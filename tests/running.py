@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from vmdump.arch import arch_by_name
-from vmdump.guest.guest import Block, Source
+from vmdump.guest.guest import Block
+from vmdump.sources.base import Source
 
 PAGE = 4096
 Blocks = list[tuple[int, np.ndarray]]

@@ -10,7 +10,7 @@ from vmdump import errors
 if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, open, open_source, start_dump
     from vmdump.guest.buffers import BlockSource, BufferMemory
-    from vmdump.guest.guest import Block, Memory, Source
+    from vmdump.guest.guest import Block, Memory
     from vmdump.job import DumpJob, Progress, Report
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmdump.operations.verify import Verification, verify
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind, StoredPages
+    from vmdump.sources.base import Source
 
 __version__ = "0.1.0"
 
@@ -80,7 +81,7 @@ _HOMES = {
     "Progress": "vmdump.job",
     "Repair": "vmdump.operations.repair",
     "Report": "vmdump.job",
-    "Source": "vmdump.guest.guest",
+    "Source": "vmdump.sources.base",
     "StoredPages": "vmdump.readers.kinds",
     "Verification": "vmdump.operations.verify",
     "bench": "vmdump.operations.bench.bench",

@@ -20,9 +20,10 @@ from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
 from vmdump.guest.blocks import BlockList
 from vmdump.guest.buffers import BufferMemory
-from vmdump.guest.guest import Memory, Source
+from vmdump.guest.guest import Memory
 from vmdump.guest.linux import find_vmcoreinfo
 from vmdump.guest.linux.find_vmcoreinfo import check_vmcoreinfo
+from vmdump.sources.base import Source
 
 PAGE = 4096
 CHUNK = 4 << 20

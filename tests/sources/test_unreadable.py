@@ -16,7 +16,8 @@ from oracles.kdump import CODEC_FLAGS, Kdump
 
 import vmdump
 from vmdump.arch import arch_by_name
-from vmdump.guest.guest import Block, Source
+from vmdump.guest.guest import Block
+from vmdump.sources.base import Source
 
 SMALL = 4096
 """The host loses pages of this size, whatever the guest's page size is."""

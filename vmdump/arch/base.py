@@ -136,7 +136,7 @@ class Arch:
         return completed
 
     def cpus(self, notes: bytes, byteorder: ByteOrder | None = None) -> tuple[Mapping[str, int], ...]:
-        """Find the registers of each vCPU in the notes of a dump; see :attr:`vmdump.Source.cpus`.
+        """Find the registers of each vCPU in the notes of a dump; see :attr:`vmdump.guest.guest.Guest.cpus`.
 
         Raises
         ------

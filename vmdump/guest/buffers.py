@@ -11,7 +11,7 @@ from vmdump.arch import Arch, arch_by_name
 from vmdump.errors import LayoutError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
-from vmdump.guest.guest import Block, Memory, Pages, Source
+from vmdump.guest.guest import Block, Guest, Memory, Pages
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -59,7 +59,7 @@ def _as_memory(memory: Buffer | Memory) -> Memory:
     return BufferMemory(memory)
 
 
-class BlockSource(Source):
+class BlockSource(Guest):
     """A guest over buffers.
 
     Parameters
@@ -70,7 +70,7 @@ class BlockSource(Source):
     arch : str or Arch
         By name, see ``vmdump.arch.ARCHES``.
     byteorder, elf_class, page_size, notes, vmcoreinfo, cpus
-        As for :class:`vmdump.guest.guest.Source`.
+        As for :class:`vmdump.guest.guest.Guest`.
 
     Raises
     ------

@@ -51,10 +51,10 @@ __all__ = [
     "Block",
     "Emulator",
     "FileRuns",
+    "Guest",
     "HasDescriptor",
     "Memory",
     "Pages",
-    "Source",
     "Utsname",
     "check_blocks",
     "file_runs",
@@ -89,7 +89,7 @@ class Emulator:
     machine: str
 
 
-class Source(Translating):
+class Guest(Translating):
     """A guest: its blocks, its notes, and what follows from them. A context manager.
 
     Attributes
@@ -274,8 +274,8 @@ class Source(Translating):
         *,
         pause: bool,
         cancelled: Callable[[], bool],
-        prepare: Callable[[Source], object] | None = None,
-    ) -> Iterator[Source]:
+        prepare: Callable[[Guest], object] | None = None,
+    ) -> Iterator[Guest]:
         """Give the guest as it is now, standing still if it runs and `pause` is true.
 
         Its memory must be read inside the context; :meth:`release` ends the standing still earlier.

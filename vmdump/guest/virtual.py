@@ -17,7 +17,7 @@ from vmdump.guest.blocks import Pages, block_bounds, read_into
 from vmdump.units import ADDRESS_LIMIT
 
 if TYPE_CHECKING:
-    from vmdump.guest.guest import Source
+    from vmdump.guest.guest import Guest
 
 __all__ = ["Translating"]
 
@@ -34,11 +34,11 @@ class _VirtualMemory:
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Guest) -> None:
         self._source = source
         self._starts, sizes = block_bounds(source.blocks)
         # The last address and not the one behind it: that does not fit where a block ends at 2**64.
@@ -118,7 +118,7 @@ class _VirtualMemory:
         address, length : int
             ``[address, address + length)``.
         cpu : int or None
-            By whose page tables; see :meth:`Source.translate`.
+            By whose page tables; see :meth:`Guest.translate`.
 
         Returns
         -------
@@ -211,7 +211,7 @@ class Translating:
 
     @cached_property
     def _virtual(self) -> _VirtualMemory:
-        return _VirtualMemory(cast("Source", self))
+        return _VirtualMemory(cast("Guest", self))
 
     def mappings(self, *, as_qemu: bool = False) -> Runs:
         """List the virtual memory that all known page tables map to memory of this guest.
@@ -324,7 +324,7 @@ class Translating:
             return b""
         runs = self._virtual.runs(address, length, cpu)
         places = zip(runs.physical.tolist(), runs.size.tolist(), strict=True)
-        source = cast("Source", self)
+        source = cast("Guest", self)
         return b"".join(source.read(physical, size) for physical, size in places)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT
-from vmdump.guest.guest import Source
 from vmdump.job import Report
 from vmdump.operations.repair import is_dump
 from vmdump.operations.request import Request, check_request, open_source
 from vmdump.pipeline.control import Control
 from vmdump.readers.sniff import open_dump
 from vmdump.sinks.set import OutputSet, part_names
+from vmdump.sources.base import Source
 from vmdump.writers.kdump import plan_split, write_kdump
 from vmdump.writers.tally import Tally
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmdump.errors import CapabilityError, FormatError, ReadError, VmdumpError
-from vmdump.guest.guest import Source
 from vmdump.operations.repair import opened_in_part
+from vmdump.sources.base import Source
 from vmdump.units import ADDRESS_LIMIT
 
 if TYPE_CHECKING:

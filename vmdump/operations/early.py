@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vmdump.codecs.engines import PagePacker
-from vmdump.guest.guest import Source
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.file import Output
+from vmdump.sources.base import Source
 from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, write_early
 

@@ -14,7 +14,7 @@ from vmdump.errors import FormatError, SourceError
 from vmdump.formats import kdump
 from vmdump.formats.elf import EHDR
 from vmdump.formats.notes import VMCOREINFO_NAME, count_cpus, is_fuzzy, iter_notes
-from vmdump.guest.guest import Source, Utsname
+from vmdump.guest.guest import Utsname
 from vmdump.guest.linux.find_vmcoreinfo import with_found
 from vmdump.guest.whole import count_pages, partial_pages
 from vmdump.operations.repair import opened_in_part
@@ -22,6 +22,7 @@ from vmdump.readers.dump import Dump
 from vmdump.readers.elf import ElfDump
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kinds import PageKind
+from vmdump.sources.base import Source
 from vmdump.units import align_up, merge_runs
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class DumpInfo:
     cpus : int
         vCPUs.
     phys_base : int
-        As of :class:`vmdump.guest.guest.Source`.
+        As of :class:`vmdump.guest.guest.Guest`.
     utsname : dict of str to str
         The guest's names.
     guest_bytes, excluded_bytes : int

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vmdump.errors import CapabilityError, FormatError, LayoutError, VmdumpError
 from vmdump.formats.names import DEFAULT_FORMAT
-from vmdump.guest.guest import Source
 from vmdump.guest.whole import count_pages
 from vmdump.job import Report
 from vmdump.operations.request import check_request, opened
@@ -18,6 +17,7 @@ from vmdump.pipeline.control import Control
 from vmdump.readers.bytes.file import naming_file
 from vmdump.readers.dump import Dump
 from vmdump.readers.sniff import open_dump
+from vmdump.sources.base import Source
 
 if TYPE_CHECKING:
     from vmdump.operations.request import AnySource, Paths

@@ -21,7 +21,7 @@ from vmdump.formats.names import (
     find_layout,
 )
 from vmdump.guest.buffers import BlockSource
-from vmdump.guest.guest import MIN_PAGE_SIZE, Block, Memory, Source
+from vmdump.guest.guest import MIN_PAGE_SIZE, Block, Memory
 from vmdump.guest.linux.find_vmcoreinfo import read_vmcoreinfo, with_found
 from vmdump.job import Report
 from vmdump.operations.early import Early
@@ -31,6 +31,7 @@ from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
 from vmdump.sinks.file import Output
+from vmdump.sources.base import Source
 from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import split_options
 from vmdump.writers.elf import write_elf

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError
 from vmdump.guest.common import CommonMemory, common_ranges
-from vmdump.guest.guest import Block, Pages, Source
+from vmdump.guest.guest import Block, Pages
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.kernels.bits import equal
 from vmdump.operations.info import data_runs, name_kinds
@@ -22,6 +22,7 @@ from vmdump.operations.request import opened
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
+from vmdump.sources.base import Source
 from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
 if TYPE_CHECKING:

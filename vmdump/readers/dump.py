@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
 from vmdump.guest.blocks import find_pieces, read_into
-from vmdump.guest.guest import Block, Memory, Pages, Source, file_runs, find_block
+from vmdump.guest.guest import Block, Guest, Memory, Pages, file_runs, find_block
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.bytes.file import naming_file
@@ -24,7 +24,7 @@ _BATCH = 4 << 20
 """Bytes of pages that one thread reads at once."""
 
 
-class Dump(Source):
+class Dump(Guest):
     """A dump file as a guest.
 
     `blocks` is the memory that the guest had. Pages inside them that the dump leaves out are excluded:
@@ -113,23 +113,23 @@ class Dump(Source):
 
     @cached_property
     def nr_cpus(self) -> int:
-        """Number of vCPUs; see :attr:`vmdump.guest.guest.Source.nr_cpus`."""
+        """Number of vCPUs; see :attr:`vmdump.guest.guest.Guest.nr_cpus`."""
         with naming_file(self.path):
             return super().nr_cpus
 
     @cached_property
     def cpus(self) -> tuple[Mapping[str, int], ...]:
-        """Registers; see :attr:`vmdump.guest.guest.Source.cpus`."""
+        """Registers; see :attr:`vmdump.guest.guest.Guest.cpus`."""
         with naming_file(self.path):
             return super().cpus
 
     def read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory; see :meth:`vmdump.guest.guest.Source.read`."""
+        """Read guest-physical memory; see :meth:`vmdump.guest.guest.Guest.read`."""
         with naming_file(self.path):
             return super().read(address, length)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
-        """Find memory; see :meth:`vmdump.guest.guest.Source.pieces`."""
+        """Find memory; see :meth:`vmdump.guest.guest.Guest.pieces`."""
         with naming_file(self.path):
             yield from super().pieces(begin, end)
 

@@ -11,7 +11,7 @@ from typing import Self
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, RequestError, SourceError
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import Source, check_blocks
+from vmdump.guest.guest import Guest, check_blocks
 from vmdump.sources.raw.machines import may_be_elsewhere
 from vmdump.sources.raw.places import RawPart, lay_out, place
 from vmdump.sources.spec import check_options, split_options
@@ -23,7 +23,7 @@ _SCHEME = "raw:"
 _PLACES = ("base", "blocks", "machine", "max_ram_below_4g")
 
 
-class RawSource(Source):
+class RawSource(Guest):
     """A guest whose memory is whole files.
 
     Parameters
@@ -44,9 +44,9 @@ class RawSource(Source):
     arch : str
         The guest's architecture.
     page_size : int, optional
-        The dump's block size in bytes; see :class:`vmdump.guest.guest.Source`.
+        The dump's block size in bytes; see :class:`vmdump.guest.guest.Guest`.
     cpus : sequence of mapping of str to int, optional
-        The registers of each vCPU; see :class:`vmdump.guest.guest.Source`.
+        The registers of each vCPU; see :class:`vmdump.guest.guest.Guest`.
 
     Raises
     ------

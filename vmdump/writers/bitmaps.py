@@ -8,7 +8,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from vmdump.guest.guest import Pages, Source
+from vmdump.guest.guest import Guest, Pages
 from vmdump.kernels.bits import set_range
 from vmdump.writers.excluded import masks
 from vmdump.writers.lanes import Lane
@@ -20,7 +20,7 @@ _WINDOW = 1 << 16
 
 
 def write_bitmap(
-    lane: Lane, ranges: Sequence[tuple[int, int]], size: int, excluding: Source | None = None
+    lane: Lane, ranges: Sequence[tuple[int, int]], size: int, excluding: Guest | None = None
 ) -> None:
     """Write a bitmap.
 
@@ -32,7 +32,7 @@ def write_bitmap(
         Pages whose bits are set: ``[begin, end)``, ascending.
     size : int
         Bytes of the bitmap.
-    excluding : Source, optional
+    excluding : Guest, optional
         Whose excluded pages have no bit.
     """
     first_pfn = 0
@@ -98,7 +98,7 @@ def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tup
         yield length, window[:length] if index > first else None
 
 
-def _clear_excluded(source: Source, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
+def _clear_excluded(source: Guest, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
     """Clear the bits of excluded pages in the window that begins with `first_pfn`, a multiple of 8."""
     end_pfn = first_pfn + 8 * window.size
     for index in range(bisect_right(ranges, first_pfn, key=itemgetter(1)), len(ranges)):

@@ -28,7 +28,7 @@ from vmdump.formats.elf import (
     ident,
 )
 from vmdump.formats.notes import ERASEINFO_NAME, blocks_note, build_note
-from vmdump.guest.guest import Pages, Source
+from vmdump.guest.guest import Guest, Pages
 from vmdump.kernels.scan import CLEARED, NEW
 from vmdump.pipeline.chunks import Scanned, scanned
 from vmdump.pipeline.control import Control
@@ -84,13 +84,13 @@ class ElfPlan:
 
 
 def plan_elf(
-    source: Source, slices: Sequence[Slice], mappings: Runs | None = None, *, memory_offset: int = 0
+    source: Guest, slices: Sequence[Slice], mappings: Runs | None = None, *, memory_offset: int = 0
 ) -> ElfPlan:
     """Lay out an ELF core; the class is the guest's, unless an offset needs 64 bits.
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         Gives machine, byte order, class and notes.
     slices : sequence of Slice
         The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded.
@@ -111,7 +111,7 @@ def plan_elf(
     return plan(32) if source.elf_class == 32 and wide.size <= _LAST_32BIT else wide
 
 
-def _notes(source: Source, slices: Sequence[Slice]) -> bytes:
+def _notes(source: Guest, slices: Sequence[Slice]) -> bytes:
     """Give the guest's notes, and those that only a core needs."""
     notes = source.notes
     if source.eraseinfo:
@@ -123,7 +123,7 @@ def _notes(source: Source, slices: Sequence[Slice]) -> bytes:
 
 
 def _plan(
-    source: Source,
+    source: Guest,
     starts: NDArray[np.uint64],
     sizes: NDArray[np.uint64],
     notes: bytes,
@@ -170,7 +170,7 @@ def _plan(
 
 
 def write_elf_early(
-    source: Source,
+    source: Guest,
     slices: Sequence[Slice],
     output: Output,
     known: KnownPages,
@@ -214,7 +214,7 @@ def write_elf_early(
 
 
 def write_elf(
-    source: Source,
+    source: Guest,
     slices: Sequence[Slice],
     output: Output,
     *,
@@ -227,7 +227,7 @@ def write_elf(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     slices : sequence of Slice
         The memory to dump.
@@ -260,7 +260,7 @@ def write_elf(
 
 
 def write_memory(
-    source: Source,
+    source: Guest,
     lane: Lane,
     slices: Sequence[Slice],
     tally: Tally,
@@ -274,7 +274,7 @@ def write_memory(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest; what it excludes is left out.
     lane : Lane
         Where it goes; what is zero is skipped.

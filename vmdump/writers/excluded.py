@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.guest.whole import page_runs
 from vmdump.pipeline.plan import Slice
 
@@ -17,7 +17,7 @@ _WINDOW = 1 << 18
 """Pages asked for together: a quarter of a MiB of answers."""
 
 
-def masks(source: Source, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def masks(source: Guest, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """Tell which pages of ``[begin_pfn, end_pfn)`` are excluded, in windows of which at least one page is.
 
     Yields
@@ -33,12 +33,12 @@ def masks(source: Source, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, N
             yield pfn, mask
 
 
-def count_excluded(source: Source, begin_pfn: int, end_pfn: int) -> int:
+def count_excluded(source: Guest, begin_pfn: int, end_pfn: int) -> int:
     """Count the excluded pages of ``[begin_pfn, end_pfn)``."""
     return sum(int(np.count_nonzero(mask)) for _, mask in masks(source, begin_pfn, end_pfn))
 
 
-def left_out(source: Source, begin: int, end: int) -> NDArray[np.int64]:
+def left_out(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
     """Give the guest-physical ranges inside ``[begin, end)`` that are excluded.
 
     Returns
@@ -63,7 +63,7 @@ def left_out(source: Source, begin: int, end: int) -> NDArray[np.int64]:
     )
 
 
-def segments(source: Source, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def segments(source: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Cut slices into the ranges that are in the dump.
 
     Returns
@@ -86,12 +86,12 @@ def segments(source: Source, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64
     return starts_, ends_ - starts_
 
 
-def nth_page(source: Source, index: int) -> int:
+def nth_page(source: Guest, index: int) -> int:
     """Give the frame number of a page by its number among those that are in the dump.
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     index : int
         From 0; smaller than the number of pages in the dump.

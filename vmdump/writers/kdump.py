@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmdump.codecs.engines import PagePacker
 from vmdump.errors import SinkError
 from vmdump.formats import kdump
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.guest.whole import page_runs, partial_pages, whole_pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
@@ -73,7 +73,7 @@ class EarlyPages:
 
 
 def write_early(
-    source: Source,
+    source: Guest,
     plan: KdumpPlan,
     output: Output,
     known: KnownPages,
@@ -88,7 +88,7 @@ def write_early(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest; runs.
     plan : KdumpPlan
         Its layout now; where it is laid out otherwise later, these pages may be of no use.
@@ -118,7 +118,7 @@ def write_early(
 
 
 def _packed(
-    source: Source,
+    source: Guest,
     plan: KdumpPlan,
     make_packer: Callable[[int], PagePacker],
     threads: int,
@@ -139,7 +139,7 @@ def _packed(
     )
 
 
-def _absent(source: Source, pfn: int, pages: int, lost: list[tuple[int, int]]) -> NDArray[np.bool_] | None:
+def _absent(source: Guest, pfn: int, pages: int, lost: list[tuple[int, int]]) -> NDArray[np.bool_] | None:
     """Tell which pages from `pfn` on are not in the dump: excluded, or the host could read no byte of them.
 
     What the host could not read is added to `lost`, in ranges of pfns; None if all pages are there.
@@ -159,12 +159,12 @@ def _changed(sizes: NDArray[np.uint32]) -> int:
     return int(np.count_nonzero((sizes != 0) & (sizes != SAME_SIZE)))
 
 
-def _pfn(source: Source, run: Run) -> int:
+def _pfn(source: Guest, run: Run) -> int:
     return (run.block.start + run.offset) // source.page_size
 
 
 def write_kdump(
-    source: Source,
+    source: Guest,
     plan: KdumpPlan,
     output: Output,
     *,
@@ -180,7 +180,7 @@ def write_kdump(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     plan : KdumpPlan
         Its layout, for the same codec.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux.utsname import UTS_FIELD
 from vmdump.guest.whole import count_pages, page_runs
 from vmdump.units import align_up
@@ -51,7 +51,7 @@ class KdumpPlan:
     end_pfn: int
 
 
-def plan_kdump(source: Source, codec: str) -> KdumpPlan:
+def plan_kdump(source: Guest, codec: str) -> KdumpPlan:
     """Lay out a kdump file.
 
     Raises
@@ -62,7 +62,7 @@ def plan_kdump(source: Source, codec: str) -> KdumpPlan:
     return _plan(source, codec, None)
 
 
-def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
+def plan_split(source: Guest, codec: str, count: int) -> list[KdumpPlan]:
     """Lay out a split set: each part has about as many pages as any other.
 
     All parts have the same header and both bitmaps of the whole guest; each has the descriptors of its own
@@ -94,7 +94,7 @@ def plan_split(source: Source, codec: str, count: int) -> list[KdumpPlan]:
     return [_plan(source, codec, part) for part in zip([0, *ends], ends, strict=False)]
 
 
-def _plan(source: Source, codec: str, part: tuple[int, int] | None) -> KdumpPlan:
+def _plan(source: Guest, codec: str, part: tuple[int, int] | None) -> KdumpPlan:
     block_size = source.page_size
     if not source.arch.uts_machine:
         raise CapabilityError(f"{source.arch.name}: no kdump file of a machine without a name; dump to elf")
@@ -119,7 +119,7 @@ def _plan(source: Source, codec: str, part: tuple[int, int] | None) -> KdumpPlan
     )
 
 
-def _sub_header_form(source: Source) -> kdump.SubHeaderForm:
+def _sub_header_form(source: Guest) -> kdump.SubHeaderForm:
     if source.elf_class == 64:
         return "64"
     # libkdumpfile tells the 32-bit forms apart by offset_vmcoreinfo, and takes 0 for packed.
@@ -127,7 +127,7 @@ def _sub_header_form(source: Source) -> kdump.SubHeaderForm:
 
 
 def _head(
-    source: Source, codec: str, max_mapnr: int, bitmap_blocks: int, part: tuple[int, int] | None
+    source: Guest, codec: str, max_mapnr: int, bitmap_blocks: int, part: tuple[int, int] | None
 ) -> bytes:
     block_size = source.page_size
     word_mask = (1 << source.elf_class) - 1

@@ -26,7 +26,7 @@ from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, Requ
 from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Memory, Pages, Source, find_block
+from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Guest, Memory, Pages, find_block
 
 __all__ = [
     "Findings",
@@ -182,7 +182,7 @@ class FoundVmcoreinfo:
         told = self.lines.get("CRASHTIME")
         return None if told is None else int(told) if told.isascii() and told.isdigit() else 0
 
-    def is_there(self, source: Source) -> bool:
+    def is_there(self, source: Guest) -> bool:
         """Tell whether it still is where it was found: after a reboot the new kernel's is."""
         return _text_at(source, self.address) == self.text
 
@@ -232,7 +232,7 @@ def _rank(found: FoundVmcoreinfo) -> tuple[bool, int, int]:
     return found.verdict == "right", -1 if crashed is None else crashed, found.cpus
 
 
-def findings_of(source: Source, cancelled: Callable[[], bool] = _never, *, anew: bool = False) -> Findings:
+def findings_of(source: Guest, cancelled: Callable[[], bool] = _never, *, anew: bool = False) -> Findings:
     """Give what is found in a guest's memory; it is looked for once, or `anew`."""
     known: Findings | None = None if anew else source.findings
     if known is None:
@@ -240,14 +240,12 @@ def findings_of(source: Source, cancelled: Callable[[], bool] = _never, *, anew:
     return known or Findings()
 
 
-def with_found(
-    source: Source, number: int | None = None, *, cancelled: Callable[[], bool] = _never
-) -> Source:
+def with_found(source: Guest, number: int | None = None, *, cancelled: Callable[[], bool] = _never) -> Guest:
     """Give the same guest with what is found as its VMCOREINFO, also in its notes.
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         A guest that tells its VMCOREINFO, or is not to be searched, is given as it is.
     number : int, optional
         Take this one, counted from 1, whatever the guest tells.
@@ -272,14 +270,14 @@ def with_found(
     return other
 
 
-def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings | None:
+def find_all(source: Guest, cancelled: Callable[[], bool] = _never) -> Findings | None:
     """Look for VMCOREINFO in all of a guest's memory that is not known to be zero.
 
     All processors do. Of a file, pages that are damaged are passed over.
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest; may run. Its `search_progress` is told (done, total) in bytes, if it takes longer than a
         second.
     cancelled : callable
@@ -314,7 +312,7 @@ def find_all(source: Source, cancelled: Callable[[], bool] = _never) -> Findings
     return None if search.cancelled else Findings(found)
 
 
-def vmcoreinfo_texts(source: Source) -> Iterator[bytes]:
+def vmcoreinfo_texts(source: Guest) -> Iterator[bytes]:
     """Give all that looks like VMCOREINFO in a guest's memory, whatever kernel it is of.
 
     Raises
@@ -326,7 +324,7 @@ def vmcoreinfo_texts(source: Source) -> Iterator[bytes]:
         yield text
 
 
-def _verdict(guest: Source) -> Verdict:
+def _verdict(guest: Guest) -> Verdict:
     """Tell whether a guest's VMCOREINFO is of a kernel that is in its memory."""
     if guest.utsname_in_memory() is not None:
         return "right"
@@ -343,7 +341,7 @@ def _verdict(guest: Source) -> Verdict:
     return "wrong"
 
 
-def _cpus_in(guest: Source) -> int:
+def _cpus_in(guest: Guest) -> int:
     """Count the vCPUs that are in the kernel of a guest's VMCOREINFO."""
     begin = guest.vmcoreinfo.symbol("_stext")
     symbol = begin if begin is not None else guest.vmcoreinfo.symbol("init_uts_ns")
@@ -361,7 +359,7 @@ def _cpus_in(guest: Source) -> int:
 class _Search:
     """One search: all chunks of a guest's memory, and where in them pages begin as VMCOREINFO does."""
 
-    def __init__(self, source: Source, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, source: Guest, cancelled: Callable[[], bool]) -> None:
         self._source = source
         self._ask = cancelled
         self.cancelled = False
@@ -462,7 +460,7 @@ def _starts(data: Pages, address: int) -> list[int]:
     return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
 
 
-def _text_at(source: Source, address: int) -> bytes | None:
+def _text_at(source: Guest, address: int) -> bytes | None:
     end = source.blocks[find_block(source.blocks, address)].end
     try:
         raw = _read_up_to(source, address, end)
@@ -473,7 +471,7 @@ def _text_at(source: Source, address: int) -> bytes | None:
     return text if _is_vmcoreinfo(text) else None
 
 
-def _read_up_to(source: Source, address: int, end: int) -> bytes:
+def _read_up_to(source: Guest, address: int, end: int) -> bytes:
     """Read as much as a text and its note can have; the first pages only, if more cannot be read."""
     length = min(end - address, MAX_PAGE_SIZE)
     while length > MIN_PAGE_SIZE:

@@ -10,7 +10,7 @@ from typing import Self
 from vmdump.arch import arch_of_elf
 from vmdump.errors import CapabilityError
 from vmdump.formats.notes import fuzzy_note
-from vmdump.guest.guest import Emulator, Source
+from vmdump.guest.guest import Emulator, Guest
 from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo, findings_of
 from vmdump.interrupts import Deferred
 from vmdump.sources.qemu.attachment import Attachment
@@ -21,7 +21,7 @@ from vmdump.sources.spec import check_options
 __all__ = ["QemuGuest", "open_qemu"]
 
 
-class _LaidOutGuest(Source):
+class _LaidOutGuest(Guest):
     """A live guest with the registers and the layout of one moment.
 
     Parameters
@@ -140,8 +140,8 @@ class QemuGuest(_LaidOutGuest):
         *,
         pause: bool,
         cancelled: Callable[[], bool],
-        prepare: Callable[[Source], object] | None = None,
-    ) -> Iterator[Source]:
+        prepare: Callable[[Guest], object] | None = None,
+    ) -> Iterator[Guest]:
         """Give the guest as it is now; stopped, if it runs and `pause` is true, and running again after.
 
         Registers and layout are those inside the stop. Without `pause` a running guest is marked fuzzy.

@@ -15,7 +15,7 @@ import numpy as np
 from vmdump.errors import CapabilityError, LayoutError, TranslationError
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import MIN_PAGE_SIZE, Source
+from vmdump.guest.guest import MIN_PAGE_SIZE, Guest
 from vmdump.guest.linux.find_vmcoreinfo import vmcoreinfo_texts
 from vmdump.sources.raw.machines import Piece, Pieces, fitting_layouts, machine_layouts, split_at
 from vmdump.sources.raw.places import describe, place
@@ -38,12 +38,12 @@ _BASES = ("PHYS_OFFSET", "phys_ram_base")
 """Numbers in VMCOREINFO of AArch64 and RISC-V that are the address of the first memory."""
 
 
-def check_place(source: Source, files: Sequence[GuestFile]) -> None:
+def check_place(source: Guest, files: Sequence[GuestFile]) -> None:
     """Refuse raw memory, taken to be at 0 in one piece, that is not, or may not be; all of it may be read.
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The memory, at 0.
     files : sequence of GuestFile
         That it is in.
@@ -71,12 +71,12 @@ def check_place(source: Source, files: Sequence[GuestFile]) -> None:
         doubt.refuse_for_kernel(found)
 
 
-def check_kernel(guest: Source, files: Sequence[GuestFile]) -> None:
+def check_kernel(guest: Guest, files: Sequence[GuestFile]) -> None:
     """Refuse raw memory, taken to be in one piece at 0, whose kernel says that it is not.
 
     Parameters
     ----------
-    guest : Source
+    guest : Guest
         The memory, at 0, with the kernel's VMCOREINFO.
     files : sequence of GuestFile
         That it is in.
@@ -105,7 +105,7 @@ class _Doubt:
         Those of usual machines, and the name of one.
     """
 
-    def __init__(self, source: Source, files: Sequence[GuestFile]) -> None:
+    def __init__(self, source: Guest, files: Sequence[GuestFile]) -> None:
         self._source = source
         self._files = files
         self._size = sum(file.size for file in files)
@@ -138,12 +138,12 @@ class _Doubt:
                 return next(iter(guests))
         return None
 
-    def _guest(self, pieces: Pieces, text: bytes) -> Source | None:
+    def _guest(self, pieces: Pieces, text: bytes) -> Guest | None:
         """Give the guest in this layout; None if the kernel's ``init_uts_ns`` is not where it says."""
         blocks = sorted(place(pieces, self._files), key=lambda block: block.start)
         if blocks[-1].end > ADDRESS_LIMIT:
             return None
-        guest = Source(blocks, self._source.arch, vmcoreinfo=text)
+        guest = Guest(blocks, self._source.arch, vmcoreinfo=text)
         return guest if guest.utsname_in_memory() is not None else None
 
     def _told(self, text: bytes) -> Iterator[Pieces]:
@@ -191,7 +191,7 @@ class _Doubt:
         return describe(pieces)
 
 
-def _misfit(guest: Source, pieces: Pieces) -> int:
+def _misfit(guest: Guest, pieces: Pieces) -> int:
     """Count the bytes in which Linux' direct map, by its page tables in this layout, is not the layout.
 
     Returns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmdump.arch.paging import Runs
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.file import Output
@@ -18,7 +18,7 @@ __all__ = ["write_compat"]
 
 
 def write_compat(
-    source: Source,
+    source: Guest,
     slices: Sequence[Slice] | None,
     output: Output,
     *,
@@ -31,7 +31,7 @@ def write_compat(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     slices : sequence of Slice or None
         The memory in an ELF core; None for a kdump file.

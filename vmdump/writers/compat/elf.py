@@ -21,7 +21,7 @@ from vmdump.formats.elf import (
     SHT_STRTAB,
     ident,
 )
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.file import Output
@@ -38,7 +38,7 @@ _SECTION_NAMES = b"\0.shstrtab\0"
 _SECTIONS = 2
 
 
-def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
+def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
     elf_class, byteorder, notes = source.elf_class, source.given_byteorder, source.given_notes
     mask = (1 << elf_class) - 1
     phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
@@ -83,7 +83,7 @@ def _head(source: Source, slices: Sequence[Slice], mappings: Runs | None) -> byt
 
 
 def write_compat_elf(
-    source: Source,
+    source: Guest,
     slices: Sequence[Slice],
     output: Output,
     *,
@@ -95,7 +95,7 @@ def write_compat_elf(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     slices : sequence of Slice
         The memory to dump.

@@ -21,7 +21,7 @@ from vmdump.formats import kdump
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import find_vmcoreinfo
 from vmdump.guest.blocks import read_into
-from vmdump.guest.guest import Block, Memory, Pages, Source
+from vmdump.guest.guest import Block, Guest, Memory, Pages
 from vmdump.pipeline.chunks import packed
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks
@@ -111,7 +111,7 @@ def _padded(block: Block, page_size: int) -> Block:
     return Block(block.start - before, _PaddedMemory(block.memory, before, after))
 
 
-def plan_compat_kdump(source: Source) -> CompatPlan:
+def plan_compat_kdump(source: Guest) -> CompatPlan:
     """Lay out the kdump file that QEMU 7.2 would write.
 
     Raises
@@ -308,7 +308,7 @@ class _PageArea:
 
 
 def write_compat_kdump(
-    source: Source,
+    source: Guest,
     plan: CompatPlan,
     output: Output,
     *,
@@ -321,7 +321,7 @@ def write_compat_kdump(
 
     Parameters
     ----------
-    source : Source
+    source : Guest
         The guest.
     plan : CompatPlan
         Its layout.
@@ -355,7 +355,7 @@ def write_compat_kdump(
 
 def _write_file(
     file: FlattenedFile | PlainFile,
-    source: Source,
+    source: Guest,
     plan: CompatPlan,
     tally: Tally,
     *,

@@ -8,7 +8,7 @@ from vmdump.arch.qemu import TARGETS, QemuTarget
 from vmdump.codecs.engines import Engine, PagePacker, find_engine
 from vmdump.errors import CapabilityError, EngineUnavailable, ReadError, RequestError
 from vmdump.formats.names import DumpFormat
-from vmdump.guest.guest import Source
+from vmdump.guest.guest import Guest
 from vmdump.kernels.pack import Packer
 
 __all__ = ["check_compat", "make_compat_packer", "qemu_target"]
@@ -89,7 +89,7 @@ def make_compat_packer(page_size: int) -> PagePacker:
     return Packer(_ENGINE, page_size, _LEVEL, exact=True)
 
 
-def qemu_target(source: Source) -> QemuTarget:
+def qemu_target(source: Guest) -> QemuTarget:
     """Find out which QEMU dumps this guest.
 
     A live guest tells. An ELF core of 32-bit x86 may come from qemu-system-i386 or from qemu-system-x86_64,
@@ -117,7 +117,7 @@ def qemu_target(source: Source) -> QemuTarget:
     return target
 
 
-def _has_32bit_cpu(source: Source) -> bool:
+def _has_32bit_cpu(source: Guest) -> bool:
     """Tell whether SMBIOS describes a CPU of a family that never had a 64-bit mode."""
     signature = _cpu_signature(source)
     if signature is None:
@@ -127,7 +127,7 @@ def _has_32bit_cpu(source: Source) -> bool:
     return family < 6 or (family == 6 and model < 15)
 
 
-def _cpu_signature(source: Source) -> int | None:
+def _cpu_signature(source: Guest) -> int | None:
     """Read what CPUID leaf 1 gives in EAX from SMBIOS; None if there is none."""
     try:
         area = source.read(_SMBIOS_AREA, _SMBIOS_AREA_END - _SMBIOS_AREA)
