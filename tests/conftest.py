@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
-import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers import command
+from helpers.goldens import DATA, unpack_sparse
 from hypothesis import HealthCheck, settings
 
 # The oracles are asserts: show what they compared.
 pytest.register_assert_rewrite("oracles")
-
-DATA = Path(__file__).parent / "data"
-MACHINES = (
-    "x86_64-q35",
-    "i386-pc",
-    "aarch64-virt",
-    "arm-virt",
-    "ppc-g3",
-    "ppc64-pseries",
-    "riscv64-virt",
-)
 
 # print_blob gives the line that replays a failure; a deadline would let the machine's speed decide.
 settings.register_profile(
@@ -52,18 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
-def unpack_sparse(packed: Path, output: Path) -> None:
-    """Unpack an .xz file, leaving runs of zeros as holes: the 256 MiB of a guest hold 3 MiB of data."""
-    chunk_size = 65536
-    with lzma.open(packed) as source, output.open("wb") as file:
-        while chunk := source.read(chunk_size):
-            if chunk.count(0) == len(chunk):
-                file.seek(len(chunk), os.SEEK_CUR)
-            else:
-                file.write(chunk)
-        file.truncate(file.tell())
-
-
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """golden(machine, name): the path of one of QEMU's dumps, unpacked once per session."""
@@ -85,16 +59,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-RunVmdump = Callable[..., "subprocess.CompletedProcess[bytes]"]
-
-
 @pytest.fixture(scope="session")
-def run_vmdump() -> RunVmdump:
+def run_vmdump() -> command.RunVmdump:
     """run_vmdump(*args, prefix=(), **options of subprocess.run): the command in a process of its own."""
-
-    def run(*args: object, prefix: Sequence[str] = (), **options: Any) -> subprocess.CompletedProcess[bytes]:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [*prefix, sys.executable, "-m", "vmdump", *map(str, args)]
-        return subprocess.run(command, check=False, **(streams | options))
-
-    return run
+    return command.run

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DATA, MACHINES
+from helpers.goldens import DATA, MACHINES
 from oracles import judges
 from oracles.elf import ElfCore
 from oracles.elf_builder import EM_PPC, EM_X86_64, Load, build_elf, note

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 
 import vmdump
 from vmdump.cli.main import main

@@ -32,7 +32,7 @@ with atheris.instrument_imports(include=["vmdump"]):
         ):
             importlib.import_module(module.name)
 
-from hostile import touch
+from helpers.hostile import touch
 from oracles import small_dumps
 
 AGAIN = 75

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges
 from oracles.elf import ElfCore, split_notes
 from oracles.kdump import Kdump

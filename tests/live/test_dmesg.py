@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges
 from oracles.kdump import Kdump
 

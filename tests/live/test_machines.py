@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges
 from oracles.elf import ElfCore, split_notes
 from oracles.flattened import Flattened

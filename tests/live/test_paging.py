@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges
 from oracles.elf import PT_LOAD, ElfCore, Segment
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges
 from oracles.elf import ElfCore
 

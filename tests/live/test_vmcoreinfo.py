@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 from oracles import judges, lime_builder
 from oracles.elf import ElfCore, split_notes
 from oracles.kdump import UTS_FIELDS, Kdump

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunVmdump
+from helpers.command import RunVmdump
 
 from scripted.fake_qemu import FakeQemu
 from vmdump.errors import GuestBusy, QmpError

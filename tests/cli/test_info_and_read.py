@@ -1,0 +1,188 @@
+"""vmdump info and vmdump read: what they say is what other people's tools say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.command import RunVmdump
+from helpers.goldens import DATA, MACHINES
+from oracles import judges
+from oracles.elf import ElfCore
+from oracles.kdump import Kdump
+
+import vmdump
+from vmdump import errors
+
+GUEST = "synthetic:16M?seed=3&fill=0.5"
+PAGE = 4096
+Golden = Callable[[str, str], Path]
+
+
+def info(run_vmdump: RunVmdump, dump: object) -> dict[str, Any]:
+    done = run_vmdump("info", dump, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", ["elf", "kdump-zlib"])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_info_of_qemus_dumps(machine: str, name: str, golden: Golden) -> None:
+    path = golden(machine, name)
+    found = vmdump.info(path)
+    assert found.maker.startswith("QEMU")
+    assert found.file_bytes == path.stat().st_size
+    assert sum(found.kinds.values()) == found.pages
+    assert not found.incomplete
+    if name == "elf":
+        table = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=False).stdout
+        sizes = [
+            int(row, 16) for row in re.findall(r"^\s+LOAD(?:\s+0x\w+){4}\s+0x(\w+)", table, re.MULTILINE)
+        ]
+        assert found.guest_bytes == sum(sizes)
+        heads = subprocess.run(["readelf", "-hW", path], capture_output=True, text=True, check=False).stdout
+        assert f"ELF{found.bits}" in heads
+        assert f"{found.byteorder} endian" in heads
+
+
+@pytest.mark.parametrize("codec", ["zlib", "lzo", "snappy", "zstd"])
+def test_info_counts_as_the_descriptors_do(codec: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    vmdump.dump(GUEST, tmp_path / "dump", format=f"kdump-{codec}")
+    oracle = Kdump(tmp_path / "dump")
+    zero = oracle.descriptors["offset"] == oracle.data_offset
+    flags = Counter(oracle.descriptors["flags"][~zero].tolist())
+    expected = {"zero": int(zero.sum()), "plain": flags[0], codec: flags[oracle.codec_flag]}
+    found = info(run_vmdump, tmp_path / "dump")
+    assert found["kinds"] == {kind: count for kind, count in expected.items() if count}
+    assert found["compression"] == codec
+    assert found["pages"] == len(oracle.pfns)
+    assert found["utsname"] == oracle.uts
+    assert found["maker"] == "vmdump, or makedumpfile -d 1"
+    assert "".join(f"{k}={v}\n" for k, v in found["vmcoreinfo"].items()).encode() == oracle.vmcoreinfo
+    text = run_vmdump("info", tmp_path / "dump").stdout.decode()
+    assert f"format       kdump standard, {codec}\n" in text
+    assert f"OSRELEASE={oracle.uts['release']}\n" in text
+
+
+def test_info_escapes_what_the_file_says(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    text = b"OSRELEASE=6.1\x1b[2J\nPAGESIZE=4096\n"
+    vmdump.dump(np.zeros(PAGE, np.uint8), tmp_path / "dump", format="elf", vmcoreinfo=text)
+    shown = run_vmdump("info", tmp_path / "dump").stdout
+    assert b"\x1b" not in shown
+    assert b"OSRELEASE=6.1\\x1b[2J\n" in shown
+
+
+def test_info_of_a_huge_hole(tmp_path: Path) -> None:
+    with (tmp_path / "ram").open("wb") as file:
+        file.truncate(1 << 43)
+    found = vmdump.info(f"raw:{tmp_path / 'ram'}?base=0")
+    assert found.pages == 1 << 31
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    memory = np.random.RandomState(1).randint(0, 256, 3 << 20).astype(np.uint8)
+    vmdump.dump([(0x10000, memory[: 1 << 20]), (0x110000, memory[1 << 20 :])], tmp_path / "dump")
+    (tmp_path / "memory").write_bytes(memory.tobytes())
+    return tmp_path / "dump"
+
+
+@pytest.mark.parametrize(
+    ("begin", "length"), [(0, 1), (5, 4091), (4095, 2), ((1 << 20) - 3, 8), (77, 2 << 20), (9, 0)]
+)
+def test_read_gives_the_bytes(
+    begin: int, length: int, dump: Path, run_vmdump: RunVmdump, tmp_path: Path
+) -> None:
+    expected = (tmp_path / "memory").read_bytes()[begin : begin + length]
+    address = hex(0x10000 + begin)
+    assert run_vmdump("read", dump, address, length).stdout == expected
+    done = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bytes").read_bytes() == expected
+    again = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+    assert again.returncode == errors.OutputExists.exit_code
+
+
+def test_read_as_hexdump_prints_it(dump: Path, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes((tmp_path / "memory").read_bytes()[:100])
+    judges.require("hexdump")
+    expected = subprocess.run(
+        ["hexdump", "-Cv", tmp_path / "part"], capture_output=True, text=True, check=True
+    )
+    lines = [f"{int(line[:8], 16) + 0x10000:08x}{line[8:]}" for line in expected.stdout.splitlines()[:-1]]
+    assert run_vmdump("read", dump, "64K", 100, "--hex").stdout.decode().splitlines() == lines
+
+
+def test_read_of_what_is_not_there(dump: Path, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    for address, length, code in [
+        (0, 16, errors.ReadError.exit_code),
+        ("0x10000", "4M", errors.ReadError.exit_code),
+        ("0xffffffffffffffff", 2, errors.RequestError.exit_code),
+        ("0xfffffffffffffff0", 16, errors.ReadError.exit_code),
+        ("here", 16, errors.RequestError.exit_code),
+        (0, -1, errors.RequestError.exit_code),
+    ]:
+        done = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
+        assert done.returncode == code, (address, length, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "bytes").exists()
+
+
+def test_read_without_page_tables(dump: Path, run_vmdump: RunVmdump) -> None:
+    done = run_vmdump("read", dump, "0xffffffff81000000", 16, "--virtual")
+    assert done.returncode == errors.CapabilityError.exit_code
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_heads_of_files_tell_of_the_guest(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    """The first 64 KiB: blocks, notes and VMCOREINFO are there, memory is not."""
+    for name in ("elf.head64k", "kdump-zlib.head64k"):
+        path = DATA / "x86_64-linux-128M" / name
+        found = info(run_vmdump, path)
+        assert found["damage"].startswith(f"{path}: ")
+        assert found["guest_bytes"] > 100 << 20
+        assert found["damaged_pages"] > found["pages"] * 0.9
+        assert found["vmcoreinfo"]["OSRELEASE"]
+        done = run_vmdump("dump", path, tmp_path / "out")
+        assert done.returncode == errors.FormatError.exit_code
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("level", [0, 1, 31])
+def test_makedumpfile_is_never_taken_for_another(level: int, scratch: Path) -> None:
+    vmdump.dump("synthetic:8M?seed=5&fill=0.5", scratch / "core", format="elf")
+    judges.makedumpfile_filter(scratch / "core", scratch / "dump", "-l", "-d", str(level))
+    assert "makedumpfile" in vmdump.info(scratch / "dump").maker
+    assert "makedumpfile" in vmdump.info(scratch / "core").maker
+
+
+def test_a_set_stands_wherever_a_dump_does(run_vmdump: RunVmdump, scratch: Path) -> None:
+    """Each command takes all parts of a set that makedumpfile wrote, and sees the dump that was split."""
+    whole = scratch / "whole"
+    vmdump.dump("synthetic:24M?seed=5&fill=0.5", whole, format="elf")
+    parts = [scratch / f"part.{number}" for number in (1, 2, 3)]
+    judges.makedumpfile_split(whole, parts, "-l", "-d", "0")
+
+    def printed(*words: object) -> bytes:
+        done = run_vmdump(*words)
+        assert (done.returncode, done.stderr) == (0, b""), words
+        return done.stdout
+
+    stretch = ("0x7ff000", "12M")
+    assert printed("read", *parts, *stretch) == printed("read", whole, *stretch)
+    messages = [run_vmdump("dmesg", *names).stderr for names in (parts, (whole,))]
+    assert messages[0].replace(bytes(parts[0]), bytes(whole)) == messages[1]
+    size = sum(stop - start for start, stop in json.loads(printed("info", *parts, "--json"))["blocks"])
+    assert size == sum(load.memsz for load in ElfCore(whole).loads)
+    found = printed("verify", *parts, "--against", whole)
+    assert found.startswith(f"{parts[0]} and 2 more: {size // PAGE} pages: ".encode())
+    printed("dump", *parts, scratch / "again", "-f", "elf")
+    assert (scratch / "again").read_bytes() == whole.read_bytes()
