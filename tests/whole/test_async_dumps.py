@@ -204,6 +204,7 @@ def test_task_is_cancelled_twice(scratch: Path) -> None:
             await job
 
         task = asyncio.ensure_future(waiting())
+        await asyncio.sleep(0)  # a task that has not begun ends at once when it is cancelled
         while not memory.waiting.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
