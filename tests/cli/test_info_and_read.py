@@ -111,6 +111,18 @@ def test_read_gives_the_bytes(
     assert again.returncode == errors.OutputExists.exit_code
 
 
+def test_who_shares_the_output_goes_on_behind_the_bytes(
+    dump: Path, run_vmdump: RunVmdump, tmp_path: Path
+) -> None:
+    with (tmp_path / "shared").open("wb", buffering=0) as shared:
+        for before in (b"", b"between"):
+            shared.write(before)
+            assert run_vmdump("read", dump, 0x10000, 100, stdout=shared).returncode == 0
+        shared.write(b"after")
+    expected = (tmp_path / "memory").read_bytes()[:100]
+    assert (tmp_path / "shared").read_bytes() == expected + b"between" + expected + b"after"
+
+
 def test_read_as_hexdump_prints_it(dump: Path, run_vmdump: RunVmdump, tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes((tmp_path / "memory").read_bytes()[:100])
     judges.require("hexdump")

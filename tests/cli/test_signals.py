@@ -22,15 +22,15 @@ def ended_by(number: signal.Signals) -> tuple[int, bytes]:
 PUBLISH = """
 import os, signal, sys
 from vmdump.cli.main import main
-from vmdump.sinks.file import Output
+from vmdump.sinks.file import NewFile
 
 when, number = sys.argv[1], int(sys.argv[2])
-publish, close = Output._publish, Output.close
+publish, close = NewFile.publish, NewFile.close
 
-def sent(self, *words):
+def sent(self):
     if when == "before":
         os.kill(os.getpid(), number)
-    publish(self, *words)
+    publish(self)
     if when == "after":
         os.kill(os.getpid(), number)
 
@@ -43,7 +43,7 @@ def synced(self):
     if when == "sync":
         os.kill(os.getpid(), number)
 
-Output._publish, Output.close, Output.sync = sent, closed, synced
+NewFile.publish, NewFile.close, NewFile.sync = sent, closed, synced
 sys.argv[:3] = ["vmdump"]
 sys.exit(main())
 """

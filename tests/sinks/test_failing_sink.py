@@ -19,7 +19,8 @@ from oracles.elf_builder import note
 
 import vmdump
 from vmdump import errors
-from vmdump.writers import descriptors, lanes
+from vmdump.sinks import file as file_sinks
+from vmdump.writers import descriptors
 
 FORMATS = [
     ("elf", "auto"),
@@ -118,7 +119,7 @@ class CountdownCache:
     fails_at = 0
     calls = 0
     code = errno.EIO
-    real = lanes.WriteCache
+    real = file_sinks.WriteCache
 
     def __init__(self, *arguments: object, **options: object) -> None:
         self._cache = type(self).real(*arguments, **options)  # type: ignore[arg-type]
@@ -151,7 +152,7 @@ class CountdownCache:
 def test_every_call_of_the_sink_fails_in_turn(
     name: str, layout: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "WriteCache", CountdownCache)
+    monkeypatch.setattr(file_sinks, "WriteCache", CountdownCache)
     monkeypatch.setattr(CountdownCache, "code", code)
     for fails_at in range(1, 1000):
         CountdownCache.calls, CountdownCache.fails_at = 0, fails_at

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmdump.errors import OutputExists, SinkError
-from vmdump.sinks.file import Output
+from vmdump.sinks.opening import open_sink
 
 
 @pytest.fixture(params=["without a name", "with a hidden name"])
@@ -30,7 +30,7 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def test_file_appears_at_the_end_with_mode_0600(file_system: str, tmp_path: Path) -> None:
     path = tmp_path / "dump"
-    with Output(path) as output:
+    with open_sink(path) as output:
         os.write(output.fd, b"whole")
         assert output.seekable
         assert not path.exists()
@@ -42,7 +42,7 @@ def test_file_appears_at_the_end_with_mode_0600(file_system: str, tmp_path: Path
 
 
 def test_nothing_is_left_after_an_error(file_system: str, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Output(tmp_path / "dump") as output:
+    with pytest.raises(KeyboardInterrupt), open_sink(tmp_path / "dump") as output:
         os.write(output.fd, b"half")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
@@ -50,7 +50,7 @@ def test_nothing_is_left_after_an_error(file_system: str, tmp_path: Path) -> Non
 
 def test_file_that_appears_meanwhile_is_not_replaced(file_system: str, tmp_path: Path) -> None:
     path = tmp_path / "dump"
-    with pytest.raises(OutputExists) as caught, Output(path) as output:
+    with pytest.raises(OutputExists) as caught, open_sink(path) as output:
         os.write(output.fd, b"mine")
         path.write_bytes(b"theirs")
     assert caught.value.errno == errno.EEXIST
@@ -61,11 +61,11 @@ def test_file_that_appears_meanwhile_is_not_replaced(file_system: str, tmp_path:
 def test_force_replaces_and_keeps_the_old_file_until_then(file_system: str, tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="stop"), Output(path, force=True) as output:
+    with pytest.raises(ValueError, match="stop"), open_sink(path, force=True) as output:
         os.write(output.fd, b"half")
         raise ValueError("stop")
     assert path.read_bytes() == b"old"
-    with Output(path, force=True) as output:
+    with open_sink(path, force=True) as output:
         os.write(output.fd, b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -85,7 +85,7 @@ def test_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", no_tmpfile)
     monkeypatch.setattr(os, "link", no_link)
-    with Output(tmp_path / "dump") as output:
+    with open_sink(tmp_path / "dump") as output:
         os.write(output.fd, b"whole")
     assert (tmp_path / "dump").read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["dump"]
@@ -98,7 +98,7 @@ def test_sync_that_fails_is_an_error_and_leaves_nothing(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", failing_sync)
-    with pytest.raises(SinkError) as caught, Output(tmp_path / "dump") as output:
+    with pytest.raises(SinkError) as caught, open_sink(tmp_path / "dump") as output:
         os.write(output.fd, b"half")
     assert caught.value.errno == errno.EIO
     assert os.listdir(tmp_path) == []
@@ -119,9 +119,9 @@ def test_descriptor_is_seekable_only_where_bytes_can_be_put(
     path.write_bytes(content)
     fd = os.open(path, flags)
     try:
-        assert Output(f"fd:{fd}").seekable is seekable
+        assert open_sink(f"fd:{fd}").seekable is seekable
         os.lseek(fd, 10, os.SEEK_SET)
-        assert not Output(f"fd:{fd}").seekable
+        assert not open_sink(f"fd:{fd}").seekable
     finally:
         os.close(fd)
 
@@ -130,9 +130,9 @@ def test_terminal_is_refused() -> None:
     reader, terminal = os.openpty()
     try:
         with pytest.raises(SinkError, match="terminal"):
-            Output(f"fd:{terminal}")
+            open_sink(f"fd:{terminal}")
         with pytest.raises(SinkError, match="terminal"):
-            Output(os.ttyname(terminal))
+            open_sink(os.ttyname(terminal))
     finally:
         os.close(reader)
         os.close(terminal)

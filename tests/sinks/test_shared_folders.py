@@ -22,7 +22,7 @@ import pytest
 
 import vmdump
 from vmdump.errors import Cancelled, OutputExists, SinkError
-from vmdump.sinks.file import Output
+from vmdump.sinks.opening import open_sink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
@@ -143,7 +143,7 @@ def make_case(folder: Path, case: Case, nodes: Path, disk: int) -> Path:
 
 def outcome(path: Path, force: bool) -> str:
     try:
-        with Output(path, force=force, cancelled=lambda: True) as output:
+        with open_sink(path, force=force, cancelled=lambda: True) as output:
             return "opened" if output.folder is None else "created"
     except Cancelled:  # it would wait for the FIFO's reader
         return "opened"
@@ -308,7 +308,7 @@ def test_endless_links(shared: Path) -> None:
     (shared / "two").symlink_to("one")
     for path in (shared / "one", shared / "one" / "out"):
         with pytest.raises(SinkError, match="Too many levels"):
-            Output(path)
+            open_sink(path)
 
 
 def test_special_file_that_is_exchanged_is_not_written_to(
@@ -332,14 +332,14 @@ def test_special_file_that_is_exchanged_is_not_written_to(
 
     monkeypatch.setattr(os, "open", exchange)
     with pytest.raises(SinkError, match="in its place"):
-        Output(fifo)
+        open_sink(fifo)
 
 
 def test_folder_that_is_exchanged_gets_no_file(tmp_path: Path) -> None:
     """Another folder of the same name, or a link to one, is not where the dump was to go."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(SinkError, match="in its place"), Output(folder / "out") as output:
+    with pytest.raises(SinkError, match="in its place"), open_sink(folder / "out") as output:
         os.write(output.fd, b"whole")
         folder.rename(tmp_path / "old")
         (tmp_path / "elsewhere").mkdir()
@@ -349,7 +349,7 @@ def test_folder_that_is_exchanged_gets_no_file(tmp_path: Path) -> None:
 
 def test_what_is_taken_back_is_ones_own(tmp_path: Path) -> None:
     """A set that fails does not take a file with it that somebody has put in the place of a part."""
-    output = Output(tmp_path / "out")
+    output = open_sink(tmp_path / "out")
     output.commit()
     (tmp_path / "theirs").write_bytes(b"theirs")
     (tmp_path / "theirs").replace(tmp_path / "out")
@@ -365,7 +365,7 @@ def test_disk_that_is_in_use(disk: int, tmp_path: Path) -> None:
     fd = os.open(node, os.O_RDONLY | os.O_EXCL)
     try:
         with pytest.raises(SinkError, match="in use"):
-            Output(node)
+            open_sink(node)
     finally:
         os.close(fd)
     assert outcome(node, force=False) == "opened"
@@ -383,10 +383,10 @@ def test_names_of_ones_own_descriptors_in_a_shared_folder(shared: Path) -> None:
     reader, writer = os.pipe()
     try:
         (shared / "out").symlink_to(f"/proc/self/fd/{writer}")
-        with Output(shared / "out") as output:
+        with open_sink(shared / "out") as output:
             os.write(output.fd, b"piped")
         assert os.read(reader, 5) == b"piped"
-        with Output("/dev/null") as output:
+        with open_sink("/dev/null") as output:
             assert output.folder is None
     finally:
         os.close(reader)

@@ -12,8 +12,8 @@ import pytest
 
 import vmdump
 from vmdump.errors import Cancelled, OutputExists, RequestError, SinkError
-from vmdump.sinks.file import Output
-from vmdump.sinks.set import OutputSet, part_names
+from vmdump.sinks.file import NewFile
+from vmdump.sinks.set import SinkSet, part_names
 
 GUEST = "synthetic:24M?seed=9&fill=0.5"
 
@@ -38,16 +38,16 @@ def names(folder: Path) -> list[str]:
 
 
 def test_parts_appear_at_the_end(tmp_path: Path) -> None:
-    with OutputSet(part_names(tmp_path / "set", 3)) as parts:
-        for number, output in enumerate(parts.outputs):
-            os.write(output.fd, b"%d" % number)
+    with SinkSet(part_names(tmp_path / "set", 3)) as parts:
+        for number, sink in enumerate(parts.sinks):
+            os.write(sink.fd, b"%d" % number)
         assert names(tmp_path) == []
     assert names(tmp_path) == ["set.1", "set.2", "set.3"]
     assert [(tmp_path / name).read_bytes() for name in names(tmp_path)] == [b"0", b"1", b"2"]
 
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), OutputSet(part_names(tmp_path / "set", 3)):
+    with pytest.raises(KeyboardInterrupt), SinkSet(part_names(tmp_path / "set", 3)):
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -56,7 +56,7 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
 def test_a_part_that_cannot_appear_takes_the_others_with_it(force: bool, tmp_path: Path) -> None:
     """Somebody makes a folder, or without --force a file, of the last part's name meanwhile."""
     in_the_way = tmp_path / "set.3"
-    with pytest.raises(SinkError) as caught, OutputSet(part_names(tmp_path / "set", 3), force=force):
+    with pytest.raises(SinkError) as caught, SinkSet(part_names(tmp_path / "set", 3), force=force):
         in_the_way.mkdir() if force else in_the_way.write_bytes(b"theirs")
     assert isinstance(caught.value, OutputExists) is not force
     assert names(tmp_path) == ["set.3"]
@@ -64,15 +64,15 @@ def test_a_part_that_cannot_appear_takes_the_others_with_it(force: bool, tmp_pat
 
 
 def test_an_interruption_between_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Output.commit
+    real = NewFile.commit
 
-    def commit(self: Output) -> None:
+    def commit(self: NewFile) -> None:
         if self.name.endswith("3"):
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(Output, "commit", commit)
-    with pytest.raises(KeyboardInterrupt), OutputSet(part_names(tmp_path / "set", 4)):
+    monkeypatch.setattr(NewFile, "commit", commit)
+    with pytest.raises(KeyboardInterrupt), SinkSet(part_names(tmp_path / "set", 4)):
         pass
     assert names(tmp_path) == []
 
@@ -86,7 +86,7 @@ def test_all_are_synced_before_the_first_has_its_name(
         synced.append(names(tmp_path))
         real(fd)
 
-    with OutputSet(part_names(tmp_path / "set", 3)):
+    with SinkSet(part_names(tmp_path / "set", 3)):
         monkeypatch.setattr(os, "fsync", fsync)
     assert synced[:3] == [[], [], []]
 

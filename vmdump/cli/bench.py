@@ -16,7 +16,7 @@ from vmdump.cli.printing import console, say
 from vmdump.cli.progress import progress_bar
 from vmdump.errors import RequestError
 from vmdump.operations.bench.bench import Benchmark, Candidate, bench
-from vmdump.sinks.file import Output
+from vmdump.sinks.opening import open_sink
 from vmdump.units import format_size
 
 __all__ = ["bench_command"]
@@ -71,13 +71,17 @@ def bench_command(
                     f"picture: {picture!r} does not end in {', '.join(FORMATS)}", parameter="picture"
                 )
             load_matplotlib()
-            drawing = stack.enter_context(Output(picture, force=force))
+            drawing = stack.enter_context(open_sink(picture, force=force))
         shown = sys.stderr.isatty() and not quiet
         with progress_bar(source_name(source), shown=shown, of_bytes=False) as progress:
             found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
         if drawing is not None:
-            with drawing.errors("cannot write the picture"), open(drawing.fd, "wb", closefd=False) as file:
-                file.write(draw_picture(found, kind))
+            drawn = draw_picture(found, kind)
+            with drawing.errors("cannot write the picture"):
+                channel = drawing.channel()
+                channel.write(drawn)
+                channel.flush()
+                drawing.set_size(channel.position)
     if as_json:
         say(json.dumps(found.as_dict()))
     else:

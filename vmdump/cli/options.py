@@ -6,7 +6,7 @@ import click
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
-from vmdump.sinks.file import named_descriptor
+from vmdump.sinks.opening import named_descriptor
 from vmdump.units import parse_size
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
 from vmdump.errors import RequestError
 from vmdump.operations.request import opened
-from vmdump.sinks.file import Output
+from vmdump.sinks.opening import open_sink
 from vmdump.units import ADDRESS_LIMIT
 
 __all__ = ["read_command"]
@@ -67,11 +66,15 @@ def read_command(
             for at, piece in _pieces(source, address, length, virtual=virtual):
                 say(*_lines(at, piece))
             return
-        with Output(output, force=force) as target:
-            target.begin(source.files, source.in_use)
+        with open_sink(output, force=force) as sink:
+            sink.begin(source.files, source.in_use)
+            channel = sink.channel()
             for _, piece in _pieces(source, address, length, virtual=virtual):
-                with target.errors("cannot write"):
-                    _write(target.fd, piece)
+                with sink.errors("cannot write"):
+                    channel.write(piece)
+            with sink.errors("cannot write"):
+                channel.flush()
+                sink.set_size(channel.position)
 
 
 def _pieces(source: Source, address: int, length: int, *, virtual: bool) -> Iterator[tuple[int, bytes]]:
@@ -81,12 +84,6 @@ def _pieces(source: Source, address: int, length: int, *, virtual: bool) -> Iter
         size = min(_CHUNK, end - address)
         yield address, read(address, size)
         address += size
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 def _lines(address: int, data: bytes) -> Iterator[str]:

@@ -15,7 +15,7 @@ from vmdump.operations.repair import is_dump
 from vmdump.operations.request import Request, check_request, open_source
 from vmdump.pipeline.control import Control
 from vmdump.readers.sniff import open_dump
-from vmdump.sinks.set import OutputSet, part_names
+from vmdump.sinks.set import SinkSet, part_names
 from vmdump.sources.base import Source
 from vmdump.writers.kdump import plan_split, write_kdump
 from vmdump.writers.tally import Tally
@@ -180,14 +180,14 @@ class _Splitting:
         assert request.engine is not None
         tally = Tally()
         try:
-            with OutputSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
+            with SinkSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
                 guest = request.searched(control)
                 plans = plan_split(guest, request.engine.codec, len(self.names))
                 control.start(plans[0].memory_size)
                 make_packer = request.packers(guest)
-                for output in parts.outputs:
+                for output in parts.sinks:
                     output.begin(guest.files)
-                for plan, output in zip(plans, parts.outputs, strict=True):
+                for plan, output in zip(plans, parts.sinks, strict=True):
                     tally += write_kdump(
                         guest,
                         plan,

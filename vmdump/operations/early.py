@@ -9,7 +9,7 @@ from vmdump.codecs.engines import PagePacker
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.sources.base import Source
 from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, write_early
@@ -29,7 +29,7 @@ class Early:
         What made the packers, for those pages that have to be packed again.
     """
 
-    def __init__(self, request: Request, output: Output, control: Control) -> None:
+    def __init__(self, request: Request, output: Sink, control: Control) -> None:
         self._request = request
         self._output = output
         self._control = control

@@ -30,7 +30,7 @@ from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.plan import Slice, filter_blocks, whole_blocks
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
-from vmdump.sinks.file import Output
+from vmdump.sinks.opening import open_sink
 from vmdump.sources.base import Source
 from vmdump.sources.rawfile import open_raw, open_raws
 from vmdump.sources.spec import split_options
@@ -174,7 +174,7 @@ class Request:
         """
         try:
             began = time.perf_counter()
-            with Output(self.output, force=self.force, cancelled=control.cancelled) as output:
+            with open_sink(self.output, force=self.force, cancelled=control.cancelled) as output:
                 flatten = self.layout == "flattened" or (
                     self.layout == "auto"
                     and self.engine is not None

@@ -1,4 +1,4 @@
-"""A set of output files that appear together, when all of them are whole."""
+"""A set of sinks that appear together, when all of them are whole."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Self
 
 from vmdump.errors import RequestError
 from vmdump.interrupts import Deferred
-from vmdump.sinks.file import Output, named_descriptor
+from vmdump.sinks.base import Sink
+from vmdump.sinks.opening import named_descriptor, open_sink
 
-__all__ = ["OutputSet", "part_names"]
+__all__ = ["SinkSet", "part_names"]
 
 
 def part_names(target: str | os.PathLike[str], count: int) -> list[str]:
@@ -28,8 +29,8 @@ def part_names(target: str | os.PathLike[str], count: int) -> list[str]:
     return [f"{name}.{number}" for number in range(1, count + 1)]
 
 
-class OutputSet:
-    """Several outputs of which either all or none appear. A context manager.
+class SinkSet:
+    """Several sinks of which either all or none appear. A context manager.
 
     All are synced before the first one gets its name. If one cannot have its own then, or the process is
     interrupted, those that have theirs are removed again, also where they replaced an older file: a set of
@@ -43,27 +44,27 @@ class OutputSet:
     force : bool
         Replace files that are there.
     cancelled : callable
-        As for :class:`vmdump.sinks.file.Output`.
+        As for :func:`vmdump.sinks.opening.open_sink`.
 
     Attributes
     ----------
-    outputs : list of Output
+    sinks : list of Sink
 
     Raises
     ------
     OutputExists, SinkError
-        As of Output; then none was created.
+        As of open_sink; then none was created.
     """
 
     def __init__(
         self, names: list[str], *, force: bool = False, cancelled: Callable[[], bool] = lambda: False
     ) -> None:
-        self.outputs: list[Output] = []
+        self.sinks: list[Sink] = []
         try:
             for name in names:
-                output = Output(name, force=force, cancelled=cancelled)
-                self.outputs.append(output)
-                if output.folder is None:
+                sink = open_sink(name, force=force, cancelled=cancelled)
+                self.sinks.append(sink)
+                if not sink.retractable:
                     raise RequestError(
                         f"output: {name} is no regular file, as every part of a split set has to be",
                         parameter="output",
@@ -73,9 +74,9 @@ class OutputSet:
             raise
 
     def _leave_nothing(self) -> None:
-        for output in self.outputs:
-            output.abort()
-            output.close()
+        for sink in self.sinks:
+            sink.abort()
+            sink.close()
 
     def __enter__(self) -> Self:
         return self
@@ -87,15 +88,15 @@ class OutputSet:
             self._leave_nothing()
             return
         try:
-            for output in self.outputs:
-                output.sync()
+            for sink in self.sinks:
+                sink.sync()
             with Deferred():
-                for output in self.outputs:
-                    output.commit()
+                for sink in self.sinks:
+                    sink.commit()
         except BaseException:
-            for output in self.outputs:
-                output.retract()
+            for sink in self.sinks:
+                sink.retract()
             self._leave_nothing()
             raise
-        for output in self.outputs:
-            output.close()
+        for sink in self.sinks:
+            sink.close()

@@ -34,7 +34,7 @@ from vmdump.pipeline.chunks import Scanned, scanned
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.excluded import left_out, segments
 from vmdump.writers.lanes import Lane, PlainFile
@@ -172,7 +172,7 @@ def _plan(
 def write_elf_early(
     source: Guest,
     slices: Sequence[Slice],
-    output: Output,
+    output: Sink,
     known: KnownPages,
     *,
     threads: int,
@@ -216,7 +216,7 @@ def write_elf_early(
 def write_elf(
     source: Guest,
     slices: Sequence[Slice],
-    output: Output,
+    output: Sink,
     *,
     threads: int,
     control: Control,
@@ -231,7 +231,7 @@ def write_elf(
         The guest.
     slices : sequence of Slice
         The memory to dump.
-    output : Output
+    output : Sink
         Seekable or not.
     threads : int
         Threads that read memory.

@@ -25,7 +25,7 @@ from vmdump.pipeline.control import Control
 from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.known import KnownPages, new_key
 from vmdump.pipeline.plan import Run, cut_blocks
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.units import merge_runs
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.checkpoints import Checkpoints
@@ -75,7 +75,7 @@ class EarlyPages:
 def write_early(
     source: Guest,
     plan: KdumpPlan,
-    output: Output,
+    output: Sink,
     known: KnownPages,
     *,
     make_packer: Callable[[int], PagePacker],
@@ -92,7 +92,7 @@ def write_early(
         The guest; runs.
     plan : KdumpPlan
         Its layout now; where it is laid out otherwise later, these pages may be of no use.
-    output : Output
+    output : Sink
         Seekable; the layout will be the standard one.
     known : KnownPages
         Of the guest's page size; empty.
@@ -166,7 +166,7 @@ def _pfn(source: Guest, run: Run) -> int:
 def write_kdump(
     source: Guest,
     plan: KdumpPlan,
-    output: Output,
+    output: Sink,
     *,
     codec: str,
     make_packer: Callable[[int], PagePacker],
@@ -184,7 +184,7 @@ def write_kdump(
         The guest.
     plan : KdumpPlan
         Its layout, for the same codec.
-    output : Output
+    output : Sink
         Seekable unless `flatten`.
     codec : str
         Named by the page flags.

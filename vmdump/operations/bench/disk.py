@@ -13,7 +13,8 @@ import numpy as np
 
 from vmdump.errors import SinkError
 from vmdump.guest.guest import Pages
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
+from vmdump.sinks.opening import open_sink
 from vmdump.writers.lanes import PlainFile
 
 __all__ = ["DISK_ROUNDS", "DiskSpeed", "measure_disk"]
@@ -55,7 +56,7 @@ class DiskSpeed:
 
 
 class _Enough(Exception):
-    """Ends an output without a file."""
+    """Ends a sink without a file."""
 
 
 def measure_disk(
@@ -90,9 +91,9 @@ def measure_disk(
         size = min(_SIZE, room // _SHARE)
         # A little is written even to a full disk: its error says best what is wrong with it.
         block = np.frombuffer(np.random.default_rng(0).bytes(min(max(size, 4096), _WRITE)), np.uint8)
-        with Output(path) as output:
+        with open_sink(path) as sink:
             for _ in range(DISK_ROUNDS):
-                rounds.append(_write(output, block, size, cancelled))
+                rounds.append(_write(sink, block, size, cancelled))
                 round_done()
             raise _Enough
     except _Enough:
@@ -112,19 +113,16 @@ def measure_disk(
     )
 
 
-def _write(
-    output: Output, block: Pages, size: int, cancelled: Callable[[], bool]
-) -> tuple[int, float, float]:
+def _write(sink: Sink, block: Pages, size: int, cancelled: Callable[[], bool]) -> tuple[int, float, float]:
     """Write one round; give its bytes, seconds, and seconds of this thread on a processor."""
-    output.clear()
+    sink.clear()
     began, busy = time.perf_counter(), time.thread_time()
-    with PlainFile(output, cancelled) as file:
+    with PlainFile(sink, cancelled) as file:
         lane = file.lane(0)
         written = 0
         while written == 0 or (written + block.size <= size and time.perf_counter() - began < _PATIENCE):
             lane.write(block)
             written += block.size
         lane.finish()
-        with output.errors("cannot sync"):
-            os.fsync(output.fd)
+        sink.sync()
         return written, time.perf_counter() - began, time.thread_time() - busy

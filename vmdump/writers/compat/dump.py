@@ -8,7 +8,7 @@ from vmdump.arch.paging import Runs
 from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.writers.compat.elf import write_compat_elf
 from vmdump.writers.compat.kdump import plan_compat_kdump, write_compat_kdump
 from vmdump.writers.compat.target import make_compat_packer
@@ -20,7 +20,7 @@ __all__ = ["write_compat"]
 def write_compat(
     source: Guest,
     slices: Sequence[Slice] | None,
-    output: Output,
+    output: Sink,
     *,
     mappings: Runs | None,
     flatten: bool,
@@ -35,7 +35,7 @@ def write_compat(
         The guest.
     slices : sequence of Slice or None
         The memory in an ELF core; None for a kdump file.
-    output : Output
+    output : Sink
         Seekable, but for ELF and where `flatten` is true.
     mappings : Runs or None
         As for :func:`write_compat_elf`.

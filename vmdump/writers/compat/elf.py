@@ -24,7 +24,7 @@ from vmdump.formats.elf import (
 from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.writers.elf import write_memory
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.loads import program_headers
@@ -85,7 +85,7 @@ def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> byte
 def write_compat_elf(
     source: Guest,
     slices: Sequence[Slice],
-    output: Output,
+    output: Sink,
     *,
     threads: int,
     control: Control,
@@ -99,7 +99,7 @@ def write_compat_elf(
         The guest.
     slices : sequence of Slice
         The memory to dump.
-    output : Output
+    output : Sink
         Seekable or not.
     threads : int
         Threads that read memory.

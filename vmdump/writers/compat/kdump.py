@@ -25,7 +25,7 @@ from vmdump.guest.guest import Block, Guest, Memory, Pages
 from vmdump.pipeline.chunks import packed
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks
-from vmdump.sinks.file import Output
+from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.bitmaps import bitmap_windows
 from vmdump.writers.compat.target import qemu_target
@@ -310,7 +310,7 @@ class _PageArea:
 def write_compat_kdump(
     source: Guest,
     plan: CompatPlan,
-    output: Output,
+    output: Sink,
     *,
     make_packer: Callable[[int], PagePacker],
     flatten: bool,
@@ -325,7 +325,7 @@ def write_compat_kdump(
         The guest.
     plan : CompatPlan
         Its layout.
-    output : Output
+    output : Sink
         Seekable unless `flatten`.
     make_packer : callable
         ``page_size -> PagePacker`` that calls zlib as QEMU does; called once per thread.

@@ -1,0 +1,218 @@
+"""What a sink is: the place that the bytes of a dump go to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from vmdump.errors import SinkError, VmdumpError
+from vmdump.interrupts import Deferred
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from vmdump.guest.guest import HasDescriptor
+
+__all__ = ["Channel", "Sink", "sink_errors"]
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space, or choose another folder or a stronger compression",
+    errno.EDQUOT: "free some of this user's quota",
+    errno.EFBIG: "the file system or a limit (ulimit -f) forbids so large a file",
+    errno.EPIPE: "the reader went away",
+    errno.EACCES: "choose a folder that this user may write to",
+    errno.EROFS: "choose a folder on a writable file system",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.EISDIR: "name a file, not a folder",
+    errno.EBUSY: "it is in use, mounted for instance; choose another",
+    errno.ESTALE: "somebody has put another one in its place; try again",
+}
+
+
+@contextlib.contextmanager
+def sink_errors(what: str, name: str) -> Iterator[None]:
+    """Turn the OSError of an operation on the sink of that name into a SinkError."""
+    try:
+        yield
+    except VmdumpError:
+        raise
+    except OSError as error:
+        code = error.errno or 0
+        raise SinkError(what, path=name, errno=code, hint=_WAYS_OUT.get(code, "")) from error
+
+
+class Channel(Protocol):
+    """Bytes that a sink takes one behind the other, from one position on; for one thread at a time.
+
+    A method that fails raises OSError or Cancelled, and the channel takes nothing more. `cancelled` is asked
+    while bytes wait; once it returns true, that is over.
+    """
+
+    @property
+    def position(self) -> int:
+        """Where the next byte goes, counted from the start of the sink."""
+
+    def write(self, data: Buffer, cancelled: Callable[[], bool] | None = None) -> None:
+        """Append bytes; they may be changed afterwards."""
+
+    def seek(self, offset: int, cancelled: Callable[[], bool] | None = None) -> None:
+        """Go on at another position; only if the sink is seekable."""
+
+    def flush(self, cancelled: Callable[[], bool] | None = None) -> None:
+        """Hand everything that was written to the sink."""
+
+
+class Sink(ABC):
+    """Where a dump goes. A context manager: a clean exit commits, an exception aborts; either closes.
+
+    Its user calls `begin`, writes through channels, flushes them, calls `set_size`, and leaves the context.
+    A new kind of sink has a `channel`, sets the attributes that are not as they are here, overrides what is
+    not nothing for it, and gets a line in :mod:`vmdump.sinks.opening`.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    seekable : bool
+        Bytes can be put anywhere, and several channels may be open. Otherwise there is one, from position 0.
+    sparse : bool
+        What is skipped is a hole of zeros, and `clear` takes back what was written.
+    retractable : bool
+        Nothing is seen of it before `publish`, and `retract` removes it again.
+    folder : str or None
+        A folder beside it that has room for temporary files.
+    """
+
+    name: str
+    seekable = False
+    sparse = False
+    retractable = False
+    folder: str | None = None
+
+    @abstractmethod
+    def channel(self, offset: int = 0) -> Channel:
+        """Give a channel that begins at a position; it is of use until `set_size`, `abort` or `close`."""
+
+    def errors(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Turn the OSError of an operation on the sink into a SinkError."""
+        return sink_errors(what, self.name)
+
+    def begin(self, files: Iterable[HasDescriptor], in_use: Iterable[os.stat_result] = ()) -> None:
+        """Get ready for the first byte; called once more when the guest is held.
+
+        Parameters
+        ----------
+        files : iterable
+            Open files of the guest, none of which may be the sink.
+        in_use : iterable of os.stat_result
+            What else must not be it: files that the guest's QEMU has open.
+
+        Raises
+        ------
+        SinkError
+            The sink is one of them, or cannot be emptied.
+        """
+        del files, in_use
+
+    def demand(self, size: int) -> None:
+        """Refuse at once what needs `size` bytes where it is known that there are fewer.
+
+        Raises
+        ------
+        SinkError
+            With ENOSPC.
+        """
+        del size
+
+    def clear(self) -> None:
+        """Take back what was written; only if the sink is sparse.
+
+        Raises
+        ------
+        SinkError
+            That failed.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.clear")
+
+    def set_size(self, size: int) -> None:
+        """End the sink at `size`, behind the last byte or hole, when all channels are flushed.
+
+        Raises
+        ------
+        OSError
+            That failed.
+        """
+        del size
+
+    def sync(self) -> None:
+        """Make the bytes of what is to be published safe.
+
+        Raises
+        ------
+        SinkError
+            That failed.
+        """
+        return
+
+    def publish(self) -> None:
+        """Let it appear under its name: the part of `commit` during which signals wait.
+
+        Raises
+        ------
+        OutputExists
+            Something of that name has appeared meanwhile.
+        SinkError
+            That failed.
+        """
+        return
+
+    def commit(self) -> None:
+        """Sync and publish.
+
+        A signal that comes before the sink is published prevents that. One that comes later is too late.
+
+        Raises
+        ------
+        OutputExists, SinkError
+            As of `sync` and `publish`.
+        """
+        self.sync()
+        with Deferred() as signals:
+            self.publish()
+            signals.settle()
+
+    def retract(self) -> None:
+        """Remove it if it was published, and still is what has the name; only if it is retractable."""
+        raise NotImplementedError(f"{type(self).__name__}.retract")
+
+    def abort(self) -> None:
+        """Take back as much as can be of what was written; once it is published, nothing."""
+        return
+
+    def close(self) -> None:
+        """Close what was opened for it; once."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.commit()
+        except BaseException:
+            self.abort()
+            raise
+        else:
+            if error is not None:
+                self.abort()
+        finally:
+            self.close()
