@@ -13,12 +13,12 @@ from vmdump.pipeline.control import Control
 if TYPE_CHECKING:
     from vmdump.operations.request import AnySource
     from vmdump.readers.dump import Dump
-    from vmdump.readers.sniff import AnyDump
+    from vmdump.readers.registry import Files
 
 __all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
 
 
-def open(source: AnyDump, *, arch: str | None = None, search: bool = True) -> Dump:
+def open(source: Files, *, arch: str | None = None, search: bool = True) -> Dump:
     """Open a dump.
 
     Parameters
@@ -41,11 +41,11 @@ def open(source: AnyDump, *, arch: str | None = None, search: bool = True) -> Du
     Raises
     ------
     SourceError, FormatError, LayoutError, CapabilityError, RequestError
-        See :func:`vmdump.readers.sniff.open_dump`.
+        See :func:`vmdump.readers.registry.open_dump`.
     """
-    from vmdump.readers.sniff import open_dump  # 2 ms to load, 7 without bytecode: see open_source()
+    from vmdump.readers.schemes import open_named  # 2 ms to load, 7 without bytecode: see open_source()
 
-    dump = open_dump(source, arch=arch)
+    dump = open_named(source, arch=arch)
     dump.search = search
     return dump
 

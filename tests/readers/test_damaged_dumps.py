@@ -24,7 +24,7 @@ from oracles.small_dumps import VMCOREINFO
 
 import vmdump
 from vmdump import PageKind, errors
-from vmdump.readers.sniff import open_dump
+from vmdump.readers.registry import open_dump
 
 GUEST = "synthetic:32M?seed=5&fill=0.8"
 PAGE = 4096

@@ -14,7 +14,7 @@ from vmdump.job import Report
 from vmdump.operations.repair import is_dump
 from vmdump.operations.request import Request, check_request, open_source
 from vmdump.pipeline.control import Control
-from vmdump.readers.sniff import open_dump
+from vmdump.readers.schemes import open_named
 from vmdump.sinks.set import SinkSet, part_names
 from vmdump.sources.base import Source
 from vmdump.writers.kdump import plan_split, write_kdump
@@ -162,7 +162,7 @@ def _open(source: AnyDump, keep_going: bool) -> tuple[Source, bool]:
     if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
         raise live
     if keep_going and is_dump(source):
-        return open_dump(source, damaged=True), True
+        return open_named(source, damaged=True), True
     return open_source(source), True
 
 

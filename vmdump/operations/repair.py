@@ -16,7 +16,7 @@ from vmdump.operations.request import check_request, opened
 from vmdump.pipeline.control import Control
 from vmdump.readers.bytes.file import naming_file
 from vmdump.readers.dump import Dump
-from vmdump.readers.sniff import open_dump
+from vmdump.readers.schemes import open_named
 from vmdump.sources.base import Source
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def repair(
     SourceError, SinkError, OutputExists
         It cannot be read, or the output not be written.
     """
-    with open_dump(damaged, damaged=True) as source, naming_file(source.path):
+    with open_named(damaged, damaged=True) as source, naming_file(source.path):
         codec = getattr(source, "codec", "")
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
@@ -138,7 +138,7 @@ def opened_in_part(
             if not is_dump(source):
                 raise
             try:
-                part = open_dump(cast("Any", source), damaged=True, unpack=False)
+                part = open_named(cast("Any", source), damaged=True, unpack=False)
             except VmdumpError:
                 raise error from None
             stack.enter_context(part)

@@ -114,9 +114,9 @@ def _open(source: Paths) -> Source:
         if name is not source:
             raise RequestError(f"source: {name} is no file of a split set", parameter="source")
         return _SCHEMES[scheme](*split_options(rest))
-    from vmdump.readers.sniff import open_dump  # the readers take 2 ms to load, 7 without bytecode
+    from vmdump.readers.schemes import open_named  # the readers take 2 ms to load, 7 without bytecode
 
-    return open_dump(source)
+    return open_named(source)
 
 
 @dataclass(frozen=True)

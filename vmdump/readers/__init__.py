@@ -1,1 +1,1 @@
-"""Floor 6: dumps that are there already. A dump is a source again."""
+"""Dumps that are there already: a dump is a guest again."""

@@ -10,13 +10,13 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch import Arch
 from vmdump.codecs.engines import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
 from vmdump.guest.blocks import BlockList
 from vmdump.guest.guest import MIN_PAGE_SIZE, Memory, Pages
 from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 from vmdump.readers.lime import read_range
 
@@ -37,10 +37,8 @@ class AvmlDump(Dump):
 
     Parameters
     ----------
-    file : ByteFile
-        Owned from now on.
-    arch : Arch
-        The guest's; the file does not tell.
+    contents : Contents
+        One file.
 
     Raises
     ------
@@ -52,18 +50,17 @@ class AvmlDump(Dump):
 
     format = "avml"
 
-    def __init__(self, file: ByteFile, arch: Arch) -> None:
-        self._file = file
-        self.files = file.files
-        self.path = file.path
+    def __init__(self, contents: Contents) -> None:
+        self._take(contents.files)
+        self._file = contents.file
         ranges: list[tuple[int, int]] = []
-        found = self._find(file, ranges).table()
+        found = self._find(self._file, ranges).table()
         found = found[np.argsort(found[:, 0], kind="stable")]
         self._addresses, self._lengths, self._places, self._sizes = (column.copy() for column in found.T)
         self._cache: OrderedDict[int, Pages] = OrderedDict()
         self._lock = Lock()
         self._spare: list[PageUnpacker] = []
-        super().__init__(self._blocks_of(ranges), arch, byteorder=lime.BYTEORDER)
+        super().__init__(self._blocks_of(ranges), contents.arch, byteorder=lime.BYTEORDER)
 
     def _find(self, file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
         return _frames(file, ranges)
@@ -147,7 +144,7 @@ class AvmlDump(Dump):
 
     def close(self) -> None:
         """Close the file, and forget what was read."""
-        self._file.close()
+        super().close()
         with self._lock:
             self._cache.clear()
 

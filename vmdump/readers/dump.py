@@ -14,7 +14,7 @@ from vmdump.guest.blocks import find_pieces, read_into
 from vmdump.guest.guest import Block, Guest, Memory, Pages, file_runs, find_block
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
-from vmdump.readers.bytes.file import naming_file
+from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
 from vmdump.units import ADDRESS_LIMIT, format_size
 
@@ -49,7 +49,14 @@ class Dump(Guest):
     codec: str | None = None
     lost_pages = 0
     path: str
+    _opened: Sequence[ByteFile] = ()
     _whole: tuple[int, Sequence[Block]] | None = None
+
+    def _take(self, files: Sequence[ByteFile]) -> None:
+        """Own the files that it is read from."""
+        self._opened = files
+        self.files = tuple(opened for file in files for opened in file.files)
+        self.path = files[0].path
 
     @property
     def _page_blocks(self) -> Sequence[Block]:
@@ -316,6 +323,11 @@ class Dump(Guest):
             The file cannot be read.
         """
         return None
+
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
+        for file in self._opened:
+            file.close()
 
     def __repr__(self) -> str:
         left_out = f", {format_size(self.excluded_size)} excluded" if self.excluded_size else ""

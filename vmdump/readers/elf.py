@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError
 from vmdump.formats.elf import EF_INCOMPLETE
-from vmdump.formats.elf_headers import read_headers
+from vmdump.formats.elf_headers import ElfHeaders, read_headers
 from vmdump.formats.notes import read_blocks, split_notes
 from vmdump.guest.blocks import BlockList
-from vmdump.guest.guest import MIN_PAGE_SIZE
 from vmdump.readers.bytes.file import ByteFile, most_notes
-from vmdump.readers.dump import Dump
-from vmdump.readers.elf_excluded import PieceList
+from vmdump.readers.contents import Contents
+from vmdump.readers.elf_guests import check_guest, check_segments
 from vmdump.readers.elf_overlaps import blocks_of_copies
-from vmdump.readers.foreign import check_guest, check_segments
+from vmdump.readers.pieces import PieceList, PiecesDump
 from vmdump.units import ADDRESS_LIMIT, merge_runs
 
-__all__ = ["ElfDump"]
+__all__ = ["ElfDump", "extents"]
 
 
-class ElfDump(Dump):
+class ElfDump(PiecesDump):
     """An ELF core file.
 
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
@@ -34,16 +31,8 @@ class ElfDump(Dump):
 
     Parameters
     ----------
-    file : ByteFile
-        Owned from now on.
-    damaged : bool
-        Take what is there of a core that was cut short, and the notes in front of one that is damaged: the
-        rest of the memory is excluded.
-
-    Attributes
-    ----------
-    lost_pages : int
-        Pages that were excluded for this reason.
+    contents : Contents
+        One file.
 
     Raises
     ------
@@ -56,13 +45,13 @@ class ElfDump(Dump):
     """
 
     format = "elf"
+    _damaged = False
 
-    def __init__(self, file: ByteFile, *, damaged: bool = False) -> None:
-        self._file = file
-        self.files = file.files
-        self.path = file.path
+    def __init__(self, contents: Contents) -> None:
+        self._take(contents.files)
+        file = contents.file
         check_segments(file)
-        headers = read_headers(file.read, path=file.path, max_notes=most_notes(file), damaged=damaged)
+        headers = read_headers(file.read, path=file.path, max_notes=most_notes(file), damaged=self._damaged)
         check_guest(headers, file.path)
         if headers.unplaced and not len(headers.loads):
             raise FormatError(
@@ -71,13 +60,10 @@ class ElfDump(Dump):
             )
         notes, told, erased = split_notes(headers.notes, headers.byteorder)
         self._eraseinfo = erased.desc if erased else b""
-        self._pieces: PieceList | None = None
-        loads = _cut_short(headers.loads, file.size) if damaged else headers.loads
-        if damaged and not len(loads):
-            raise FormatError("it ends before any memory", path=file.path)
+        loads = self._usable(headers, file.size)
         blocks = _blocks(file, loads)
         if told is not None or len(loads) != len(headers.loads) or (loads != headers.loads).any():
-            table = _extents(headers.loads) if told is None else read_blocks(told, headers.byteorder)
+            table = extents(headers.loads) if told is None else read_blocks(told, headers.byteorder)
             self._pieces = PieceList(blocks, table, file.path)
             blocks = self._pieces.blocks
         super().__init__(
@@ -88,56 +74,18 @@ class ElfDump(Dump):
             notes=notes,
         )
         self.incomplete = bool(headers.flags & EF_INCOMPLETE)
-        if damaged:
-            before, after = (_extents(table) for table in (headers.loads, loads))
-            lost = int(np.sum(before[:, 1] - before[:, 0]) - np.sum(after[:, 1] - after[:, 0]))
-            self.lost_pages = -(-lost // self.page_size)
-            self.incomplete = self.incomplete or lost > 0 or headers.lost_notes
 
-    def _set_vmcoreinfo(self, text: bytes | None) -> None:
-        super()._set_vmcoreinfo(text)
-        if self._pieces is not None:
-            self.excluded_size = self._pieces.leave_out(self.page_size)
-
-    def _natural_page_size(self) -> int:
-        size = super()._natural_page_size()
-        return size if self._pieces is None else self._pieces.page_size(size, MIN_PAGE_SIZE)
-
-    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
-        """Tell which pages of the guest's blocks are in no PT_LOAD; None if all are."""
-        return None if self._pieces is None else self._pieces.excluded(pfn, count, self.page_size)
-
-    def _runs(self) -> Iterator[tuple[int, int]]:
-        yield from super()._runs() if self._pieces is None else self._pieces.runs(self.page_size)
+    def _usable(self, headers: ElfHeaders, file_size: int) -> NDArray[np.void]:
+        """Give the PT_LOADs whose bytes are taken."""
+        return headers.loads
 
     @property
     def eraseinfo(self) -> bytes:
         """The text of makedumpfile's note ERASEINFO."""
         return self._eraseinfo
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
-
-def _cut_short(loads: NDArray[np.void], size: int) -> NDArray[np.void]:
-    """Cut PT_LOADs where the file ends, in whole pages; what they say to be zero behind is still known."""
-    offset, filesz, memsz = (loads[name].astype(np.uint64) for name in ("p_offset", "p_filesz", "p_memsz"))
-    paddr = loads["p_paddr"].astype(np.uint64)
-    there = np.minimum(np.uint64(size) - np.minimum(offset, np.uint64(size)), filesz)
-    cut = there < filesz
-    there = np.where(cut, there - np.minimum((paddr + there) % np.uint64(MIN_PAGE_SIZE), there), there)
-    kept, zeros = loads.copy(), loads[cut & (memsz > filesz)]
-    kept["p_filesz"] = there
-    kept["p_memsz"] = np.where(cut, there, memsz)
-    kept["p_offset"] = np.where(there, offset, np.uint64(0))
-    zeros["p_paddr"] += zeros["p_filesz"]
-    zeros["p_memsz"] -= zeros["p_filesz"]
-    zeros["p_offset"] = zeros["p_filesz"] = 0
-    return np.concatenate((kept[kept["p_memsz"] != 0], zeros))
-
-
-def _extents(loads: NDArray[np.void]) -> NDArray[np.uint64]:
+def extents(loads: NDArray[np.void]) -> NDArray[np.uint64]:
     """Give ``[begin, end)`` of the memory of all PT_LOADs, ascending; ranges that touch are one."""
     rows = zip(loads["p_paddr"].tolist(), loads["p_memsz"].tolist(), strict=True)
     runs = merge_runs(sorted((begin, min(begin + size, ADDRESS_LIMIT - 1)) for begin, size in rows if size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from vmdump.guest.linux.utsname import Utsname, names_told
 from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.cache import BytesCache
+from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 from vmdump.readers.kdump_areas import (
     KINDS,
@@ -35,6 +36,7 @@ from vmdump.readers.kdump_areas import (
     zero_page,
 )
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
+from vmdump.readers.kdump_memory import KdumpMemory
 from vmdump.readers.kinds import PageKind, StoredPages
 
 __all__ = ["KdumpDump"]
@@ -57,10 +59,8 @@ class KdumpDump(Dump):
 
     Parameters
     ----------
-    parts : sequence of ByteFile
-        Their standard layouts, in any order; owned from now on.
-    layout : {"standard", "flattened"}
-        How they lie in the files.
+    contents : Contents
+        One file, or a split set.
 
     Raises
     ------
@@ -70,13 +70,11 @@ class KdumpDump(Dump):
         Parts of a split set are missing.
     """
 
-    def __init__(self, parts: Sequence[ByteFile], layout: str) -> None:
-        self._opened = tuple(parts)
-        self.files = tuple(opened for part in parts for opened in part.files)
-        self.path = parts[0].path
-        self._found = found = self._sort([(part, read_headers(part)) for part in parts])
+    def __init__(self, contents: Contents) -> None:
+        self._take(contents.files)
+        self._found = found = self._sort([(part, read_headers(part)) for part in contents.files])
         self.headers = headers = found[0][1]
-        self.format = f"kdump {'split ' if headers.split else ''}{layout}"
+        self.format = f"kdump {'split ' if headers.split else ''}{contents.layout}"
         memory = self._read_bitmaps(found[0][0], headers)
         self._descriptor = kdump.PAGE_DESCRIPTOR.dtype(headers.byteorder)
         self._parts = list(self._lay_out(found))
@@ -93,7 +91,7 @@ class KdumpDump(Dump):
         blocks = BlockList(
             firsts * np.uint64(block_size),
             (ends - firsts) * np.uint64(block_size),
-            lambda index: _KdumpMemory(
+            lambda index: KdumpMemory(
                 self, block_size, int(memory[index, 0]), int(memory[index, 1] - memory[index, 0])
             ),
         )
@@ -429,61 +427,7 @@ class KdumpDump(Dump):
 
     def close(self) -> None:
         """Close the files, and forget what was read."""
-        for file in self._opened:
-            file.close()
+        super().close()
         # Blocks and dump refer to each other: else it would wait until Python looks for cycles.
         self._cache.clear()
         self._tables.clear()
-
-
-class _KdumpMemory:
-    """A run of pages that the guest had; those not in the dump are zero."""
-
-    copies = True
-
-    def __init__(self, dump: KdumpDump, page_size: int, first_pfn: int, page_count: int) -> None:
-        self._dump = dump
-        self._page_size = page_size
-        self._first_pfn = first_pfn
-        self._page_count = page_count
-
-    @property
-    def size(self) -> int:
-        return self._page_count * self._page_size
-
-    def extents(self) -> Iterator[tuple[int, int]]:
-        if not self._dump.excluded_size:
-            yield 0, self.size
-            return
-        begin, end = self._first_pfn, self._first_pfn + self._page_count
-        while len(found := self._dump.stored_runs(begin, end)):
-            for low, high in found.tolist():
-                yield (low - self._first_pfn) * self._page_size, (high - self._first_pfn) * self._page_size
-            begin = int(found[-1, 1])
-
-    def is_zero(self, offset: int, length: int) -> bool:
-        """Tell whether descriptors say so; FormatError where one is damaged."""
-        first, last = offset // self._page_size, -(-(offset + length) // self._page_size)
-        return bool((self._dump.page_kinds(self._first_pfn + first, last - first) <= PageKind.ZERO).all())
-
-    def view(self, offset: int, length: int, scratch: Pages) -> Pages:
-        return self._view(offset, length, scratch, None)
-
-    def view_whole(self, offset: int, length: int, scratch: Pages) -> Pages:
-        """Give what :meth:`view` gives, with zeros for the pages that are damaged."""
-        return self._view(offset, length, scratch, {})
-
-    def _view(self, offset: int, length: int, scratch: Pages, damage: dict[int, str] | None) -> Pages:
-        page_size = self._page_size
-        first, last = offset // page_size, -(-(offset + length) // page_size)
-        whole = (
-            scratch[:length]
-            if length == (last - first) * page_size
-            else np.empty((last - first) * page_size, np.uint8)
-        )
-        pages = whole.reshape(-1, page_size)
-        self._dump.read_pages(self._first_pfn + first, pages, damage)
-        if damage:
-            pages[np.array(list(damage)) - (self._first_pfn + first)] = 0
-        begin = offset - first * page_size
-        return whole[begin : begin + length]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vmdump.arch import Arch
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import lime
 from vmdump.guest.blocks import MAX_BLOCKS, BlockList
 from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 
 __all__ = ["LimeDump", "read_range"]
@@ -21,10 +21,8 @@ class LimeDump(Dump):
 
     Parameters
     ----------
-    file : ByteFile
-        Owned from now on.
-    arch : Arch
-        The guest's; the file does not tell.
+    contents : Contents
+        One file.
 
     Raises
     ------
@@ -36,20 +34,15 @@ class LimeDump(Dump):
 
     format = "lime"
 
-    def __init__(self, file: ByteFile, arch: Arch) -> None:
-        self._file = file
-        self.files = file.files
-        self.path = file.path
+    def __init__(self, contents: Contents) -> None:
+        self._take(contents.files)
+        file = contents.file
         ranges = np.array(sorted(_ranges(file)), np.uint64).reshape(-1, 3)
         starts, sizes, offsets = ranges.T
         blocks = BlockList(
             starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at]))
         )
-        super().__init__(blocks, arch, byteorder=lime.BYTEORDER)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        super().__init__(blocks, contents.arch, byteorder=lime.BYTEORDER)
 
 
 def read_range(file: ByteFile, offset: int, signature: bytes, version: int) -> tuple[int, int]:

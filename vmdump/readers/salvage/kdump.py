@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +12,14 @@ from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
 from vmdump.guest.guest import HasDescriptor, Memory, Pages
 from vmdump.readers.bitmap import WINDOW, PageBitmap
-from vmdump.readers.bytes.file import ByteFile, RawBytes
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.bytes.flattened import FlattenedBytes
+from vmdump.readers.contents import Contents
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kdump_areas import KdumpPart, zero_page
 from vmdump.readers.kdump_header import KdumpHeaders, read_headers, sort_parts
 
-__all__ = ["SalvagedBytes", "SalvagedKdump", "has_headers"]
+__all__ = ["SalvagedKdump"]
 
 _ENDLESS = 1 << 62
 _MAX_READ = 64 << 20
@@ -31,7 +32,7 @@ class SalvagedBytes:
 
     Parameters
     ----------
-    file : RawBytes or FlattenedBytes
+    file : ByteFile
         What there is; owned from now on.
 
     Attributes
@@ -42,7 +43,7 @@ class SalvagedBytes:
 
     size = _ENDLESS
 
-    def __init__(self, file: RawBytes | FlattenedBytes) -> None:
+    def __init__(self, file: ByteFile) -> None:
         self._file = file
         self.path = file.path
         begins, ends = np.zeros(1, np.uint64), np.array([file.size], np.uint64)
@@ -106,17 +107,14 @@ class SalvagedBytes:
 class SalvagedKdump(KdumpDump):
     """The pages of a damaged kdump file, or of a split set, that are whole; all others are excluded.
 
-    A page is whole if its descriptor is there and makes sense, and its data are there and unpack. Parts of a
-    set may be missing.
+    A page is whole if its descriptor is there and makes sense, and its data are there and, if that is
+    checked, unpack. Parts of a set may be missing.
 
     Parameters
     ----------
-    parts : sequence of SalvagedBytes
-        In any order; owned from now on.
-    layout : {"standard", "flattened"}
-        How they lie in the files.
-    unpack : bool
-        Find out which pages unpack; without, only whether their data are there.
+    contents : Contents
+        One file, or what there is of a split set; of its parts, those that have lost their headers are not
+        read.
 
     Attributes
     ----------
@@ -130,10 +128,10 @@ class SalvagedKdump(KdumpDump):
         The headers or the bitmaps are not there, or the files are no set.
     """
 
-    def __init__(self, parts: Sequence[SalvagedBytes], layout: str, *, unpack: bool = True) -> None:
-        self._salvaged = parts
+    def __init__(self, contents: Contents) -> None:
+        self._salvaged = parts = _parts_of(contents)
         try:
-            super().__init__(parts, layout)
+            super().__init__(replace(contents, files=parts))
         except LayoutError as error:
             raise FormatError(f"it ends before it tells of any memory: {error}", path=self.path) from error
         self._parts = list(self._with_zero_pages())
@@ -143,7 +141,7 @@ class SalvagedKdump(KdumpDump):
             readable = np.packbits(self._readable(begin, end - begin), bitorder="little")
             row[: len(readable)] = readable
         self._present = PageBitmap(self._stored.size, windows, rows)
-        if unpack:
+        if contents.unpack:
             self._drop_damaged(windows, rows)
         had = self._stored if self._has_bitmaps else self._known
         self.lost_pages = had.total - self._present.total
@@ -225,7 +223,17 @@ class SalvagedKdump(KdumpDump):
         return window * WINDOW, min((window + 1) * WINDOW, self._stored.size)
 
 
-def has_headers(file: SalvagedBytes) -> bool:
+def _parts_of(contents: Contents) -> list[SalvagedBytes]:
+    parts = [SalvagedBytes(file) for file in contents.files]
+    if len(parts) == 1:
+        return parts
+    whole = [part for part in parts if _has_headers(part)]
+    if not whole:
+        raise FormatError("no part of the set has its headers", path=contents.file.path)
+    return whole
+
+
+def _has_headers(file: SalvagedBytes) -> bool:
     """Tell whether the headers of a part of a split set are there; all of its pages are behind them."""
     try:
         headers = read_headers(file)

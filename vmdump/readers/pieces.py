@@ -1,4 +1,4 @@
-"""ELF cores from which pages were left out: blocks of which the PT_LOADs are pieces."""
+"""Dumps that have pieces of the guest's blocks: what is between them is excluded."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.guest.blocks import BlockList, block_bounds
-from vmdump.guest.guest import Block
+from vmdump.guest.guest import MIN_PAGE_SIZE, Block
 from vmdump.guest.pieces import join_pieces
 from vmdump.guest.whole import runs_of_pages
+from vmdump.readers.dump import Dump
 
-__all__ = ["PieceList"]
+__all__ = ["PieceList", "PiecesDump"]
 
 _MAX_EXCLUDED = 1 << 52
 """Bytes: what processors can address. Whoever looks for excluded pages goes through all of them."""
 
 
 class PieceList:
-    """The guest's blocks, and the pieces of them that are in the core.
+    """The guest's blocks, and the pieces of them that are in the dump.
 
     Parameters
     ----------
     pieces : sequence of Block
-        The PT_LOADs; sorted, not overlapping.
+        Sorted, not overlapping.
     table : (n, 2) uint64
-        ``[begin, end)`` of the guest's blocks, as a note tells.
+        ``[begin, end)`` of the guest's blocks.
     path : str
         Named in errors.
 
@@ -39,7 +40,7 @@ class PieceList:
     Raises
     ------
     FormatError
-        A PT_LOAD is in no block, a block ends before it begins, or more memory is excluded than there can be.
+        A piece is in no block, a block ends before it begins, or more memory is excluded than there can be.
     LayoutError
         The blocks overlap, or there is none.
     """
@@ -110,3 +111,25 @@ class PieceList:
         np.add.at(steps, np.minimum(gaps[low:high, 1], np.uint64(end)) - np.uint64(begin), -1)
         result: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
         return result
+
+
+class PiecesDump(Dump):
+    """A dump that may have only pieces of the guest's blocks; `_pieces` is set before the blocks are."""
+
+    _pieces: PieceList | None = None
+
+    def _set_vmcoreinfo(self, text: bytes | None) -> None:
+        super()._set_vmcoreinfo(text)
+        if self._pieces is not None:
+            self.excluded_size = self._pieces.leave_out(self.page_size)
+
+    def _natural_page_size(self) -> int:
+        size = super()._natural_page_size()
+        return size if self._pieces is None else self._pieces.page_size(size, MIN_PAGE_SIZE)
+
+    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
+        """Tell which pages of the guest's blocks are in no piece; None if all are."""
+        return None if self._pieces is None else self._pieces.excluded(pfn, count, self.page_size)
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        yield from super()._runs() if self._pieces is None else self._pieces.runs(self.page_size)

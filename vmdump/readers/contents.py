@@ -1,0 +1,38 @@
+"""What a reader is given: the bytes of a dump, and what the user says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vmdump.arch import Arch
+from vmdump.readers.bytes.file import ByteFile
+
+__all__ = ["Contents"]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of one dump, put in place; whoever reads them owns them.
+
+    Attributes
+    ----------
+    files : sequence of ByteFile
+        One, or the parts of a split set in any order.
+    layout : {"standard", "flattened"}
+        How their bytes lie on the disk.
+    arch : Arch
+        The guest's, where the file does not tell.
+    unpack : bool
+        Of a damaged dump, find out which pages unpack, which takes reading all of them.
+    """
+
+    files: Sequence[ByteFile]
+    layout: str
+    arch: Arch
+    unpack: bool = True
+
+    @property
+    def file(self) -> ByteFile:
+        """The first file; the only one of a dump that is not split."""
+        return self.files[0]

@@ -1,0 +1,111 @@
+"""What is whole of an AVML file of version 2 that was cut short or is damaged."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.errors import CodecError, FormatError
+from vmdump.formats import lime
+from vmdump.guest.blocks import BlockList
+from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.readers.avml import AvmlDump, Frames
+from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.contents import Contents
+from vmdump.readers.crc32c import masked_crc32c
+from vmdump.readers.salvage.ranges import MAX_CLAIMED, RangeHeaders, SalvagedRanges, merged
+
+__all__ = ["SalvagedAvml"]
+
+_CHECKED = 16
+"""Frames whose checksums are computed at once."""
+
+
+class SalvagedAvml(SalvagedRanges, AvmlDump):
+    """The memory of a damaged AVML file of version 2 whose frames are whole; all else is excluded.
+
+    A frame is whole if it is there, unpacks, and has its checksum; one that is zero was not computed. Behind
+    damage that hides where the next frame begins, the next header is looked for.
+
+    Parameters
+    ----------
+    contents : Contents
+        One file.
+
+    Raises
+    ------
+    FormatError
+        No memory is there.
+    LayoutError
+        Ranges overlap.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self._torn = False
+        self._unpacked = contents.unpack
+        super().__init__(contents)
+        self.incomplete = self._torn or self.lost_pages > 0
+
+    def _find(self, file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
+        frames = Frames(file)
+        headers = RangeHeaders(file, lime.AVML_SIGNATURE, lime.AVML_VERSION)
+        offset = 0
+        while offset < file.size:
+            try:
+                start, size = headers.read(offset)
+                if size > MAX_CLAIMED:
+                    raise FormatError(f"a range of {size} bytes is too long", path=file.path, offset=offset)
+                ranges.append((start, size))
+                frames.add(offset + lime.HEADER.size, start, size)
+                offset = frames.end + lime.AVML_TRAILER
+                self._torn = self._torn or offset > file.size
+            except FormatError:
+                self._torn = True
+                after = sum(ranges[-1]) if ranges else 0
+                offset = headers.next(max(offset, frames.end) + 1, after)
+        return frames
+
+    def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
+        if self._unpacked:
+            whole = self._whole_frames()
+            self._torn = self._torn or not whole.all()
+            self._keep(whole)
+        starts, ends = self._addresses, self._addresses + self._lengths
+        if not len(starts):
+            raise FormatError("it has no memory that is whole", path=self.path)
+        firsts = np.flatnonzero(np.append(True, starts[1:] != ends[:-1]))
+        lasts = np.append(firsts[1:], len(starts)) - 1
+        starts, ends = starts[firsts], ends[lasts]
+        claimed = [(start, start + size) for start, size in ranges]
+        edges = merged(claimed, self.path)
+        # Inside a page the memory that was lost would be zero.
+        page = np.uint64(MIN_PAGE_SIZE)
+        starts = np.where(np.isin(starts, edges[:, 0]), starts, -(-starts // page) * page)
+        ends = np.where(np.isin(ends, edges[:, 1]), ends, ends // page * page)
+        starts, ends = starts[starts < ends], ends[starts < ends]
+        sizes = ends - starts
+        return self._join(BlockList(starts, sizes, self._memory_of(starts, sizes)), claimed)
+
+    def _whole_frames(self) -> NDArray[np.bool_]:
+        """Unpack all frames; tell which are whole."""
+        count = len(self._addresses)
+        whole = np.zeros(count, np.bool_)
+        for begin in range(0, count, _CHECKED):
+            end = min(begin + _CHECKED, count)
+            out = np.empty((end - begin, lime.SNAPPY_MAX), np.uint8)
+            for index in range(begin, end):
+                length = int(self._lengths[index])
+                try:
+                    self._decode(index, out[index - begin, :length])
+                    whole[index] = True
+                except CodecError:
+                    continue
+            for length in np.unique(self._lengths[begin:end]).tolist():
+                rows = np.flatnonzero(self._lengths[begin:end] == length)
+                told = np.array([self._checksum(begin + row) for row in rows.tolist()], np.uint32)
+                right = masked_crc32c(out[rows, :length]) == told
+                whole[begin + rows] &= right | (told == 0)
+        return whole
+
+    def _checksum(self, index: int) -> int:
+        return int.from_bytes(self._file.read(int(self._places[index]) - 4, 4), lime.BYTEORDER)

@@ -1,0 +1,78 @@
+"""What is there of a LiME file that was cut short or is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vmdump.errors import FormatError
+from vmdump.formats import lime
+from vmdump.guest.blocks import MAX_BLOCKS, BlockList
+from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.contents import Contents
+from vmdump.readers.salvage.ranges import MAX_CLAIMED, RangeHeaders, SalvagedRanges
+
+__all__ = ["SalvagedLime"]
+
+
+class SalvagedLime(SalvagedRanges):
+    """The memory of a damaged LiME file, in whole pages; what its headers tell and is not there is excluded.
+
+    Parameters
+    ----------
+    contents : Contents
+        One file.
+
+    Raises
+    ------
+    FormatError
+        No memory is there.
+    LayoutError
+        Ranges overlap.
+    """
+
+    format = "lime"
+
+    def __init__(self, contents: Contents) -> None:
+        self._take(contents.files)
+        file = contents.file
+        ranges: list[tuple[int, int]] = []
+        pieces: list[tuple[int, int, int]] = []
+        told = 0
+        for start, size, offset in _ranges(file):
+            there = min(size, file.size - offset)
+            if there < size:
+                there = max(there - (start + there) % MIN_PAGE_SIZE, 0)
+            if there:
+                pieces.append((start, there, offset))
+            claimed = size if size <= MAX_CLAIMED else there
+            if claimed:
+                ranges.append((start, start + claimed))
+            told += lime.HEADER.size + size
+        starts, sizes, offsets = np.array(sorted(pieces), np.uint64).reshape(-1, 3).T
+        if not len(starts):
+            raise FormatError("it ends before any memory", path=file.path)
+        blocks = BlockList(
+            starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at]))
+        )
+        super().__init__(self._join(blocks, ranges), contents.arch, byteorder=lime.BYTEORDER)
+        self.incomplete = told != file.size or self.lost_pages > 0
+
+
+def _ranges(file: ByteFile) -> Iterator[tuple[int, int, int]]:
+    """Give address, size and place of the ranges whose headers are there; the last one may be cut."""
+    headers = RangeHeaders(file, lime.LIME_SIGNATURE, lime.LIME_VERSION)
+    offset = count = after = 0
+    while offset < file.size and count < MAX_BLOCKS:
+        try:
+            start, size = headers.read(offset)
+        except FormatError:
+            offset = headers.next(offset + 1, after)
+            continue
+        offset += lime.HEADER.size
+        yield start, size, offset
+        offset += size
+        after = start + size
+        count += 1
