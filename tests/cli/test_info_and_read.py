@@ -16,6 +16,7 @@ from helpers.command import RunVmdump
 from helpers.goldens import DATA, MACHINES
 from oracles import judges
 from oracles.elf import ElfCore
+from oracles.flattened import flatten
 from oracles.kdump import Kdump
 
 import vmdump
@@ -174,6 +175,20 @@ def test_makedumpfile_is_never_taken_for_another(level: int, scratch: Path) -> N
     judges.makedumpfile_filter(scratch / "core", scratch / "dump", "-l", "-d", str(level))
     assert "makedumpfile" in vmdump.info(scratch / "dump").maker
     assert "makedumpfile" in vmdump.info(scratch / "core").maker
+
+
+@pytest.mark.parametrize("name", ["elf", "kdump-zlib"])
+def test_the_maker_of_a_dump_that_is_no_file_of_its_own(name: str, golden: Golden, tmp_path: Path) -> None:
+    """In a buffer, and flattened: the header is where the dump is, not where a file begins."""
+    data = golden("x86_64-q35", name).read_bytes()
+    with vmdump.open(data) as dump:
+        maker = vmdump.info(dump).maker
+    assert maker == vmdump.info(golden("x86_64-q35", name)).maker
+    assert maker.startswith("QEMU")
+    if not data.startswith(b"makedumpfile"):
+        flattened = tmp_path / "flattened"
+        flattened.write_bytes(flatten(data))
+        assert vmdump.info(flattened).maker == maker
 
 
 def test_a_set_stands_wherever_a_dump_does(run_vmdump: RunVmdump, scratch: Path) -> None:

@@ -68,6 +68,8 @@ class ElfHeaders:
         The contents of all PT_NOTEs, each note checked to lie inside.
     flags : int
         e_flags.
+    header_size : int
+        e_ehsize.
     unplaced : int
         PT_LOADs without a physical address.
     lost_notes : bool
@@ -80,6 +82,7 @@ class ElfHeaders:
     loads: NDArray[np.void]
     notes: bytes
     flags: int = 0
+    header_size: int = 0
     unplaced: int = 0
     lost_notes: bool = False
 
@@ -152,6 +155,7 @@ def read_headers(
         loads[placed],
         notes,
         header["e_flags"],
+        header["e_ehsize"],
         int(np.count_nonzero(~placed)),
         lost_notes,
     )

@@ -48,7 +48,7 @@ _MAX_NOTES = 1 << 17
 _MAX_NAME = 256
 """Bytes of a name that are looked at: the length is the file's, and longer ones are nobody's."""
 _ZEROS = re.compile(rb"\0*")
-_VMDUMP_NAME = b"VMDUMP"
+VMDUMP_NAME = b"VMDUMP"
 _FUZZY_TYPE = 1
 _BLOCKS_TYPE = 2
 
@@ -145,13 +145,13 @@ def fuzzy_note(byteorder: ByteOrder) -> bytes:
 
     Readers pass over notes whose name they do not know.
     """
-    return build_note(_VMDUMP_NAME, _FUZZY_TYPE, b"FUZZY=1\n", byteorder)
+    return build_note(VMDUMP_NAME, _FUZZY_TYPE, b"FUZZY=1\n", byteorder)
 
 
 def is_fuzzy(data: bytes, byteorder: ByteOrder) -> bool:
     """Tell whether the notes have the mark of :func:`fuzzy_note`."""
     return any(
-        note.name == _VMDUMP_NAME and note.type == _FUZZY_TYPE and data.startswith(b"FUZZY=1", note.offset)
+        note.name == VMDUMP_NAME and note.type == _FUZZY_TYPE and data.startswith(b"FUZZY=1", note.offset)
         for note in iter_notes(data, byteorder)
     )
 
@@ -164,7 +164,7 @@ def blocks_note(blocks: Sequence[tuple[int, int]], byteorder: ByteOrder) -> byte
     excluded.
     """
     table = np.array(blocks, np.uint64).astype("<u8" if byteorder == "little" else ">u8")
-    return build_note(_VMDUMP_NAME, _BLOCKS_TYPE, table.tobytes(), byteorder)
+    return build_note(VMDUMP_NAME, _BLOCKS_TYPE, table.tobytes(), byteorder)
 
 
 def read_blocks(note: Note, byteorder: ByteOrder) -> NDArray[np.uint64]:
@@ -201,7 +201,7 @@ def split_notes(data: bytes, byteorder: ByteOrder) -> tuple[bytes, Note | None, 
     blocks = erased = None
     kept: list[tuple[int, int]] = []
     for note in iter_notes(data, byteorder):
-        if note.name == _VMDUMP_NAME and note.type == _BLOCKS_TYPE:
+        if note.name == VMDUMP_NAME and note.type == _BLOCKS_TYPE:
             blocks = note
         elif note.name == ERASEINFO_NAME:
             erased = note

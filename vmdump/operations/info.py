@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmdump.errors import FormatError, SourceError
-from vmdump.formats import kdump
-from vmdump.formats.elf import EHDR
-from vmdump.formats.notes import VMCOREINFO_NAME, count_cpus, is_fuzzy, iter_notes
+from vmdump.formats.notes import count_cpus, is_fuzzy, iter_notes
 from vmdump.guest.guest import Utsname
 from vmdump.guest.linux.find_vmcoreinfo import with_found
 from vmdump.guest.whole import count_pages, partial_pages
 from vmdump.operations.repair import opened_in_part
 from vmdump.readers.dump import Dump
-from vmdump.readers.elf import ElfDump
-from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import Source
 from vmdump.units import align_up, merge_runs
@@ -32,8 +28,6 @@ __all__ = ["DumpInfo", "VmcoreinfoPlace", "data_runs", "info", "name_kinds"]
 
 _WINDOW = 1 << 20
 """Pages whose kinds are asked for together."""
-_QEMU_EHSIZE = 8
-"""QEMU 7.2 and later write this for e_ehsize."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +181,11 @@ def info(
         lost = guest.lost_pages * guest.page_size if isinstance(guest, Dump) else 0
         return DumpInfo(
             format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
-            maker=_maker(guest),
+            maker=guest.maker if isinstance(guest, Dump) else "",
             incomplete=isinstance(guest, Dump) and guest.incomplete,
             fuzzy=is_fuzzy(notes, guest.byteorder),
             file_bytes=sum(os.fstat(file.fd).st_size for file in guest.files),
-            compression=_compression(guest),
+            compression=guest.compression if isinstance(guest, Dump) else "",
             arch=guest.arch.name,
             bits=guest.elf_class,
             byteorder=guest.byteorder,
@@ -291,34 +285,3 @@ def name_kinds(counts: np.ndarray, pages: int, source: Source, damaged: int = 0)
     named[PageKind.MISSING] = named[PageKind.ZERO] = 0
     named[PageKind.ZERO] = max(pages - damaged - sum(named.values()), 0)
     return {kind.name.lower(): count for kind, count in named.items() if count}
-
-
-def _compression(source: Source) -> str:
-    if not isinstance(source, KdumpDump):
-        return ""
-    status = source.headers.header["status"]
-    return ", ".join(codec for codec, flag in kdump.CODEC_FLAGS.items() if status & flag)
-
-
-def _maker(source: Source) -> str:
-    """Name the program that wrote a dump, by what only it does."""
-    if isinstance(source, KdumpDump):
-        header, level = source.headers.header, source.headers.sub_header["dump_level"]
-        # Only makedumpfile notes a time, and has other levels than 1; QEMU tells the machine's name alone.
-        if header["tv_sec"] or level != kdump.DUMP_LEVEL or source.headers.version < kdump.HEADER_VERSION:
-            return "makedumpfile"
-        if header["sysname"]:
-            return "vmdump, or makedumpfile -d 1"
-        return "QEMU, or vmdump of a guest without VMCOREINFO"
-    if isinstance(source, ElfDump) and source.files:
-        names = {note.name for note in iter_notes(source.notes, source.byteorder)}
-        layout = EHDR[source.elf_class]
-        header = layout.unpack(os.pread(source.files[0].fd, layout.size, 0), 0, source.byteorder)
-        if b"VMDUMP" in names:
-            return "vmdump"
-        if header["e_ehsize"] == _QEMU_EHSIZE:
-            return "QEMU"
-        if b"QEMU" in names:
-            return "vmdump, makedumpfile -E, or QEMU before 7.2"
-        return "Linux (kexec), makedumpfile or vmdump" if VMCOREINFO_NAME in names else ""
-    return ""

@@ -59,6 +59,16 @@ class Dump(Guest):
         self.path = files[0].path
 
     @property
+    def compression(self) -> str:
+        """Codecs of its pages as its header names them; empty where pages are not packed one by one."""
+        return ""
+
+    @property
+    def maker(self) -> str:
+        """The program that wrote it, as far as the file gives it away; empty where it does not."""
+        return ""
+
+    @property
     def _page_blocks(self) -> Sequence[Block]:
         """The blocks in whole pages."""
         if self._whole is None or self._whole[0] != self.page_size:

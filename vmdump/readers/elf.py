@@ -9,7 +9,7 @@ from vmdump.arch import arch_of_elf
 from vmdump.errors import FormatError
 from vmdump.formats.elf import EF_INCOMPLETE
 from vmdump.formats.elf_headers import ElfHeaders, read_headers
-from vmdump.formats.notes import read_blocks, split_notes
+from vmdump.formats.notes import VMCOREINFO_NAME, VMDUMP_NAME, iter_notes, read_blocks, split_notes
 from vmdump.guest.blocks import BlockList
 from vmdump.readers.bytes.file import ByteFile, most_notes
 from vmdump.readers.contents import Contents
@@ -19,6 +19,9 @@ from vmdump.readers.pieces import PieceList, PiecesDump
 from vmdump.units import ADDRESS_LIMIT, merge_runs
 
 __all__ = ["ElfDump", "extents"]
+
+_QEMU_HEADER_SIZE = 8
+"""QEMU 7.2 and later write this for e_ehsize."""
 
 
 class ElfDump(PiecesDump):
@@ -60,6 +63,7 @@ class ElfDump(PiecesDump):
             )
         notes, told, erased = split_notes(headers.notes, headers.byteorder)
         self._eraseinfo = erased.desc if erased else b""
+        self._header_size = headers.header_size
         loads = self._usable(headers, file.size)
         blocks = _blocks(file, loads)
         if told is not None or len(loads) != len(headers.loads) or (loads != headers.loads).any():
@@ -78,6 +82,18 @@ class ElfDump(PiecesDump):
     def _usable(self, headers: ElfHeaders, file_size: int) -> NDArray[np.void]:
         """Give the PT_LOADs whose bytes are taken."""
         return headers.loads
+
+    @property
+    def maker(self) -> str:
+        """The program that wrote it, by its header and the names of its notes."""
+        names = {note.name for note in iter_notes(self.notes, self.byteorder)}
+        if VMDUMP_NAME in names:
+            return "vmdump"
+        if self._header_size == _QEMU_HEADER_SIZE:
+            return "QEMU"
+        if b"QEMU" in names:
+            return "vmdump, makedumpfile -E, or QEMU before 7.2"
+        return "Linux (kexec), makedumpfile or vmdump" if VMCOREINFO_NAME in names else ""
 
     @property
     def eraseinfo(self) -> bytes:

@@ -110,9 +110,7 @@ class KdumpDump(Dump):
             vmcoreinfo=headers.vmcoreinfo if headers.vmcoreinfo and better else None,
         )
         self.incomplete = bool(headers.header["status"] & kdump.STATUS_INCOMPLETE)
-        self.codec = next(
-            (codec for codec, flag in kdump.CODEC_FLAGS.items() if headers.header["status"] & flag), ""
-        )
+        self.codec = next(self._codecs(), "")
         level = headers.sub_header["dump_level"]
         self.dump_level = level if 0 <= level <= kdump.MAX_DUMP_LEVEL else kdump.DUMP_LEVEL
 
@@ -125,6 +123,26 @@ class KdumpDump(Dump):
         told: int = self.headers.sub_header["phys_base"]
         better = any(self.vmcoreinfo.number(name) is not None for name in ("phys_base", "PHYS_OFFSET"))
         return super().phys_base if better else told
+
+    def _codecs(self) -> Iterator[str]:
+        status = self.headers.header["status"]
+        return (codec for codec, flag in kdump.CODEC_FLAGS.items() if status & flag)
+
+    @property
+    def compression(self) -> str:
+        """Codecs in its status."""
+        return ", ".join(self._codecs())
+
+    @property
+    def maker(self) -> str:
+        """The program that wrote it, by what only that does."""
+        header, level = self.headers.header, self.headers.sub_header["dump_level"]
+        # Only makedumpfile notes a time, and has other levels than 1; QEMU tells the machine's name alone.
+        if header["tv_sec"] or level != kdump.DUMP_LEVEL or self.headers.version < kdump.HEADER_VERSION:
+            return "makedumpfile"
+        if header["sysname"]:
+            return "vmdump, or makedumpfile -d 1"
+        return "QEMU, or vmdump of a guest without VMCOREINFO"
 
     @cached_property
     def nr_cpus(self) -> int:
