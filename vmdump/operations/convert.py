@@ -14,6 +14,8 @@ from vmdump.job import Report
 from vmdump.operations.repair import is_dump
 from vmdump.operations.request import Request, check_request, open_source
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.workers import check_threads
+from vmdump.readers.checking import Checking
 from vmdump.readers.schemes import open_named
 from vmdump.sinks.set import SinkSet, part_names
 from vmdump.sources.base import Source
@@ -95,12 +97,14 @@ def convert(
     SinkError, OutputExists
         The output cannot be written.
     """
-    return _check(source, output, **options)(Control(progress))
+    control = Control(progress)
+    return _check(source, output, control, **options)(control)
 
 
 def _check(
     source: AnyDump,
     output: str | os.PathLike[str],
+    control: Control,
     *,
     format: str = DEFAULT_FORMAT,
     layout: str = "auto",
@@ -123,7 +127,7 @@ def _check(
                 "split: only kdump files of the standard layout can be parts of a set", parameter="split"
             )
         names = part_names(output, split)
-    guest, owned = _open(source, keep_going)
+    guest, owned = _open(source, Checking(check_threads(threads), control) if keep_going else None)
     try:
         request = check_request(
             guest,
@@ -148,21 +152,21 @@ def _check(
         raise
 
 
-def _open(source: AnyDump, keep_going: bool) -> tuple[Source, bool]:
+def _open(source: AnyDump, checking: Checking | None) -> tuple[Source, bool]:
     live = RequestError("source: a live guest is dumped, not converted", parameter="source")
     if isinstance(source, Source):
         # One that has to be held changes while it is read: the parts of a set would be of different moments.
         if type(source).held is not Source.held:
             raise live
-        if keep_going:
+        if checking is not None:
             raise RequestError(
                 "keep_going: goes with the path of a dump, not with one that is open", parameter="keep_going"
             )
         return source, False
     if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
         raise live
-    if keep_going and is_dump(source):
-        return open_named(source, damaged=True), True
+    if checking is not None and is_dump(source):
+        return open_named(source, damaged=True, checking=checking), True
     return open_source(source), True
 
 

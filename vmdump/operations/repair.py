@@ -14,7 +14,9 @@ from vmdump.guest.whole import count_pages
 from vmdump.job import Report
 from vmdump.operations.request import check_request, opened
 from vmdump.pipeline.control import Control
+from vmdump.pipeline.workers import check_threads
 from vmdump.readers.bytes.file import naming_file
+from vmdump.readers.checking import Checking
 from vmdump.readers.dump import Dump
 from vmdump.readers.schemes import open_named
 from vmdump.sources.base import Source
@@ -89,11 +91,13 @@ def repair(
     SourceError, SinkError, OutputExists
         It cannot be read, or the output not be written.
     """
-    with open_named(damaged, damaged=True) as source, naming_file(source.path):
+    control = Control(progress)
+    checking = Checking(check_threads(threads), control)
+    with open_named(damaged, damaged=True, checking=checking) as source, naming_file(source.path):
         codec = getattr(source, "codec", "")
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
-        report = request.run(Control(progress))
+        report = request.run(control)
         kept = count_pages(source.blocks, source.page_size) - source.excluded_size // source.page_size
         return Repair(kept, source.lost_pages, source.incomplete, report)
 
@@ -138,7 +142,7 @@ def opened_in_part(
             if not is_dump(source):
                 raise
             try:
-                part = open_named(cast("Any", source), damaged=True, unpack=False)
+                part = open_named(cast("Any", source), damaged=True)
             except VmdumpError:
                 raise error from None
             stack.enter_context(part)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vmdump.arch import Arch
 from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.checking import Checking
 
 __all__ = ["Contents"]
 
@@ -23,14 +24,15 @@ class Contents:
         How their bytes lie on the disk.
     arch : Arch
         The guest's, where the file does not tell.
-    unpack : bool
-        Of a damaged dump, find out which pages unpack, which takes reading all of them.
+    checking : Checking or None
+        Of a damaged dump, how to find out which pages unpack; None to leave it open, for that takes reading
+        all of them.
     """
 
     files: Sequence[ByteFile]
     layout: str
     arch: Arch
-    unpack: bool = True
+    checking: Checking | None = None
 
     @property
     def file(self) -> ByteFile:

@@ -17,6 +17,7 @@ from vmdump.errors import FormatError, RequestError
 from vmdump.formats import flattened, kdump, lime
 from vmdump.formats.elf import ELFMAG
 from vmdump.readers.bytes.file import BufferBytes, ByteFile, PlainBytes, RawBytes, naming_file
+from vmdump.readers.checking import Checking
 from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 
@@ -91,7 +92,9 @@ KINDS: tuple[Kind, ...] = (
 """In the order in which they are asked for."""
 
 
-def open_dump(source: Files, *, arch: str | None = None, damaged: bool = False, unpack: bool = True) -> Dump:
+def open_dump(
+    source: Files, *, arch: str | None = None, damaged: bool = False, checking: Checking | None = None
+) -> Dump:
     """Open a dump of any kind that vmdump reads.
 
     Parameters
@@ -102,7 +105,7 @@ def open_dump(source: Files, *, arch: str | None = None, damaged: bool = False, 
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
     damaged : bool
         Take what is there of a dump that was cut short or has lost parts: all else is excluded.
-    unpack : bool
+    checking : Checking, optional
         Of a damaged dump, exclude also what does not unpack, which takes reading all of it.
 
     Returns
@@ -126,7 +129,7 @@ def open_dump(source: Files, *, arch: str | None = None, damaged: bool = False, 
     with ExitStack() as opened:
         if isinstance(source, list | tuple) and len(source) != 1:
             _refuse(given, "a kdump file names its own")
-            dump = _open_set(source, opened, damaged, unpack)
+            dump = _open_set(source, opened, damaged, checking)
         else:
             one = source[0] if isinstance(source, list | tuple) else source
             raw: RawBytes
@@ -136,7 +139,7 @@ def open_dump(source: Files, *, arch: str | None = None, damaged: bool = False, 
                 raw = BufferBytes(cast("Buffer", one))
             opened.callback(raw.close)
             with naming_file(raw.path):
-                dump = _open_one(raw, given, damaged, unpack)
+                dump = _open_one(raw, given, damaged, checking)
         opened.pop_all()
         return dump
 
@@ -146,7 +149,7 @@ def _refuse(arch: Arch | None, why: str) -> None:
         raise RequestError(f"arch: {why}", parameter="arch")
 
 
-def _open_one(raw: RawBytes, arch: Arch | None, damaged: bool, unpack: bool) -> Dump:
+def _open_one(raw: RawBytes, arch: Arch | None, damaged: bool, checking: Checking | None) -> Dump:
     kind = _kind_of(raw)
     if kind is None or kind.tells_arch:
         names = " or ".join(known.name for known in KINDS if not known.tells_arch)
@@ -159,11 +162,11 @@ def _open_one(raw: RawBytes, arch: Arch | None, damaged: bool, unpack: bool) -> 
         from vmdump.readers.foreign import refusal  # 2 ms to load
 
         raise refusal(raw, [known.name for known in KINDS])
-    return kind.load(damaged=damaged)(Contents([file], layout, arch or ARCHES[0], unpack))
+    return kind.load(damaged=damaged)(Contents([file], layout, arch or ARCHES[0], checking))
 
 
 def _open_set(
-    paths: Iterable[str | os.PathLike[str]], opened: ExitStack, damaged: bool, unpack: bool
+    paths: Iterable[str | os.PathLike[str]], opened: ExitStack, damaged: bool, checking: Checking | None
 ) -> Dump:
     """Open the files of a set; damaged ones may have lost their headers, but not all of them."""
     files: list[ByteFile] = []
@@ -189,7 +192,7 @@ def _open_set(
         raise FormatError("the files are of different kinds", path=files[0].path)
     layout = "standard" if layouts == {"standard"} else "flattened"
     with naming_file(files[0].path):
-        return kinds.pop().load(damaged=damaged)(Contents(files, layout, ARCHES[0], unpack))
+        return kinds.pop().load(damaged=damaged)(Contents(files, layout, ARCHES[0], checking))
 
 
 def _kind_of(file: ByteFile) -> Kind | None:

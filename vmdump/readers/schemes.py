@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from vmdump.arch import ARCHES
 from vmdump.errors import RequestError
+from vmdump.readers.checking import Checking
 from vmdump.readers.dump import Dump
 from vmdump.readers.registry import open_dump
 from vmdump.sources.spec import check_options, split_options
@@ -21,7 +22,9 @@ _RAW = "raw:"
 _OF_ANY_ARCH = ("lime", "avml")
 
 
-def open_named(source: Files, *, arch: str | None = None, damaged: bool = False, unpack: bool = True) -> Dump:
+def open_named(
+    source: Files, *, arch: str | None = None, damaged: bool = False, checking: Checking | None = None
+) -> Dump:
     """Open a dump by its name; parameters and errors as of :func:`vmdump.readers.registry.open_dump`.
 
     Parameters
@@ -46,7 +49,7 @@ def open_named(source: Files, *, arch: str | None = None, damaged: bool = False,
             source, options = split_options(rest)
             check_options(options, ("arch",), scheme)
             arch = options.get("arch", arch or ARCHES[0].name)
-    return open_dump(source, arch=arch, damaged=damaged, unpack=unpack)
+    return open_dump(source, arch=arch, damaged=damaged, checking=checking)
 
 
 def _open_raw(source: Files) -> Dump:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
 from vmdump.guest.blocks import BlockList
-from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.guest.guest import MIN_PAGE_SIZE, Pages
 from vmdump.readers.avml import AvmlDump, Frames
 from vmdump.readers.bytes.file import ByteFile
+from vmdump.readers.checking import Checking
 from vmdump.readers.contents import Contents
 from vmdump.readers.crc32c import masked_crc32c
 from vmdump.readers.salvage.ranges import MAX_CLAIMED, RangeHeaders, SalvagedRanges, merged
@@ -42,7 +45,7 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
 
     def __init__(self, contents: Contents) -> None:
         self._torn = False
-        self._unpacked = contents.unpack
+        self._checking = contents.checking
         super().__init__(contents)
         self.incomplete = self._torn or self.lost_pages > 0
 
@@ -66,8 +69,8 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
         return frames
 
     def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
-        if self._unpacked:
-            whole = self._whole_frames()
+        if self._checking is not None:
+            whole = self._whole_frames(self._checking, sum(size for _, size in ranges))
             self._torn = self._torn or not whole.all()
             self._keep(whole)
         starts, ends = self._addresses, self._addresses + self._lengths
@@ -86,25 +89,40 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
         sizes = ends - starts
         return self._join(BlockList(starts, sizes, self._memory_of(starts, sizes)), claimed)
 
-    def _whole_frames(self) -> NDArray[np.bool_]:
+    def _whole_frames(self, checking: Checking, guest_size: int) -> NDArray[np.bool_]:
         """Unpack all frames; tell which are whole."""
         count = len(self._addresses)
         whole = np.zeros(count, np.bool_)
-        for begin in range(0, count, _CHECKED):
-            end = min(begin + _CHECKED, count)
-            out = np.empty((end - begin, lime.SNAPPY_MAX), np.uint8)
-            for index in range(begin, end):
-                length = int(self._lengths[index])
-                try:
-                    self._decode(index, out[index - begin, :length])
-                    whole[index] = True
-                except CodecError:
-                    continue
-            for length in np.unique(self._lengths[begin:end]).tolist():
-                rows = np.flatnonzero(self._lengths[begin:end] == length)
-                told = np.array([self._checksum(begin + row) for row in rows.tolist()], np.uint32)
-                right = masked_crc32c(out[rows, :length]) == told
-                whole[begin + rows] &= right | (told == 0)
+
+        def work(out: Pages, begin: int) -> NDArray[np.bool_]:
+            return self._whole_of(begin, min(begin + _CHECKED, count), out)
+
+        def take(begin: int, found: NDArray[np.bool_]) -> int:
+            whole[begin : begin + len(found)] = found
+            return int(self._lengths[begin : begin + len(found)].sum())
+
+        checking.run(
+            range(0, count, _CHECKED),
+            work,
+            take,
+            make_slot=lambda: np.empty((_CHECKED, lime.SNAPPY_MAX), np.uint8),
+            size=int(self._lengths.sum()),
+            guest_size=guest_size,
+        )
+        return whole
+
+    def _whole_of(self, begin: int, end: int, out: Pages) -> NDArray[np.bool_]:
+        """Unpack the frames ``[begin, end)`` into the rows of `out`; tell which are whole."""
+        whole = np.zeros(end - begin, np.bool_)
+        lengths = self._lengths[begin:end]
+        for row, length in enumerate(lengths.tolist()):
+            with suppress(CodecError):
+                self._decode(begin + row, out[row, :length])
+                whole[row] = True
+        for length in np.unique(lengths).tolist():
+            rows = np.flatnonzero(lengths == length)
+            told = np.array([self._checksum(begin + row) for row in rows.tolist()], np.uint32)
+            whole[rows] &= (masked_crc32c(out[rows, :length]) == told) | (told == 0)
         return whole
 
     def _checksum(self, index: int) -> int:

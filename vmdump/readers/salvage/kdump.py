@@ -14,6 +14,7 @@ from vmdump.guest.guest import HasDescriptor, Memory, Pages
 from vmdump.readers.bitmap import WINDOW, PageBitmap
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.bytes.flattened import FlattenedBytes
+from vmdump.readers.checking import Checking
 from vmdump.readers.contents import Contents
 from vmdump.readers.kdump import KdumpDump
 from vmdump.readers.kdump_areas import KdumpPart, zero_page
@@ -141,8 +142,8 @@ class SalvagedKdump(KdumpDump):
             readable = np.packbits(self._readable(begin, end - begin), bitorder="little")
             row[: len(readable)] = readable
         self._present = PageBitmap(self._stored.size, windows, rows)
-        if contents.unpack:
-            self._drop_damaged(windows, rows)
+        if contents.checking is not None:
+            self._drop_damaged(windows, rows, contents.checking)
         had = self._stored if self._has_bitmaps else self._known
         self.lost_pages = had.total - self._present.total
         self.excluded_size = (self._known.total - self._present.total) * self.page_size
@@ -172,15 +173,38 @@ class SalvagedKdump(KdumpDump):
             yield replace(part, zero=part.zero if found < 0 else found, base=base)
             base += file.end
 
-    def _drop_damaged(self, windows: NDArray[np.intp], rows: Pages) -> None:
+    def _drop_damaged(self, windows: NDArray[np.intp], rows: Pages, checking: Checking) -> None:
         batch = max(_BATCH // self.page_size, 8)
-        out = np.empty((batch, self.page_size), np.uint8)
-        for window, row in zip(windows.tolist(), rows[:-1], strict=True):
-            begin, end = self._pages_of(window)
-            for pfn in range(begin, end, batch):
-                if row[(pfn - begin) // 8 : (pfn - begin + batch) // 8].any():
-                    for damaged in self._damaged(pfn, out[: end - pfn]):
-                        row[(damaged - begin) // 8] &= 0xFF ^ 1 << damaged % 8
+
+        def tasks() -> Iterator[tuple[Pages, int, int]]:
+            for window, row in zip(windows.tolist(), rows[:-1], strict=True):
+                begin, end = self._pages_of(window)
+                for pfn in range(begin, end, batch):
+                    bits = row[(pfn - begin) // 8 : (pfn - begin + batch) // 8]
+                    if bits.any():
+                        yield bits, pfn, min(batch, end - pfn)
+
+        def work(out: Pages, task: tuple[Pages, int, int]) -> Iterable[int]:
+            _, pfn, count = task
+            damage: dict[int, str] = {}
+            self.read_pages(pfn, out[:count], damage)
+            return damage
+
+        def take(task: tuple[Pages, int, int], damaged: Iterable[int]) -> int:
+            bits, pfn, _ = task
+            unpacked = int(np.count_nonzero(np.unpackbits(bits))) * self.page_size
+            for page in damaged:
+                bits[(page - pfn) // 8] &= 0xFF ^ 1 << (page - pfn) % 8
+            return unpacked
+
+        checking.run(
+            tasks(),
+            work,
+            take,
+            make_slot=lambda: np.empty((batch, self.page_size), np.uint8),
+            size=self._present.total * self.page_size,
+            guest_size=self.size,
+        )
         self._present = PageBitmap(self._stored.size, windows, rows)
 
     def _rows(self, part: KdumpPart, pfn: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.void]]:
@@ -212,12 +236,6 @@ class SalvagedKdump(KdumpDump):
         readable = stored.copy()
         readable[stored] = whole
         return readable
-
-    def _damaged(self, pfn: int, out: Pages) -> Iterable[int]:
-        """Unpack pages, and give those that do not unpack."""
-        damage: dict[int, str] = {}
-        self.read_pages(pfn, out, damage)
-        return damage
 
     def _pages_of(self, window: int) -> tuple[int, int]:
         return window * WINDOW, min((window + 1) * WINDOW, self._stored.size)
