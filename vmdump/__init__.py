@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from vmdump import errors
 
 if TYPE_CHECKING:
-    from vmdump.api import dump, dump_async, open, open_source, start_dump
-    from vmdump.guest.buffers import BlockSource, BufferMemory
+    from vmdump.api import dump, dump_async, start_dump
+    from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Block, Memory
     from vmdump.job import DumpJob, Progress, Report
+    from vmdump.opening import open, open_source
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
     from vmdump.operations.convert import convert
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind, StoredPages
     from vmdump.sources.base import Source
+    from vmdump.sources.buffers import BlockSource
 
 __version__ = "0.1.0"
 
@@ -67,7 +69,7 @@ __all__ = [
 _HOMES = {
     "Benchmark": "vmdump.operations.bench.bench",
     "Block": "vmdump.guest.guest",
-    "BlockSource": "vmdump.guest.buffers",
+    "BlockSource": "vmdump.sources.buffers",
     "BufferMemory": "vmdump.guest.buffers",
     "Candidate": "vmdump.operations.bench.bench",
     "Capabilities": "vmdump.operations.capabilities",
@@ -91,8 +93,8 @@ _HOMES = {
     "dump": "vmdump.api",
     "dump_async": "vmdump.api",
     "info": "vmdump.operations.info",
-    "open": "vmdump.api",
-    "open_source": "vmdump.api",
+    "open": "vmdump.opening",
+    "open_source": "vmdump.opening",
     "repair": "vmdump.operations.repair",
     "start_dump": "vmdump.api",
     "verify": "vmdump.operations.verify",

@@ -1,4 +1,4 @@
-"""vmdump as a library: open a guest or a dump, and dump it."""
+"""vmdump as a library: dump a guest, at once, in the background or in asyncio."""
 
 from __future__ import annotations
 
@@ -7,47 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
 from vmdump.job import DumpJob, Report
-from vmdump.operations.request import DumpOptions, check_request, open_source
+from vmdump.operations.request import DumpOptions, check_request
 from vmdump.pipeline.control import Control
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource
-    from vmdump.readers.dump import Dump
-    from vmdump.readers.registry import Files
+    from vmdump.opening import AnySource
 
-__all__ = ["DumpOptions", "dump", "dump_async", "open", "open_source", "start_dump"]
-
-
-def open(source: Files, *, arch: str | None = None, search: bool = True) -> Dump:
-    """Open a dump.
-
-    Parameters
-    ----------
-    source : str, path, buffer, or sequence of str or path
-        An ELF core, a kdump-compressed file in either layout, a LiME or AVML file; any of these in a buffer;
-        all parts of a split set; or raw memory as ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
-        ``raw:PATH?blocks=0-2G,4G-6G`` or ``raw:PATH?base=0x0``, in one or several files.
-    arch : str, optional
-        The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
-    search : bool
-        Look for VMCOREINFO in the guest's memory where the dump tells none: when `vmcoreinfo`, or what
-        follows from it, is first asked for. That reads all memory.
-
-    Returns
-    -------
-    Dump
-        A context manager; also a source for :func:`dump`.
-
-    Raises
-    ------
-    SourceError, FormatError, LayoutError, CapabilityError, RequestError
-        See :func:`vmdump.readers.registry.open_dump`.
-    """
-    from vmdump.readers.schemes import open_named  # 2 ms to load, 7 without bytecode: see open_source()
-
-    dump = open_named(source, arch=arch)
-    dump.search = search
-    return dump
+__all__ = ["DumpOptions", "dump", "dump_async", "start_dump"]
 
 
 def dump(

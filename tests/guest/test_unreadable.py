@@ -17,7 +17,7 @@ from oracles.kdump import CODEC_FLAGS, Kdump
 import vmdump
 from vmdump.arch import arch_by_name
 from vmdump.guest.guest import Block
-from vmdump.sources.base import Source
+from vmdump.sources.base import StillSource
 
 SMALL = 4096
 """The host loses pages of this size, whatever the guest's page size is."""
@@ -55,7 +55,7 @@ class Damaged:
         return out
 
 
-class DamagedGuest(Source):
+class DamagedGuest(StillSource):
     """A guest of such memory."""
 
     def __init__(self, blocks: list[tuple[int, np.ndarray, set[int]]], *, arch: str, page_size: int) -> None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from vmdump.arch import arch_by_name
-from vmdump.guest.guest import Block
-from vmdump.sources.base import Source
+from vmdump.guest.guest import Block, Guest
+from vmdump.sources.base import LiveSource
 
 PAGE = 4096
 Blocks = list[tuple[int, np.ndarray]]
@@ -56,7 +56,7 @@ class FileRam(Ram):
         ]
 
 
-class RunningGuest(Source):
+class RunningGuest(LiveSource):
     """A guest with one memory while it runs and another when it stands still."""
 
     def __init__(
@@ -73,11 +73,15 @@ class RunningGuest(Source):
         self._memory = memory
         self.prepared = 0
         self.released = 0
-        super().__init__(
+        self._running = Guest(
             [Block(start, memory(content)) for start, content in running],
             arch_by_name("x86_64"),
             notes=running_notes,
         )
+
+    @property
+    def guest(self) -> Guest:
+        return self._running
 
     @contextmanager
     def held(
@@ -85,21 +89,23 @@ class RunningGuest(Source):
         *,
         pause: bool,
         cancelled: Callable[[], bool],
-        prepare: Callable[[Source], object] | None = None,
-    ) -> Iterator[Source]:
+        prepare: Callable[[Guest], object] | None = None,
+        vmcoreinfo: object = None,
+    ) -> Iterator[Guest]:
         if pause and prepare is not None:
             self.prepared += 1
-            prepare(self)
-        still = Source(
+            prepare(self._running)
+        yield Guest(
             [Block(start, self._memory(content)) for start, content in self._still],
-            self.arch,
+            self._running.arch,
             notes=self._still_notes,
         )
-        still.release = self._release  # type: ignore[method-assign]
-        yield still
 
-    def _release(self) -> None:
+    def release(self) -> None:
         self.released += 1
+
+    def close(self) -> None:
+        pass
 
 
 def noise(seed: int, pages: int) -> np.ndarray:

@@ -37,9 +37,8 @@ def nobody() -> tuple[str, ...]:
         pytest.skip("only root can become another user")
     paths = f"PYTHONPATH={os.pathsep.join(path for path in sys.path if path)}"
     # The guardian is started with the interpreter's own path.
-    probe = (
-        "import sys, subprocess, vmdump.sources.qemu.guest; subprocess.check_call([sys.executable, '-c', ''])"
-    )
+    loaded = "vmdump.sources.qemu.source"
+    probe = f"import sys, subprocess, {loaded}; subprocess.check_call([sys.executable, '-c', ''])"
     complaints = []
     for python in ([sys.executable], ["env", paths, "/usr/bin/python3"]):
         done = subprocess.run(as_nobody(*python, "-c", probe), capture_output=True, check=False, cwd="/")

@@ -48,9 +48,7 @@ def guest() -> tuple[vmdump.BlockSource, Holdings]:
     high = np.concatenate((noise[::-1], np.zeros(30 * PAGE, np.uint8), text[::-1]))
     blocks = [(0x10_0000, low), (0x4000_0000, middle), (0x1_0000_0000, high)]
     notes = prstatus(0) + prstatus(1) + elf_builder.note(b"VMCOREINFO", 0, VMCOREINFO)
-    source = vmdump.BlockSource(blocks)
-    source.notes = notes
-    source._set_vmcoreinfo(None)
+    source = vmdump.BlockSource(blocks, notes=notes)
     pages = {
         (start + at) // PAGE: memory[at : at + PAGE].tobytes()
         for start, memory in blocks

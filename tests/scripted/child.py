@@ -333,6 +333,9 @@ class Monitor:
     def _do_query_status(self) -> dict[str, Any]:
         return {"running": self._status == "running", "status": self._status}
 
+    def _do_query_target(self) -> dict[str, Any]:
+        return {"arch": "x86_64"}
+
     def _do_query_migrate(self) -> dict[str, Any]:
         return {}
 

@@ -28,6 +28,7 @@ from vmdump.errors import (
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 UNTOUCHED = ("stop", "cont", "dump-guest-memory", "getfd")
+MACHINE_TYPE = {"path": "/machine", "property": "type"}
 QOM_KIND = "qom-get confidential-guest-support"
 
 
@@ -147,6 +148,16 @@ def test_migration_that_begins_after_the_attach(tmp_path: Path, out: Path) -> No
             vmdump.dump(guest, out / "guest.elf", format="elf")
         assert "stop" not in qemu.commands
         assert not list(out.iterdir())
+
+
+def test_what_never_changes_is_asked_for_once(tmp_path: Path, out: Path) -> None:
+    """At the attach, and not while the guest is paused."""
+    with FakeQemu(tmp_path) as qemu:
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf", compat="qemu")
+        stopped, ran = qemu.commands.index("stop"), qemu.commands.index("cont")
+        machine = [entry for entry in qemu.log if entry.get("arguments") == MACHINE_TYPE]
+        assert qemu.commands.count("query-target") == len(machine) == 1
+        assert not {"query-target", "qom-get"} & set(qemu.commands[stopped:ran])
 
 
 def test_old_qemu_knows_less(tmp_path: Path, out: Path) -> None:

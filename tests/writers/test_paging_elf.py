@@ -13,9 +13,9 @@ from oracles.elf_builder import Load, build_elf
 from oracles.page_tables import LEGACY, PAE, PAGE, Shape, Tables, long_mode
 
 import vmdump
+from vmdump import BlockSource, BufferMemory
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, LayoutError
-from vmdump.guest.buffers import BlockSource, BufferMemory
 from vmdump.guest.guest import Block
 
 MIB = 1 << 20

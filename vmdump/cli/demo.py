@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from vmdump import Report, capabilities, dump, open_source
+from vmdump import Report, capabilities, dump
 from vmdump import open as open_dump
 from vmdump.cli.options import threads_option
 from vmdump.cli.printing import console, say, say_for_now
 from vmdump.errors import FormatError
+from vmdump.opening import opened
 from vmdump.operations.verify import compare
 from vmdump.pipeline.workers import check_threads
 from vmdump.units import format_size
@@ -72,7 +73,7 @@ def demo_command(size: str, threads: int | None, as_json: bool) -> None:
 
 def _verify(source: str, path: str, threads: int) -> int:
     """Compare every page of a dump with the guest; give their number."""
-    with open_source(source) as guest, open_dump(path) as written:
+    with opened(source) as guest, open_dump(path) as written:
         found = compare(guest, written, threads=threads)
         if not found.equal:
             where = f"{found.different_pages} pages differ" if found.different else "its blocks are others"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
-from vmdump import Source
 from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
 from vmdump.errors import RequestError
-from vmdump.operations.request import opened
+from vmdump.guest.guest import Guest
+from vmdump.guest.linux.choice import VmcoreinfoChoice
+from vmdump.opening import session
 from vmdump.sinks.opening import open_sink
 from vmdump.units import ADDRESS_LIMIT
 
@@ -55,21 +57,23 @@ def read_command(
         raise RequestError(
             f"length: {length:#x} bytes at {address:#x} end beyond 64 bits", parameter="length"
         )
+    choice = VmcoreinfoChoice.read(vmcoreinfo, search=virtual and not no_search)
     to_terminal = output == "-" and sys.stdout.isatty()
     with (
         late_bar(source_name(dump), shown=virtual and sys.stderr.isatty()) as progress,
-        opened(dump, vmcoreinfo=vmcoreinfo, search=virtual and not no_search, progress=progress) as source,
+        session(dump) as source,
     ):
+        guest = replace(choice, progress=progress).lazily(source.guest)
         if as_hex and output != "-":
             raise RequestError("hex: goes to standard output, not to a file", parameter="hex")
         if as_hex or to_terminal:
-            for at, piece in _pieces(source, address, length, virtual=virtual):
+            for at, piece in _pieces(guest, address, length, virtual=virtual):
                 say(*_lines(at, piece))
             return
         with open_sink(output, force=force) as sink:
-            sink.begin(source.files, source.in_use)
+            sink.begin(guest.files, source.in_use)
             channel = sink.channel()
-            for _, piece in _pieces(source, address, length, virtual=virtual):
+            for _, piece in _pieces(guest, address, length, virtual=virtual):
                 with sink.errors("cannot write"):
                     channel.write(piece)
             with sink.errors("cannot write"):
@@ -77,8 +81,8 @@ def read_command(
                 sink.set_size(channel.position)
 
 
-def _pieces(source: Source, address: int, length: int, *, virtual: bool) -> Iterator[tuple[int, bytes]]:
-    read = source.read_virtual if virtual else source.read
+def _pieces(guest: Guest, address: int, length: int, *, virtual: bool) -> Iterator[tuple[int, bytes]]:
+    read = guest.read_virtual if virtual else guest.read
     end = address + length
     while address < end:
         size = min(_CHUNK, end - address)

@@ -1,22 +1,19 @@
-"""Guests over Python buffers: numpy arrays, bytes, mmaps."""
+"""Memory in Python buffers: numpy arrays, bytes, mmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from vmdump.arch import Arch, arch_by_name
 from vmdump.errors import LayoutError
-from vmdump.formats.elf import ElfClass
-from vmdump.formats.layout import ByteOrder
-from vmdump.guest.guest import Block, Guest, Memory, Pages
+from vmdump.guest.blocks import Block, Memory, Pages
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["BlockSource", "BufferMemory", "as_blocks"]
+__all__ = ["BufferMemory", "as_blocks"]
 
 
 class BufferMemory:
@@ -57,57 +54,3 @@ def _as_memory(memory: Buffer | Memory) -> Memory:
     if hasattr(memory, "extents"):
         return cast("Memory", memory)
     return BufferMemory(memory)
-
-
-class BlockSource(Guest):
-    """A guest over buffers.
-
-    Parameters
-    ----------
-    blocks : buffer, or list of Block or of (start, buffer)
-        One buffer is a guest with a single block at 0. Buffers are read, never copied or written, and
-        must not change their size while the source lives.
-    arch : str or Arch
-        By name, see ``vmdump.arch.ARCHES``.
-    byteorder, elf_class, page_size, notes, vmcoreinfo, cpus
-        As for :class:`vmdump.guest.guest.Guest`.
-
-    Raises
-    ------
-    LayoutError
-        The blocks overlap, are unsorted, empty or not contiguous.
-    RequestError
-        The architecture is not known, or `cpus` are wrong.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> guest = BlockSource([(0x1000, np.zeros(8192, np.uint8))], cpus=[{"rip": 0x1000, "cr3": 0x2000}])
-    >>> guest.size, guest.cpus[0]["cr3"]
-    (8192, 8192)
-    """
-
-    changes = True
-
-    def __init__(
-        self,
-        blocks: Buffer | Sequence[Block | tuple[int, Buffer | Memory]],
-        *,
-        arch: str | Arch = "x86_64",
-        byteorder: ByteOrder | None = None,
-        elf_class: ElfClass | None = None,
-        page_size: int | None = None,
-        notes: bytes = b"",
-        vmcoreinfo: bytes | None = None,
-        cpus: Sequence[Mapping[str, int]] | None = None,
-    ) -> None:
-        super().__init__(
-            as_blocks(blocks),
-            arch_by_name(arch) if isinstance(arch, str) else arch,
-            byteorder=byteorder,
-            elf_class=elf_class,
-            page_size=page_size,
-            notes=notes,
-            vmcoreinfo=vmcoreinfo,
-            cpus=cpus,
-        )

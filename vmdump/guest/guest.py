@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
@@ -49,12 +46,13 @@ __all__ = [
     "MAX_PAGE_SIZE",
     "MIN_PAGE_SIZE",
     "Block",
-    "Emulator",
     "FileRuns",
     "Guest",
     "HasDescriptor",
     "Memory",
     "Pages",
+    "QemuFacts",
+    "Searched",
     "Utsname",
     "check_blocks",
     "file_runs",
@@ -74,8 +72,8 @@ class HasDescriptor(Protocol):
 
 
 @dataclass(frozen=True)
-class Emulator:
-    """The QEMU of a live guest.
+class QemuFacts:
+    """What only the QEMU of a live guest tells, for files that have to be as QEMU writes them.
 
     Attributes
     ----------
@@ -83,50 +81,59 @@ class Emulator:
         ``x86_64`` of qemu-system-x86_64, and so on.
     machine : str
         QOM type of the machine: ``pc-q35-7.2-machine``.
+    notes : bytes
+        The guest's notes as QEMU gives them.
+    byteorder : {"little", "big"}
+        Of these; QEMU may take it from the wrong register.
     """
 
     target: str
     machine: str
+    notes: bytes
+    byteorder: ByteOrder
+
+
+@dataclass
+class Searched:
+    """What was found in memory: views of a guest share it, since they share the memory.
+
+    Attributes
+    ----------
+    findings : Findings or None
+        None until VMCOREINFO was looked for.
+    """
+
+    findings: Findings | None = None
 
 
 class Guest(Translating):
-    """A guest: its blocks, its notes, and what follows from them. A context manager.
+    """A guest of one moment: its blocks, its notes, and what follows from them. Nothing of it changes.
 
     Attributes
     ----------
     files : tuple
         Open files that hold its memory, each with a descriptor `fd`; none for memory in buffers.
-    in_use : sequence of os.stat_result
-        Files and disks that a live guest needs, its memory apart: nothing may be written to them.
     fuzzy : bool
         True if the guest may have run while its memory was read.
-    paused_seconds : float or None
-        For how long the guest stood still because of vmdump; None if it does not run.
     unreadable : sequence of (int, int)
         Guest-physical ranges ``[begin, end)`` of which a read has failed so far, ascending. Reading them
         gave zeros.
     excluded_size : int
         Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`.
-    emulator : Emulator or None
-        The QEMU of a live guest; None of any other.
+    qemu : QemuFacts or None
+        What the QEMU of a live guest tells; None of any other.
     told_vmcoreinfo : Vmcoreinfo
         What the notes tell; empty where they have none.
     search : bool
-        Look for VMCOREINFO in memory where it is not told; may be set.
+        VMCOREINFO is looked for in memory where it is not told, when it is first asked for.
     search_progress : callable or None
-        Told (done, total) in bytes of memory by a search that takes longer than a second; may be set.
+        Told (done, total) in bytes of memory by a search that takes longer than a second.
     found_vmcoreinfo : FoundVmcoreinfo or None
         Where `told_vmcoreinfo` was found, if it was.
-    findings : Findings or None
-        All that was found, once it was looked for.
+    searched : Searched
+        All that was found in its memory, once it was looked for.
     changes : bool
-        True if the memory may be another one for each dump.
-    finds_when_held : bool
-        True if :meth:`held` looks for VMCOREINFO by itself.
-    given_notes : bytes
-        `notes`, without VMCOREINFO that was found or given later.
-    given_byteorder : str
-        Of these. A live guest's is QEMU's, which may be wrong.
+        True if the memory may be another one the next time that it is read.
     incomplete : bool
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
@@ -165,18 +172,14 @@ class Guest(Translating):
     """
 
     files: tuple[HasDescriptor, ...] = ()
-    in_use: Sequence[os.stat_result] = ()
     fuzzy = False
-    paused_seconds: float | None = None
     unreadable: Sequence[tuple[int, int]] = ()
     excluded_size = 0
-    emulator: Emulator | None = None
+    qemu: QemuFacts | None = None
     search = True
     search_progress: Callable[[int, int], object] | None = None
     found_vmcoreinfo: FoundVmcoreinfo | None = None
-    findings: Findings | None = None
     changes = False
-    finds_when_held = False
     incomplete = False
     dump_level = 1
 
@@ -198,9 +201,9 @@ class Guest(Translating):
         wide = self.blocks[-1].end > arch.max_end_32
         self.elf_class: ElfClass = 64 if wide else elf_class or arch.elf_class
         self.notes = notes if cpus is None else self._with_registers(notes, cpus)
+        self.searched = Searched()
         self._page_size_asked = page_size
         self._set_vmcoreinfo(vmcoreinfo)
-        self.given_notes, self.given_byteorder = self.notes, self.byteorder
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
 
@@ -218,16 +221,18 @@ class Guest(Translating):
         asked = self._page_size_asked
         self.page_size = self._natural_page_size() if asked is None else asked
 
-    def with_vmcoreinfo(self, text: bytes) -> Self:
-        """Give the same guest with another VMCOREINFO; memory and connections are shared, not copied.
+    def with_vmcoreinfo(self, text: bytes, *, found: FoundVmcoreinfo | None = None) -> Self:
+        """Give the same guest with another VMCOREINFO; its memory is shared, not copied.
 
         Parameters
         ----------
         text : bytes
             ``KEY=value`` lines.
+        found : FoundVmcoreinfo, optional
+            Where they were found.
         """
         other = self._copy()
-        other.found_vmcoreinfo = None
+        other.found_vmcoreinfo = found
         other._set_vmcoreinfo(text)
         return other
 
@@ -235,6 +240,12 @@ class Guest(Translating):
         """Give the same guest, with the VMCOREINFO that it tells and no other."""
         other = self._copy()
         other.search = False
+        return other
+
+    def telling_progress(self, progress: Callable[[int, int], object] | None) -> Self:
+        """Give the same guest, which tells of its search for VMCOREINFO; see `search_progress`."""
+        other = self._copy()
+        other.search_progress = progress
         return other
 
     def _copy(self) -> Self:
@@ -267,39 +278,6 @@ class Guest(Translating):
 
         found = findings_of(self).chosen
         return self.told_vmcoreinfo if found is None else found.lines
-
-    @contextmanager
-    def held(
-        self,
-        *,
-        pause: bool,
-        cancelled: Callable[[], bool],
-        prepare: Callable[[Guest], object] | None = None,
-    ) -> Iterator[Guest]:
-        """Give the guest as it is now, standing still if it runs and `pause` is true.
-
-        Its memory must be read inside the context; :meth:`release` ends the standing still earlier.
-        A guest that does not run is given as it is.
-
-        Parameters
-        ----------
-        pause : bool
-            Stop a running guest.
-        cancelled : callable
-            Asked while waiting for the guest.
-        prepare : callable, optional
-            Called with the guest as it is just before it is stopped, if it is: what is done while it runs
-            need not be done while it stands still.
-
-        Raises
-        ------
-        GuestBusy, QmpError, AccessDenied, SourceError
-            The guest cannot be dumped now.
-        """
-        yield self
-
-    def release(self) -> None:
-        """Let the guest run again, if :meth:`held` stopped it: all its memory has been read."""
 
     def _natural_page_size(self) -> int:
         told = self.told_vmcoreinfo.page_size
@@ -464,17 +442,6 @@ class Guest(Translating):
             An address is in no block.
         """
         return find_pieces(self.blocks, begin, end)
-
-    def close(self) -> None:
-        """Give back what the source holds; closing twice does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

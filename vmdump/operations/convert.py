@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.guest.guest import Guest
 from vmdump.job import Report
-from vmdump.operations.repair import is_dump
-from vmdump.operations.request import Request, check_request, open_source
+from vmdump.opening import as_source, names_dump, names_live_guest, open_dump, open_source
+from vmdump.operations.request import Request, check_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.readers.checking import Checking
-from vmdump.readers.schemes import open_named
 from vmdump.sinks.set import SinkSet, part_names
-from vmdump.sources.base import Source
+from vmdump.sources.base import LiveSource, Source
 from vmdump.writers.kdump import plan_split, write_kdump
 from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import Paths
+    from vmdump.opening import Paths
 
-    AnyDump = Paths | Source
+    AnyDump = Paths | Source | Guest
 
 __all__ = ["AnyDump", "ConvertOptions", "convert"]
 
@@ -144,7 +144,7 @@ def _check(
         )
         if request.engine is None or split is None:
             return request.run
-        plan_split(request.source.without_search(), request.engine.codec, split)
+        plan_split(request.vmcoreinfo.without_search(guest.guest), request.engine.codec, split)
         return _Splitting(request, names).run
     except BaseException:
         if owned:
@@ -154,19 +154,16 @@ def _check(
 
 def _open(source: AnyDump, checking: Checking | None) -> tuple[Source, bool]:
     live = RequestError("source: a live guest is dumped, not converted", parameter="source")
-    if isinstance(source, Source):
-        # One that has to be held changes while it is read: the parts of a set would be of different moments.
-        if type(source).held is not Source.held:
-            raise live
+    if isinstance(source, LiveSource) or names_live_guest(source):
+        raise live
+    if isinstance(source, Source | Guest):
         if checking is not None:
             raise RequestError(
                 "keep_going: goes with the path of a dump, not with one that is open", parameter="keep_going"
             )
-        return source, False
-    if isinstance(source, str | os.PathLike) and os.fspath(source).startswith("qmp:"):
-        raise live
-    if checking is not None and is_dump(source):
-        return open_named(source, damaged=True, checking=checking), True
+        return as_source(source)
+    if checking is not None and names_dump(source):
+        return open_dump(source, damaged=True, checking=checking), True
     return open_source(source), True
 
 
@@ -184,8 +181,10 @@ class _Splitting:
         assert request.engine is not None
         tally = Tally()
         try:
-            with SinkSet(self.names, force=request.force, cancelled=control.cancelled) as parts:
-                guest = request.searched(control)
+            with (
+                SinkSet(self.names, force=request.force, cancelled=control.cancelled) as parts,
+                request.held(control) as guest,
+            ):
                 plans = plan_split(guest, request.engine.codec, len(self.names))
                 control.start(plans[0].memory_size)
                 make_packer = request.packers(guest)
@@ -213,6 +212,5 @@ class _Splitting:
                 parts=self.names,
             )
         finally:
-            request.source.search_progress = None
             if request.owned:
                 request.source.close()

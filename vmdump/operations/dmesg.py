@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmdump.errors import CapabilityError, FormatError, ReadError, VmdumpError
-from vmdump.operations.repair import opened_in_part
-from vmdump.sources.base import Source
+from vmdump.guest.guest import Guest
+from vmdump.opening import opened_in_part
 from vmdump.units import ADDRESS_LIMIT
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource
+    from vmdump.opening import AnySource
 
 __all__ = ["LogRecord", "dmesg"]
 
@@ -146,7 +146,7 @@ def dmesg(
             raise
 
 
-def _log(guest: Source) -> Iterator[LogRecord]:
+def _log(guest: Guest) -> Iterator[LogRecord]:
     for symbol, read in (("prb", _ring), ("log_first_idx", _records), ("log_end", _characters)):
         if guest.vmcoreinfo.symbol(symbol) is not None:
             return read(_Kernel(guest))
@@ -156,7 +156,7 @@ def _log(guest: Source) -> Iterator[LogRecord]:
 class _Kernel:
     """A kernel's virtual memory, and what VMCOREINFO tells of its structs."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Guest) -> None:
         self._source = source
         self._told = source.vmcoreinfo
         self._windows: OrderedDict[int, bytes] = OrderedDict()

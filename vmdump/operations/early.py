@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vmdump.codecs.engines import PagePacker
+from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.base import Sink
-from vmdump.sources.base import Source
 from vmdump.writers.elf import UNIT, ElfPlan, plan_elf, write_elf_early
 from vmdump.writers.kdump import EarlyPages, KdumpPlan, write_early
 
@@ -38,7 +38,7 @@ class Early:
         self._pages: EarlyPages | None = None
         self._plan: ElfPlan | None = None
 
-    def write(self, guest: Source) -> None:
+    def write(self, guest: Guest) -> None:
         """Write the guest as it is now."""
         request, threads, control = self._request, self._request.threads, self._control
         slices, plan = request.lay_out(guest)
@@ -61,14 +61,14 @@ class Early:
                 guest, plan, self._output, known, make_packer=make_packer, threads=threads, control=control
             )
 
-    def pages_for(self, guest: Source, plan: KdumpPlan) -> EarlyPages | None:
+    def pages_for(self, guest: Guest, plan: KdumpPlan) -> EarlyPages | None:
         """Give what is there of a kdump file; None, and an empty output, if it is of no use for the plan."""
         if self._pages is not None and not self._pages.fit(plan, guest.page_size):
             self._pages = self.make_packer = None
             self._output.clear()
         return self._pages
 
-    def units_for(self, guest: Source, slices: list[Slice]) -> tuple[ElfPlan, KnownPages | None]:
+    def units_for(self, guest: Guest, slices: list[Slice]) -> tuple[ElfPlan, KnownPages | None]:
         """Give the plan, and what is there of an ELF file.
 
         It is None, and the output empty, if its memory is elsewhere now.

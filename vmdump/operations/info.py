@@ -12,17 +12,16 @@ import numpy as np
 
 from vmdump.errors import FormatError, SourceError
 from vmdump.formats.notes import count_cpus, is_fuzzy, iter_notes
-from vmdump.guest.guest import Utsname
-from vmdump.guest.linux.find_vmcoreinfo import with_found
+from vmdump.guest.guest import Guest, Utsname
+from vmdump.guest.linux.choice import TOLD_OR_FOUND
 from vmdump.guest.whole import count_pages, partial_pages
-from vmdump.operations.repair import opened_in_part
+from vmdump.opening import opened_in_part
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
-from vmdump.sources.base import Source
 from vmdump.units import align_up, merge_runs
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource
+    from vmdump.opening import AnySource
 
 __all__ = ["DumpInfo", "VmcoreinfoPlace", "data_runs", "info", "name_kinds"]
 
@@ -207,17 +206,17 @@ def info(
         )
 
 
-def _searched(source: Source) -> Source:
+def _searched(source: Guest) -> Guest:
     try:
-        return with_found(source)
+        return TOLD_OR_FOUND.at_once(source)
     except SourceError:
-        if source.finds_when_held:
+        if source.qemu is not None:
             raise
         return source.without_search()  # a disk with a bad sector; what the headers tell is known
 
 
-def _places(guest: Source) -> Iterator[VmcoreinfoPlace]:
-    for number, found in enumerate(guest.findings or (), 1):
+def _places(guest: Guest) -> Iterator[VmcoreinfoPlace]:
+    for number, found in enumerate(guest.searched.findings or (), 1):
         yield VmcoreinfoPlace(
             number,
             found.address,
@@ -233,7 +232,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _notes(guest: Source) -> tuple[bytes, str]:
+def _notes(guest: Guest) -> tuple[bytes, str]:
     """Give the notes in front of the first one that is damaged, and what is wrong with that."""
     end = 0
     try:
@@ -259,14 +258,14 @@ def _count_kinds(dump: Dump, pages: int) -> tuple[dict[str, int], int]:
     return named | ({"excluded": excluded} if excluded > 0 else {}), damaged + dump.lost_pages
 
 
-def data_runs(source: Source, page_size: int) -> Iterator[tuple[int, int]]:
+def data_runs(source: Guest, page_size: int) -> Iterator[tuple[int, int]]:
     """Give the memory that may not be zero, ascending and in whole pages of `page_size`."""
     for block in source.blocks:
         for begin, end in block.memory.extents():
             yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
 
 
-def name_kinds(counts: np.ndarray, pages: int, source: Source, damaged: int = 0) -> dict[str, int]:
+def name_kinds(counts: np.ndarray, pages: int, source: Guest, damaged: int = 0) -> dict[str, int]:
     """Name the kinds of pages, of which those of all `data_runs` were counted.
 
     Parameters
@@ -275,7 +274,7 @@ def name_kinds(counts: np.ndarray, pages: int, source: Source, damaged: int = 0)
         Pages by kind. What no run has is excluded or zero, and was not counted.
     pages : int
         All pages of the guest.
-    source : Source
+    source : Guest
         The guest.
     damaged : int
         Pages that have no kind.

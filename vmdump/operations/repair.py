@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from vmdump.errors import CapabilityError, FormatError, LayoutError, VmdumpError
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.guest.whole import count_pages
 from vmdump.job import Report
-from vmdump.operations.request import check_request, opened
+from vmdump.opening import open_dump
+from vmdump.operations.request import check_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.readers.bytes.file import naming_file
 from vmdump.readers.checking import Checking
-from vmdump.readers.dump import Dump
-from vmdump.readers.schemes import open_named
-from vmdump.sources.base import Source
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource, Paths
+    from vmdump.opening import Paths
 
-__all__ = ["Repair", "is_dump", "opened_in_part", "repair"]
+__all__ = ["Repair", "repair"]
 
 
 @dataclass(frozen=True)
@@ -93,69 +89,10 @@ def repair(
     """
     control = Control(progress)
     checking = Checking(check_threads(threads), control)
-    with open_named(damaged, damaged=True, checking=checking) as source, naming_file(source.path):
+    with open_dump(damaged, damaged=True, checking=checking) as source, naming_file(source.path):
         codec = getattr(source, "codec", "")
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
         report = request.run(control)
         kept = count_pages(source.blocks, source.page_size) - source.excluded_size // source.page_size
         return Repair(kept, source.lost_pages, source.incomplete, report)
-
-
-@contextmanager
-def opened_in_part(
-    source: AnySource,
-    *,
-    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
-    search: bool = True,
-    progress: Callable[[int, int], object] | None = None,
-) -> Iterator[tuple[Source, str]]:
-    """Open a source for as long as a context lasts; of a dump that does not open, what is there.
-
-    Parameters
-    ----------
-    source, vmcoreinfo, search, progress
-        As for :func:`vmdump.operations.request.opened`.
-
-    Yields
-    ------
-    guest : Source
-        The source. Of a damaged dump, what is not there is excluded; which pages unpack is not known.
-    damage : str
-        Why it does not open as a whole; empty where it does.
-
-    Raises
-    ------
-    VmdumpError
-        Not even a part can be opened.
-    """
-    damage = ""
-    with ExitStack() as stack:
-
-        def enter(opening: AnySource) -> Source:
-            context = opened(opening, vmcoreinfo=vmcoreinfo, search=search, progress=progress)
-            return stack.enter_context(context)
-
-        try:
-            guest = enter(source)
-        except (FormatError, LayoutError, CapabilityError) as error:
-            if not is_dump(source):
-                raise
-            try:
-                part = open_named(cast("Any", source), damaged=True)
-            except VmdumpError:
-                raise error from None
-            stack.enter_context(part)
-            guest, damage = enter(part), str(error)
-        if isinstance(guest, Dump):
-            stack.enter_context(naming_file(guest.path))
-        yield guest, damage
-
-
-def is_dump(source: AnySource) -> bool:
-    """Tell whether dumps are named by their paths: no live guest, no raw memory, none that is generated."""
-    names = source if isinstance(source, list | tuple) else [source]
-    return all(
-        isinstance(name, str | os.PathLike) and not os.fspath(name).startswith(("qmp:", "raw:", "synthetic:"))
-        for name in names
-    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from vmdump.arch.paging import Runs
@@ -20,10 +20,10 @@ from vmdump.formats.names import (
     find_format,
     find_layout,
 )
-from vmdump.guest.buffers import BlockSource
-from vmdump.guest.guest import MIN_PAGE_SIZE, Block, Memory
-from vmdump.guest.linux.find_vmcoreinfo import read_vmcoreinfo, with_found
+from vmdump.guest.guest import MIN_PAGE_SIZE, Guest
+from vmdump.guest.linux.choice import VmcoreinfoChoice, read_vmcoreinfo
 from vmdump.job import Report
+from vmdump.opening import as_source
 from vmdump.operations.early import Early
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.copies import Copies
@@ -32,91 +32,15 @@ from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
 from vmdump.sinks.opening import open_sink
 from vmdump.sources.base import Source
-from vmdump.sources.rawfile import open_raw, open_raws
-from vmdump.sources.spec import split_options
 from vmdump.writers.elf import write_elf
 from vmdump.writers.kdump import KdumpPlan, plan_kdump, write_kdump
 from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
+    from vmdump.opening import AnySource
     from vmdump.readers.dump import Dump
 
-    Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    Blocks = Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
-    AnySource = Paths | Source | Blocks
-
-__all__ = ["AnySource", "DumpOptions", "Paths", "Request", "check_request", "open_source", "opened"]
-
-
-def _open_qemu(path: str, options: dict[str, str]) -> Source:
-    # The QMP client and asyncio take 65 ms to load, and only live guests need them.
-    from vmdump.sources.qemu.guest import open_qemu
-
-    return open_qemu(path, options)
-
-
-def _open_synthetic(size: str, options: dict[str, str]) -> Source:
-    # 2 ms to load, 7 where Python may not keep its bytecode; few dumps are of a guest that does not exist.
-    from vmdump.sources.synthetic.guest import open_synthetic
-
-    return open_synthetic(size, options)
-
-
-_SCHEMES: dict[str, Callable[[str, dict[str, str]], Source]] = {
-    "qmp": _open_qemu,
-    "raw": open_raw,
-    "synthetic": _open_synthetic,
-}
-
-
-@naming_shortages()
-def open_source(source: Paths, *, search: bool = True) -> Source:
-    """Open a guest as the command line names it.
-
-    Parameters
-    ----------
-    source : str, path, or sequence of str or path
-        ``qmp:SOCKET``, ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
-        ``synthetic:SIZE?seed=1&fill=0.3``, the path of a dump, or those of all parts of a split set; several
-        ``raw:PATH?...`` of one guest.
-    search : bool
-        Look for VMCOREINFO in the guest's memory where nothing tells it, when it is first asked for.
-
-    Returns
-    -------
-    Source
-        A context manager.
-
-    Raises
-    ------
-    RequestError
-        An option is wrong.
-    SourceError, FormatError, LayoutError, CapabilityError
-        The guest cannot be opened.
-    AccessDenied, GuestBusy, QmpError
-        Nor can a live one.
-    """
-    guest = _open(source)
-    guest.search = search
-    return guest
-
-
-def _open(source: Paths) -> Source:
-    parts = [source] if isinstance(source, str | os.PathLike) else source
-    for name in parts:
-        scheme, colon, rest = os.fspath(name).partition(":")
-        if not colon or scheme not in _SCHEMES:
-            continue
-        if name is not source and scheme == "raw":
-            return open_raws(parts)
-        if name is not source:
-            raise RequestError(f"source: {name} is no file of a split set", parameter="source")
-        return _SCHEMES[scheme](*split_options(rest))
-    from vmdump.readers.schemes import open_named  # the readers take 2 ms to load, 7 without bytecode
-
-    return open_named(source)
+__all__ = ["DumpOptions", "Request", "check_request"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +49,7 @@ class Request:
 
     source: Source
     owned: bool
-    lay_out: Callable[[Source], tuple[list[Slice], KdumpPlan | None]]
+    lay_out: Callable[[Guest], tuple[list[Slice], KdumpPlan | None]]
     format: DumpFormat
     layout: Layout
     engine: Engine | None
@@ -136,27 +60,17 @@ class Request:
     pause: bool
     compat: bool
     repack: bool
-    list_mappings: Callable[[Source], Runs | None]
-    found: int | None
+    list_mappings: Callable[[Guest], Runs | None]
+    vmcoreinfo: VmcoreinfoChoice
 
-    def searched(self, control: Control) -> Source:
-        """Give the source with the VMCOREINFO that is found in its memory.
-
-        Raises
-        ------
-        RequestError
-            There is none of the number that is wanted.
-        Cancelled
-            The owner wants the dump to stop.
-        SourceError
-            The memory cannot be read.
-        """
-        source = self.source
-        source.search_progress = control.side_work()
-        if self.found is not None or not source.finds_when_held:
-            source = with_found(source, self.found, cancelled=control.cancelled)
-        control.check()
-        return source
+    def held(
+        self, control: Control, prepare: Callable[[Guest], object] | None = None
+    ) -> AbstractContextManager[Guest]:
+        """Hold the source's guest, with the VMCOREINFO that is wanted; see :meth:`Source.held`."""
+        vmcoreinfo = replace(self.vmcoreinfo, progress=control.side_work())
+        return self.source.held(
+            pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
+        )
 
     @naming_shortages()
     def run(self, control: Control) -> Report:
@@ -180,15 +94,12 @@ class Request:
                     and self.engine is not None
                     and (self.compat or not output.seekable)  # QEMU 7.2 knows no other
                 )
-                output.begin(self.source.files, self.source.in_use)
-                source = self.searched(control)
+                output.begin(self.source.guest.files, self.source.in_use)
                 early = Early(self, output, control)
                 with (
                     closing(early),
-                    source.held(
-                        pause=self.pause,
-                        cancelled=control.cancelled,
-                        prepare=early.write if output.sparse and not (flatten or self.compat) else None,
+                    self.held(
+                        control, early.write if output.sparse and not (flatten or self.compat) else None
                     ) as guest,
                 ):
                     slices, plan = self.lay_out(guest)
@@ -207,6 +118,7 @@ class Request:
                             flatten=flatten,
                             threads=self.threads,
                             control=control,
+                            release=self.source.release,
                         )
                     elif self.engine is None or plan is None:
                         elf_plan, known = early.units_for(guest, slices)
@@ -218,6 +130,7 @@ class Request:
                             control=control,
                             known=known,
                             plan=elf_plan,
+                            release=self.source.release,
                         )
                     else:
                         pages = early.pages_for(guest, plan)
@@ -232,6 +145,7 @@ class Request:
                             control=control,
                             early=pages,
                             copies=self.copies(guest),
+                            release=self.source.release,
                         )
             return self.report(
                 guest,
@@ -242,7 +156,6 @@ class Request:
                 seconds=time.perf_counter() - began,
             )
         finally:
-            self.source.search_progress = None
             self.give_up()
 
     def give_up(self) -> None:
@@ -252,7 +165,7 @@ class Request:
 
     def report(
         self,
-        guest: Source,
+        guest: Guest,
         tally: Tally,
         *,
         name: str,
@@ -281,7 +194,7 @@ class Request:
             changed_pages=tally.changed_pages,
             unreadable=tuple(guest.unreadable),
             fuzzy=guest.fuzzy,
-            paused_seconds=guest.paused_seconds,
+            paused_seconds=self.source.paused_seconds,
             seconds=seconds,
             parts=tuple(parts),
             vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
@@ -289,7 +202,7 @@ class Request:
             lost_pages=getattr(guest, "lost_pages", 0),
         )
 
-    def copies(self, guest: Source) -> Copies | None:
+    def copies(self, guest: Guest) -> Copies | None:
         """Give the pages that need not be packed again; none where engine or level were named."""
         codec: str | None = getattr(guest, "codec", None)
         if self.repack or self.engine is None or codec is None:
@@ -297,7 +210,7 @@ class Request:
         stored = cast("Dump", guest).stored_pages
         return Copies(stored, CODEC_FLAGS[self.engine.codec], plain=codec == self.engine.codec)
 
-    def packers(self, guest: Source) -> Callable[[int], PagePacker]:
+    def packers(self, guest: Guest) -> Callable[[int], PagePacker]:
         """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""
         engine, level = self.engine, self.level
         assert engine is not None
@@ -393,7 +306,7 @@ def check_request(
     if isinstance(text, int) and not search:
         raise RequestError("search: found:N names what a search finds", parameter="search")
 
-    def lay_out(guest: Source) -> tuple[list[Slice], KdumpPlan | None]:
+    def lay_out(guest: Guest) -> tuple[list[Slice], KdumpPlan | None]:
         plan = None
         if compat is not None:
             from vmdump.writers.compat.target import qemu_target
@@ -405,7 +318,7 @@ def check_request(
             return whole_blocks(guest.blocks), plan
         return filter_blocks(guest.blocks, begin, length), plan
 
-    def list_mappings(guest: Source) -> Runs | None:
+    def list_mappings(guest: Guest) -> Runs | None:
         if not paging:
             return None
         if compat is not None:
@@ -416,18 +329,16 @@ def check_request(
         runs = guest.mappings(as_qemu=compat is not None)
         return runs if begin is None or length is None else runs.clipped(begin, begin + length)
 
-    owned = owned or isinstance(source, str | os.PathLike)
-    guest = _as_source(source)
+    # QEMU does not search.
+    choice = VmcoreinfoChoice(text, search and compat is None)
+    opened, opened_here = as_source(source)
+    owned = owned or opened_here
     try:
-        if paging and compat is None and guest.arch.address_spaces is None:
-            raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
-        if isinstance(text, bytes):
-            guest = guest.with_vmcoreinfo(text)
-        if compat is not None or not search:  # QEMU does not search
-            guest = guest.without_search()
-        lay_out(guest.without_search())
+        if paging and compat is None and opened.guest.arch.address_spaces is None:
+            raise CapabilityError(f"paging: no page-table walk for {opened.guest.arch.name} in this version")
+        lay_out(choice.without_search(opened.guest))
         return Request(
-            source=guest,
+            source=opened,
             owned=owned,
             lay_out=lay_out,
             format=dump_format,
@@ -441,52 +352,9 @@ def check_request(
             compat=compat is not None,
             repack=engine is not None or level is not None,
             list_mappings=list_mappings,
-            found=text if isinstance(text, int) else None,
+            vmcoreinfo=choice,
         )
     except BaseException:
         if owned:
-            guest.close()
+            opened.close()
         raise
-
-
-@contextmanager
-def opened(
-    source: AnySource,
-    *,
-    vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
-    search: bool = True,
-    progress: Callable[[int, int], object] | None = None,
-) -> Iterator[Source]:
-    """Open a source for as long as a context lasts; one that is open already stays so.
-
-    Parameters
-    ----------
-    source
-        As :func:`vmdump.dump` takes it.
-    vmcoreinfo, search
-        As for :func:`vmdump.dump`.
-    progress : callable, optional
-        Told (done, total) of a search that takes longer than a second.
-    """
-    given = None if vmcoreinfo is None else read_vmcoreinfo(vmcoreinfo)
-    with (
-        naming_shortages(),
-        nullcontext(source) if isinstance(source, Source) else _as_source(source) as guest,
-    ):
-        used = guest if search else guest.without_search()
-        if isinstance(given, bytes):
-            used = used.with_vmcoreinfo(given)
-        used.search_progress = progress
-        try:
-            yield with_found(used, given) if isinstance(given, int) else used
-        finally:
-            used.search_progress = None
-
-
-def _as_source(source: AnySource) -> Source:
-    if isinstance(source, Source):
-        return source
-    names = source if isinstance(source, list | tuple) and source else [source]
-    if all(isinstance(name, str | os.PathLike) for name in names):
-        return open_source(cast("Paths", source))
-    return BlockSource(cast("Blocks", source))

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError
 from vmdump.guest.common import CommonMemory, common_ranges
-from vmdump.guest.guest import Block, Pages
+from vmdump.guest.guest import Block, Guest, Pages
+from vmdump.guest.linux.choice import AS_TOLD
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.kernels.bits import equal
+from vmdump.opening import opened, session
 from vmdump.operations.info import data_runs, name_kinds
-from vmdump.operations.request import opened
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind
-from vmdump.sources.base import Source
 from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource
+    from vmdump.opening import AnySource
 
 __all__ = ["Comparison", "Damage", "Verification", "compare", "verify"]
 
@@ -169,16 +169,19 @@ def verify(
     with opened(dump, search=False) as source:
         if against is None:
             return _scan(source, None, threads, progress)
-        with opened(against, search=False) as other, other.held(pause=True, cancelled=lambda: False) as guest:
+        with (
+            session(against) as other,
+            other.held(pause=True, cancelled=lambda: False, vmcoreinfo=AS_TOLD) as guest,
+        ):
             return _scan(source, guest, threads, progress)
 
 
-def compare(guest: Source, dump: Source, *, threads: int = 1) -> Comparison:
+def compare(guest: Guest, dump: Guest, *, threads: int = 1) -> Comparison:
     """Compare all memory of two guests.
 
     Parameters
     ----------
-    guest, dump : Source
+    guest, dump : Guest
         Pages are those of `dump`.
     threads : int
         Threads that read and compare.
@@ -232,7 +235,7 @@ class _Piece:
 class _Scan:
     """One dump and what it is compared with."""
 
-    def __init__(self, dump: Source, guest: Source | None, common: CommonMemory) -> None:
+    def __init__(self, dump: Guest, guest: Guest | None, common: CommonMemory) -> None:
         self.dump = dump
         self.guest = guest
         self.page_size = dump.page_size
@@ -314,7 +317,7 @@ class _Scan:
         return np.full(count, PageKind.PLAIN, np.uint8)
 
 
-def left_out(source: Source, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
+def left_out(source: Guest, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
     """Tell which pages of `page_size` a source, whose own pages may have another size, excludes in part."""
     begin, end = pfn * page_size, (pfn + count) * page_size
     first, last = begin // source.page_size, -(-end // source.page_size)
@@ -330,7 +333,7 @@ def left_out(source: Source, pfn: int, count: int, page_size: int) -> NDArray[np
 
 
 def _scan(
-    dump: Source, guest: Source | None, threads: int, progress: Callable[[int, int], None] | None
+    dump: Guest, guest: Guest | None, threads: int, progress: Callable[[int, int], None] | None
 ) -> Verification:
     page_size = dump.page_size
     common = CommonMemory(dump.blocks, () if guest is None else guest.blocks, page_size)
@@ -371,7 +374,7 @@ def _scan(
     )
 
 
-def _beyond(source: Source, other: Source) -> Iterator[Range]:
+def _beyond(source: Guest, other: Guest) -> Iterator[Range]:
     """Give the first ranges of memory that the other one does not have, in pages of the larger size."""
     page_size = max(source.page_size, other.page_size)
     ours, others = page_runs(source.blocks, page_size), page_runs(other.blocks, page_size)
@@ -383,7 +386,7 @@ def _beyond(source: Source, other: Source) -> Iterator[Range]:
         yield begin * page_size, end * page_size
 
 
-def _count_left_out(dump: Source, guest: Source, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
+def _count_left_out(dump: Guest, guest: Guest, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
     """Count the pages of the dump that either leaves out, of those of which both have memory.
 
     Returns
@@ -403,7 +406,7 @@ def _count_left_out(dump: Source, guest: Source, pages: list[Range], common: Com
     return total, size
 
 
-def _pieces(dump: Source, guest: Source | None) -> Iterator[_Piece]:
+def _pieces(dump: Guest, guest: Guest | None) -> Iterator[_Piece]:
     """Cut what may not be zero where blocks of the dump and the guest begin and end, and into chunks.
 
     All in whole pages of the dump.

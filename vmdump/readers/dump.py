@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
 from vmdump.guest.blocks import find_pieces, read_into
-from vmdump.guest.guest import Block, Guest, Memory, Pages, file_runs, find_block
+from vmdump.guest.guest import Block, Memory, Pages, file_runs, find_block
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.kinds import PageKind, StoredPages
+from vmdump.sources.base import StillSource
 from vmdump.units import ADDRESS_LIMIT, format_size
 
 __all__ = ["Dump"]
@@ -24,7 +25,7 @@ _BATCH = 4 << 20
 """Bytes of pages that one thread reads at once."""
 
 
-class Dump(Guest):
+class Dump(StillSource):
     """A dump file as a guest.
 
     `blocks` is the memory that the guest had. Pages inside them that the dump leaves out are excluded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo
 from vmdump.readers.dump import Dump
 from vmdump.sources.rawfile import RawSource
 
@@ -27,10 +28,10 @@ class RawDump(Dump):
         self.files = raw.files
         super().__init__(raw.blocks, raw.arch, page_size=raw.page_size)
 
-    def with_vmcoreinfo(self, text: bytes) -> Self:
+    def with_vmcoreinfo(self, text: bytes, *, found: FoundVmcoreinfo | None = None) -> Self:
         """Give the same guest with another VMCOREINFO; see :meth:`vmdump.sources.rawfile.RawSource`."""
         self._raw.with_vmcoreinfo(text)
-        return super().with_vmcoreinfo(text)
+        return super().with_vmcoreinfo(text, found=found)
 
     def close(self) -> None:
         """Close the files."""

@@ -11,19 +11,21 @@ from typing import Self
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, RequestError, SourceError
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import Guest, check_blocks
+from vmdump.guest.guest import check_blocks
+from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo
+from vmdump.sources.base import StillSource
 from vmdump.sources.raw.machines import may_be_elsewhere
 from vmdump.sources.raw.places import RawPart, lay_out, place
 from vmdump.sources.spec import check_options, split_options
 from vmdump.units import parse_ranges, parse_size
 
-__all__ = ["RawPart", "RawSource", "open_raw", "open_raws"]
+__all__ = ["RawPart", "RawSource", "open_raw"]
 
 _SCHEME = "raw:"
 _PLACES = ("base", "blocks", "machine", "max_ram_below_4g")
 
 
-class RawSource(Guest):
+class RawSource(StillSource):
     """A guest whose memory is whole files.
 
     Parameters
@@ -99,7 +101,7 @@ class RawSource(Guest):
             raise SourceError("the file is empty", path=file.path)
         return file
 
-    def with_vmcoreinfo(self, text: bytes) -> Self:
+    def with_vmcoreinfo(self, text: bytes, *, found: FoundVmcoreinfo | None = None) -> Self:
         """Give the same guest with another VMCOREINFO.
 
         Raises
@@ -107,7 +109,7 @@ class RawSource(Guest):
         LayoutError
             Nothing said where the memory is, and the page tables of this kernel say that it is elsewhere.
         """
-        other = super().with_vmcoreinfo(text)
+        other = super().with_vmcoreinfo(text, found=found)
         if not self.is_placed and text not in self._asked:
             from vmdump.sources.raw.doubt import MAX_KERNELS, check_kernel
 
@@ -173,21 +175,8 @@ def _check_kind(path: str) -> None:
         raise CapabilityError(f"{path}: this is {kind.name}, and no raw memory; {kind.advice(path)}")
 
 
-def open_raw(path: str, options: dict[str, str]) -> RawSource:
-    """Open what ``raw:PATH?base=...&arch=...&page_size=...`` names; also ``blocks=`` or ``machine=``.
-
-    Raises
-    ------
-    RequestError
-        An option is not known or no number; and what :class:`RawSource` raises.
-    CapabilityError
-        No address is named, and the file is of a kind that is not memory.
-    """
-    return _open_parts([(path, options)])
-
-
-def open_raws(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
-    """Open raw files of one guest, each named ``raw:PATH`` with options of its own.
+def open_raw(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
+    """Open raw files of one guest, each named ``raw:PATH?base=...``; also ``blocks=`` or ``machine=``.
 
     Where the memory is, is said with each file; one that does not say continues the one in front of it.
     ``arch`` and ``page_size`` are said with any of them.
@@ -195,7 +184,11 @@ def open_raws(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
     Raises
     ------
     RequestError
-        One of them is no raw file, or they contradict each other; and as of :func:`open_raw`.
+        One of them is no raw file, they contradict each other, or an option is not known or no number.
+    CapabilityError
+        No address is named, and the file is of a kind that is not memory.
+    VmdumpError
+        As for :class:`RawSource`.
     """
     named = []
     for given in sources:

@@ -222,6 +222,7 @@ def write_elf(
     control: Control,
     known: KnownPages | None = None,
     plan: ElfPlan | None = None,
+    release: Callable[[], object] = lambda: None,
 ) -> Tally:
     """Write an ELF core.
 
@@ -241,6 +242,8 @@ def write_elf(
         Units that are in the output already, at the place of the same plan.
     plan : ElfPlan, optional
         Of this guest and these slices; without it, the one without mappings.
+    release : callable
+        Called when all memory has been read.
 
     Raises
     ------
@@ -252,9 +255,7 @@ def write_elf(
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)
         lane.write(plan.head)
-        write_memory(
-            source, lane, slices, tally, known, threads=threads, control=control, release=source.release
-        )
+        write_memory(source, lane, slices, tally, known, threads=threads, control=control, release=release)
         file.finish()
     return tally
 
@@ -268,7 +269,7 @@ def write_memory(
     *,
     threads: int,
     control: Control,
-    release: Callable[[], None] | None = None,
+    release: Callable[[], object] | None = None,
 ) -> None:
     """Write the memory of slices, one behind the other.
 

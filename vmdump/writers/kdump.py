@@ -175,6 +175,7 @@ def write_kdump(
     control: Control,
     early: EarlyPages | None = None,
     copies: Copies | None = None,
+    release: Callable[[], object] = lambda: None,
 ) -> Tally:
     """Write a kdump-compressed file of the whole guest, or one part of a split set, as it is planned.
 
@@ -200,6 +201,8 @@ def write_kdump(
         Pages that are in the output already, and fit the plan.
     copies : Copies, optional
         Pages that are taken as the source has them, without packing.
+    release : callable
+        Called when all memory has been read.
 
     Raises
     ------
@@ -275,7 +278,7 @@ def write_kdump(
                     if checkpoints.add(there, data):
                         checkpoints.write(data, descriptors, pfn + pages)
                 control.advance(run.length)
-            source.release()
+            release()
             if checkpoints is not None:
                 checkpoints.finish(data, descriptors)
             else:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.page_tables import LEGACY, PAE, PAGE, Shape, Tables, aarch64, long_mode, merged_as_qemu, riscv64
 
+from vmdump import BlockSource, BufferMemory
 from vmdump.arch import arch_by_name
 from vmdump.arch.paging import Runs
 from vmdump.errors import CapabilityError, ReadError, TranslationError
-from vmdump.guest.buffers import BlockSource, BufferMemory
 from vmdump.guest.guest import Block
 
 MIB = 1 << 20

@@ -20,10 +20,9 @@ from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
 from vmdump.guest.blocks import BlockList
 from vmdump.guest.buffers import BufferMemory
-from vmdump.guest.guest import Memory
+from vmdump.guest.guest import Guest, Memory
 from vmdump.guest.linux import find_vmcoreinfo
-from vmdump.guest.linux.find_vmcoreinfo import check_vmcoreinfo
-from vmdump.sources.base import Source
+from vmdump.guest.linux.choice import read_vmcoreinfo
 
 PAGE = 4096
 CHUNK = 4 << 20
@@ -32,7 +31,7 @@ UTS_FIELD = 65
 NAME_OFFSET = 4
 
 
-def search_vmcoreinfo(source: Source, *options: Callable[[], bool]) -> bytes | None:
+def search_vmcoreinfo(source: Guest, *options: Callable[[], bool]) -> bytes | None:
     """The text that is found, and is where it says that it was."""
     findings = find_vmcoreinfo.find_all(source, *options)
     found = None if findings is None else findings.chosen
@@ -312,7 +311,7 @@ def test_many_blocks_that_all_begin_like_it() -> None:
 
     starts = np.arange(count, dtype=np.uint64) * np.uint64(2 * PAGE)
     blocks = BlockList(starts, np.full(count, PAGE, np.uint64), make)
-    assert search_vmcoreinfo(Source(blocks, arch_by_name("x86_64"))) is None
+    assert search_vmcoreinfo(Guest(blocks, arch_by_name("x86_64"))) is None
     assert made < 10 * count
 
 
@@ -352,7 +351,7 @@ def test_only_data_is_searched() -> None:
 
 @pytest.mark.parametrize("tail", [b"", b"\0", b"\0" * 100])
 def test_check_of_what_the_user_gives(tail: bytes) -> None:
-    assert check_vmcoreinfo(Kernel().text + tail) == Kernel().text
+    assert read_vmcoreinfo(Kernel().text + tail) == Kernel().text
 
 
 @pytest.mark.parametrize(
@@ -374,7 +373,7 @@ def test_check_of_what_the_user_gives(tail: bytes) -> None:
 )
 def test_what_the_user_gives_is_none(text: bytes, tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        check_vmcoreinfo(text)
+        read_vmcoreinfo(text)
     assert caught.value.parameter == "vmcoreinfo"
     (tmp_path / "given").write_bytes(text)
     with pytest.raises(RequestError):

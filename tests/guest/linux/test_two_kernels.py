@@ -280,4 +280,4 @@ def test_memory_that_is_full_of_them() -> None:
     memory[:, len(text)] = np.arange(len(memory)) % 251 + 1  # each is another text, and none is right
     source = vmdump.BlockSource(memory)
     assert not source.vmcoreinfo
-    assert len(source.findings or ()) <= 64
+    assert len(source.searched.findings or ()) <= 64

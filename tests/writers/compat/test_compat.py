@@ -20,8 +20,8 @@ from oracles.kdump import Kdump
 import vmdump
 from vmdump.codecs.engines import Engine
 from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
-from vmdump.guest.buffers import BlockSource
 from vmdump.kernels.pack import native_engines
+from vmdump.sources.buffers import BlockSource
 from vmdump.writers.compat import target as compat
 
 Golden = Callable[[str, str], Path]

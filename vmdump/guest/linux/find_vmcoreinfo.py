@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -25,18 +24,16 @@ import numpy as np
 from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, RequestError, TranslationError
 from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.guest.files import GuestFile
 from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Guest, Memory, Pages, find_block
 
 __all__ = [
+    "FOUND",
     "Findings",
     "FoundVmcoreinfo",
-    "check_vmcoreinfo",
     "find_all",
     "findings_of",
-    "read_vmcoreinfo",
+    "is_vmcoreinfo",
     "vmcoreinfo_texts",
-    "with_found",
 ]
 
 _CHUNK = 4 << 20
@@ -62,7 +59,8 @@ _FIRST_NAME = b"CORE"
 _NOTE_NAME_OFFSET = 12
 """Bytes from the start of a note to its name."""
 _WORD = 4
-_FOUND = "found:"
+FOUND = "found:"
+"""In front of the number of one that was found, as a user names it."""
 _SECTOR = 512
 """Bytes in which st_blocks counts."""
 _SHOWN = 8
@@ -78,71 +76,8 @@ def _never() -> bool:
     return False
 
 
-def read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes | int:
-    """Take what a user gives for VMCOREINFO.
-
-    Parameters
-    ----------
-    given : bytes, str or path
-        Its lines, a file that holds them, or ``found:N``.
-
-    Returns
-    -------
-    bytes or int
-        The lines, or N.
-
-    Raises
-    ------
-    RequestError
-        They do not look like VMCOREINFO, or N is no number.
-    SourceError
-        The file cannot be read.
-    """
-    if isinstance(given, bytes):
-        return check_vmcoreinfo(given)
-    if isinstance(given, str) and given.startswith(_FOUND):
-        number = given.removeprefix(_FOUND)
-        if not (number.isascii() and number.isdigit()):
-            raise RequestError(
-                f"vmcoreinfo: {given} is not one of those that 'vmdump info' lists; a file of that name is "
-                f"./{given}",
-                parameter="vmcoreinfo",
-            )
-        return int(number[:9])
-    with closing(GuestFile(given)) as file:
-        text = np.empty(min(file.size, MAX_PAGE_SIZE + 1), np.uint8)
-        file.read_into(0, text)
-    return check_vmcoreinfo(text.tobytes())
-
-
-def check_vmcoreinfo(text: bytes) -> bytes:
-    """Check what a user gives for VMCOREINFO.
-
-    Parameters
-    ----------
-    text : bytes
-        ``KEY=value`` lines, with or without zeros behind.
-
-    Returns
-    -------
-    bytes
-        The lines.
-
-    Raises
-    ------
-    RequestError
-        They do not look like VMCOREINFO.
-    """
-    lines = text.rstrip(b"\0")
-    if not _is_vmcoreinfo(lines):
-        raise RequestError(
-            "vmcoreinfo: these are no VMCOREINFO lines, which begin with OSRELEASE= and tell PAGESIZE",
-            parameter="vmcoreinfo",
-        )
-    return lines
-
-
-def _is_vmcoreinfo(text: bytes) -> bool:
+def is_vmcoreinfo(text: bytes) -> bool:
+    """Tell whether a text looks like VMCOREINFO."""
     if not text.startswith(_TEXT_START) or len(text) > MAX_PAGE_SIZE or b"\0" in text:
         return False
     page_size = Vmcoreinfo(text).page_size
@@ -220,7 +155,7 @@ class Findings(tuple[FoundVmcoreinfo, ...]):
                 f"{index} at {found.address:#x}" for index, found in enumerate(self, 1) if index <= _SHOWN
             )
             raise RequestError(
-                f"vmcoreinfo: no {_FOUND}{number}; the guest's memory has {len(self)}"
+                f"vmcoreinfo: no {FOUND}{number}; the guest's memory has {len(self)}"
                 + (f": {there}" if there else ""),
                 parameter="vmcoreinfo",
             )
@@ -234,40 +169,9 @@ def _rank(found: FoundVmcoreinfo) -> tuple[bool, int, int]:
 
 def findings_of(source: Guest, cancelled: Callable[[], bool] = _never, *, anew: bool = False) -> Findings:
     """Give what is found in a guest's memory; it is looked for once, or `anew`."""
-    known: Findings | None = None if anew else source.findings
-    if known is None:
-        known = source.findings = find_all(source, cancelled)
-    return known or Findings()
-
-
-def with_found(source: Guest, number: int | None = None, *, cancelled: Callable[[], bool] = _never) -> Guest:
-    """Give the same guest with what is found as its VMCOREINFO, also in its notes.
-
-    Parameters
-    ----------
-    source : Guest
-        A guest that tells its VMCOREINFO, or is not to be searched, is given as it is.
-    number : int, optional
-        Take this one, counted from 1, whatever the guest tells.
-    cancelled : callable
-        Asked after each 4 MiB; ends the search.
-
-    Raises
-    ------
-    RequestError
-        Nothing of this number was found.
-    SourceError
-        The memory cannot be read.
-    """
-    if number is None and (source.tells_vmcoreinfo or not source.search):
-        return source
-    findings = findings_of(source, cancelled, anew=source.changes)
-    found = findings.chosen if number is None else findings.number(number)
-    if found is None:
-        return source
-    other = source.with_vmcoreinfo(found.text)
-    other.found_vmcoreinfo = found
-    return other
+    if anew or source.searched.findings is None:
+        source.searched.findings = find_all(source, cancelled)
+    return source.searched.findings or Findings()
 
 
 def find_all(source: Guest, cancelled: Callable[[], bool] = _never) -> Findings | None:
@@ -468,7 +372,7 @@ def _text_at(source: Guest, address: int) -> bytes | None:
     except (FormatError, CodecError, ReadError):
         return None
     text = (note.desc if note else raw).split(b"\0", 1)[0]
-    return text if _is_vmcoreinfo(text) else None
+    return text if is_vmcoreinfo(text) else None
 
 
 def _read_up_to(source: Guest, address: int, end: int) -> bytes:

@@ -14,11 +14,12 @@ from vmdump.codecs.engines import default_engine, engines
 from vmdump.errors import RequestError, SourceError
 from vmdump.formats.names import FORMATS
 from vmdump.guest.guest import Pages
+from vmdump.guest.linux.choice import AS_TOLD
 from vmdump.guest.whole import whole_pages
 from vmdump.kernels.zero import zero_pages
+from vmdump.opening import session
 from vmdump.operations.bench.disk import DISK_ROUNDS, DiskSpeed, measure_disk
 from vmdump.operations.bench.trial import Trial, estimate_ratios
-from vmdump.operations.request import opened
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks
 from vmdump.pipeline.sample import Sample, reading_speed, take_sample
@@ -28,7 +29,7 @@ from vmdump.writers.elf import plan_elf
 from vmdump.writers.kdump import plan_kdump
 
 if TYPE_CHECKING:
-    from vmdump.operations.request import AnySource
+    from vmdump.opening import AnySource
 
 __all__ = ["Benchmark", "Candidate", "bench", "efficient"]
 
@@ -377,8 +378,9 @@ class _Guest:
 def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
     """Take the sample; a guest that was opened here is closed again before anything is timed."""
     with (
-        opened(source, search=False) as it,  # the sample is all that is read
-        it.held(pause=False, cancelled=control.cancelled) as guest,
+        session(source) as it,
+        # The sample is all that is read.
+        it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=AS_TOLD) as guest,
     ):
         # The codec is named in the header, and does not change its size.
         plan = plan_kdump(guest, engines()[0].codec)

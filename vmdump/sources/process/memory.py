@@ -8,7 +8,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, overload
 
 from vmdump.errors import SourceError
 from vmdump.guest.files import FileMemory
@@ -193,8 +193,11 @@ class JoinedMemory:
         return scratch[:length]
 
 
-class LostPages:
-    """Pages of the guest that the host could not read; from several threads."""
+class LostPages(Sequence[tuple[int, int]]):
+    """Pages of the guest that the host could not read, so far; from several threads.
+
+    As a sequence: guest-physical ranges ``[begin, end)`` that ascend and do not touch.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -210,9 +213,22 @@ class LostPages:
             self._ranges[first:behind] = [(begin, end)]
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Give what was lost as ascending ranges that do not touch."""
+        """Give those of now."""
         with self._lock:
             return tuple(self._ranges)
+
+    def __len__(self) -> int:
+        return len(self.ranges())
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[int, int], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | tuple[tuple[int, int], ...]:
+        return self.ranges()[index]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.ranges())
 
 
 class _Watch(Protocol):

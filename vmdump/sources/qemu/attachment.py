@@ -9,14 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from vmdump.errors import Cancelled, CapabilityError, GuestBusy, QmpError, SourceError
-from vmdump.guest.guest import Emulator
 from vmdump.interrupts import Deferred
 from vmdump.sources.process.memory import ProcessMemory
 from vmdump.sources.process.process import Process
 from vmdump.sources.qemu import guardian_main
+from vmdump.sources.qemu.emulator import MACHINE, ask_emulator
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
@@ -25,7 +24,6 @@ from vmdump.sources.qemu.state import GuestState
 
 __all__ = ["Attachment"]
 
-_MACHINE = "/machine"
 _IDLE_MIGRATION = ("none", "completed", "failed", "cancelled")
 _HURRY = 2.0
 """Seconds that QEMU has to resume the guest where somebody waits for the end: then the guardian goes on."""
@@ -44,10 +42,15 @@ class Attachment:
     path : str
         Of a QMP socket.
 
+    Attributes
+    ----------
+    emulator : Emulator
+        The QEMU, as it was asked once.
+
     Raises
     ------
     SourceError, AccessDenied, QmpError, GuestBusy, CapabilityError
-        As for :class:`vmdump.sources.qemu.guest.QemuGuest`.
+        As for :class:`vmdump.sources.qemu.source.QemuSource`.
     """
 
     def __init__(self, path: str) -> None:
@@ -81,6 +84,7 @@ class Attachment:
                     hint="run vmdump on the host of its container",
                 )
             self._process = Process(self._monitor.pid)
+            self.emulator = ask_emulator(self._monitor)
         except BaseException:
             self.close()
             raise
@@ -98,19 +102,11 @@ class Attachment:
         """
         return self._monitor.stand_still.seconds - self._paused_before
 
-    def _ask_quietly(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Ask what not every QEMU knows; None where it does not."""
-        try:
-            return self._monitor.execute(command, arguments)
-        except QmpError as error:
-            if not error.error_class:
-                raise
-            return None
-
     def _refuse_encrypted(self) -> None:
-        support = self._ask_quietly("qom-get", {"path": _MACHINE, "property": "confidential-guest-support"})
-        kind = self._ask_quietly("qom-get", {"path": support, "property": "type"}) if support else None
-        if not kind and (self._ask_quietly("query-sev") or {}).get("enabled"):
+        ask = self._monitor.execute_if_known
+        support = ask("qom-get", {"path": MACHINE, "property": "confidential-guest-support"})
+        kind = ask("qom-get", {"path": support, "property": "type"}) if support else None
+        if not kind and (ask("query-sev") or {}).get("enabled"):
             kind = "sev-guest"
         if kind or support:
             raise CapabilityError(
@@ -127,7 +123,7 @@ class Attachment:
                 f"{path}: the guest is waiting for an incoming migration and has no memory yet",
                 state="inmigrate",
             )
-        answer = self._ask_quietly("query-migrate") or {}
+        answer = self._monitor.execute_if_known("query-migrate") or {}
         self._migrated = guardian_main.has_migrated(answer)
         migration = answer.get("status", "none")
         if migration not in _IDLE_MIGRATION:
@@ -135,21 +131,9 @@ class Attachment:
                 "part of its memory is still on the other host" if "postcopy" in migration else "wait for it"
             )
             raise GuestBusy(f"{path}: the guest is migrating ({migration}): {why}", state=migration)
-        if (self._ask_quietly("query-dump") or {}).get("status") == "active":
+        if (self._monitor.execute_if_known("query-dump") or {}).get("status") == "active":
             raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
         return bool(status["running"])
-
-    def emulator(self) -> Emulator:
-        """Ask for the target architecture and the machine.
-
-        Raises
-        ------
-        QmpError
-            QEMU does not answer.
-        """
-        target = self._monitor.execute("query-target")["arch"]
-        machine = self._monitor.execute("qom-get", {"path": _MACHINE, "property": "type"})
-        return Emulator(str(target), str(machine))
 
     def open_files(self) -> tuple[os.stat_result, ...]:
         """Find the files and disks that QEMU has open."""
@@ -162,7 +146,7 @@ class Attachment:
     def take_layout(self, cancelled: Callable[[], bool]) -> GuestLayout:
         """Ask for the layout and registers of now; the caller closes it."""
         assert self._process is not None
-        return GuestLayout(self._monitor, self._process, self._open_private, cancelled)
+        return GuestLayout(self._monitor, self._process, self.emulator.target, self._open_private, cancelled)
 
     def _open_private(self) -> ProcessMemory:
         assert self._process is not None
@@ -228,7 +212,7 @@ class Attachment:
         """Note how the guest is that was just laid out, if it must not change until :meth:`release`."""
         if self._watched is not None:
             assert self._process is not None
-            self._state = GuestState(self._monitor.path, self._ask_quietly, self._process.pid, layout)
+            self._state = GuestState(self._monitor, self._process.pid, layout)
 
     def _status(self) -> str:
         return str(self._monitor.execute("query-status")["status"])

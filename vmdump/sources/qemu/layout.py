@@ -179,6 +179,8 @@ class GuestLayout:
         The guest's.
     process : Process
         Its QEMU.
+    target : str
+        The architecture, as QEMU names it.
     private : callable
         Opens the process's memory, where not all of the guest's is in files.
     cancelled : callable
@@ -209,6 +211,7 @@ class GuestLayout:
         self,
         monitor: Monitor,
         process: Process,
+        target: str,
         private: Callable[[], ProcessMemory],
         cancelled: Callable[[], bool],
     ) -> None:
@@ -226,7 +229,7 @@ class GuestLayout:
         except QmpError as refusal:
             if not has_no_dump(refusal):
                 raise
-            self.headers = describe_guest(monitor, refusal)
+            self.headers = describe_guest(monitor, target, refusal)
             self._told = False
         count = len(self.headers.loads)
         if count > _MAX_BLOCKS:

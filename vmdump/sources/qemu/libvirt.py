@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmdump.errors import CapabilityError, QmpError
+from vmdump.errors import CapabilityError
 from vmdump.sources.qemu.monitor import Monitor
 
 __all__ = ["refuse_unsafe_libvirt"]
@@ -86,12 +86,7 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
 
 def _place_of_monitor(monitor: Monitor) -> str | None:
     """Give where libvirt's monitor is, in QEMU's words; None where QEMU tells of none."""
-    try:
-        devices = monitor.execute("query-chardev")
-    except QmpError as error:
-        if not error.error_class:
-            raise
-        return None
+    devices = monitor.execute_if_known("query-chardev") or []
     return next((str(device.get("filename")) for device in devices if device.get("label") == _MONITOR), None)
 
 

@@ -189,6 +189,13 @@ class Monitor:
         finally:
             self._over.set()
 
+    @property
+    def version(self) -> str:
+        """QEMU's, by its greeting: ``7.2.22``; empty where that does not tell."""
+        told = self._client.greeting and self._client.greeting.QMP.version.get("qemu")
+        numbers = [told.get(name) for name in ("major", "minor", "micro")] if isinstance(told, dict) else []
+        return ".".join(map(str, numbers)) if all(type(number) is int for number in numbers) else ""
+
     def demand_alive(self) -> None:
         """Check that QEMU is still there.
 
@@ -289,6 +296,21 @@ class Monitor:
             QEMU answers with an error, or not at all.
         """
         return self.wait(self.ask(command, arguments))
+
+    def execute_if_known(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Execute a QMP command as :meth:`execute` does; None where QEMU refuses it, as it does unknown ones.
+
+        Raises
+        ------
+        QmpError
+            QEMU does not answer.
+        """
+        try:
+            return self.execute(command, arguments)
+        except QmpError as error:
+            if not error.error_class:
+                raise
+            return None
 
     async def pass_fd(self, fd: int, name: str) -> None:
         """Give QEMU a copy of a file descriptor under a name; in the monitor's thread."""

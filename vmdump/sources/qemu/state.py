@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vmdump.errors import GuestBusy
 from vmdump.sources.qemu.layout import GuestLayout
+from vmdump.sources.qemu.monitor import Monitor
 
 __all__ = ["GuestState"]
 
@@ -31,19 +30,17 @@ class GuestState:
 
     Parameters
     ----------
-    path : str
-        Of the QMP socket.
-    ask : callable
-        Executes a command; None where QEMU does not know it.
+    monitor : Monitor
+        The guest's.
     pid : int
         QEMU's process number.
     layout : GuestLayout
         Just taken, of the paused guest.
     """
 
-    def __init__(self, path: str, ask: Callable[..., Any], pid: int, layout: GuestLayout) -> None:
-        self._path = path
-        self._ask = ask
+    def __init__(self, monitor: Monitor, pid: int, layout: GuestLayout) -> None:
+        self._path = monitor.path
+        self._ask = monitor.execute_if_known
         self._pid = pid
         self._layout = layout
         self._few = max(sum(block.size for block in layout.blocks) // _PAGE, _PAGE) * _BYTES_PER_PAGE

@@ -50,13 +50,15 @@ def has_no_dump(refusal: QmpError) -> bool:
     return _NOT_SUPPORTED in str(refusal)
 
 
-def describe_guest(monitor: Monitor, refusal: QmpError) -> ElfHeaders:
+def describe_guest(monitor: Monitor, target: str, refusal: QmpError) -> ElfHeaders:
     """Make the headers of a guest that QEMU does not dump.
 
     Parameters
     ----------
     monitor : Monitor
         The guest's.
+    target : str
+        As QEMU names the architecture.
     refusal : QmpError
         What QEMU said when it was asked to dump.
 
@@ -67,7 +69,6 @@ def describe_guest(monitor: Monitor, refusal: QmpError) -> ElfHeaders:
     LayoutError
         The monitor's answers are none that are known.
     """
-    target = monitor.execute("query-target")["arch"]
     arch = next((arch for arch in ARCHES if arch.name == target), None)
     if arch is None:
         raise refusal

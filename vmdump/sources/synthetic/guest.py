@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vmdump.arch import x86_64
 from vmdump.errors import RequestError
-from vmdump.guest.guest import Block, Guest, Pages
+from vmdump.guest.guest import Block, Pages
+from vmdump.sources.base import StillSource
 from vmdump.sources.spec import check_options
 from vmdump.sources.synthetic.kernel import IMAGE_SIZE, TEXT_SIZE, build_kernel
 from vmdump.sources.synthetic.pages import (
@@ -119,7 +120,7 @@ class SyntheticMemory:
         return out
 
 
-class SyntheticSource(Guest):
+class SyntheticSource(StillSource):
     """The synthetic guest.
 
     Blocks are those of a q35 guest: base memory, memory from 1 MiB to at most 2 GiB, the rest from 4 GiB,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vmdump.arch.paging import Runs
 from vmdump.guest.guest import Guest
@@ -26,6 +26,7 @@ def write_compat(
     flatten: bool,
     threads: int,
     control: Control,
+    release: Callable[[], object],
 ) -> Tally:
     """Write the ELF core of some memory, or the kdump-zlib file of the whole guest.
 
@@ -39,7 +40,7 @@ def write_compat(
         Seekable, but for ELF and where `flatten` is true.
     mappings : Runs or None
         As for :func:`write_compat_elf`.
-    flatten, threads, control
+    flatten, threads, control, release
         As for :func:`write_compat_kdump`.
 
     Raises
@@ -50,13 +51,15 @@ def write_compat(
         And nothing is committed.
     """
     if slices is not None:
-        return write_compat_elf(source, slices, output, threads=threads, control=control, mappings=mappings)
+        return write_compat_elf(
+            source, slices, output, threads=threads, control=control, release=release, mappings=mappings
+        )
     return write_compat_kdump(
-        source,
         plan_compat_kdump(source),
         output,
         make_packer=make_compat_packer,
         flatten=flatten,
         threads=threads,
         control=control,
+        release=release,
     )

@@ -6,7 +6,7 @@ names of the sections are behind it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.base import Sink
+from vmdump.writers.compat.target import notes_of_qemu
 from vmdump.writers.elf import write_memory
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.loads import program_headers
@@ -39,7 +40,8 @@ _SECTIONS = 2
 
 
 def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
-    elf_class, byteorder, notes = source.elf_class, source.given_byteorder, source.given_notes
+    elf_class = source.elf_class
+    notes, byteorder = notes_of_qemu(source)
     mask = (1 << elf_class) - 1
     phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
     shoff = EHDR[elf_class].size
@@ -89,6 +91,7 @@ def write_compat_elf(
     *,
     threads: int,
     control: Control,
+    release: Callable[[], object],
     mappings: Runs | None = None,
 ) -> Tally:
     """Write the ELF core that QEMU 7.2 would have written.
@@ -105,6 +108,8 @@ def write_compat_elf(
         Threads that read memory.
     control : Control
         Told of every chunk.
+    release : callable
+        Called when all memory has been read.
     mappings : Runs, optional
         The PT_LOADs instead of the slices, as QEMU finds them.
 
@@ -118,9 +123,7 @@ def write_compat_elf(
     with PlainFile(output, control.cancelled) as file:
         lane = file.lane(0)
         lane.write(head)
-        write_memory(
-            source, lane, slices, tally, None, threads=threads, control=control, release=source.release
-        )
+        write_memory(source, lane, slices, tally, None, threads=threads, control=control, release=release)
         lane.write(_SECTION_NAMES)
         lane.finish()
         file.finish()

@@ -28,7 +28,7 @@ from vmdump.pipeline.plan import whole_blocks
 from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.bitmaps import bitmap_windows
-from vmdump.writers.compat.target import qemu_target
+from vmdump.writers.compat.target import notes_of_qemu, qemu_target
 from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
 from vmdump.writers.tally import Tally
 
@@ -120,7 +120,8 @@ def plan_compat_kdump(source: Guest) -> CompatPlan:
         QEMU 7.2 does not dump such guests.
     """
     target = qemu_target(source)
-    page_size, notes, elf_class = target.page_size, source.given_notes, source.elf_class
+    page_size, elf_class = target.page_size, source.elf_class
+    notes, byteorder = notes_of_qemu(source)
     word_mask = (1 << elf_class) - 1
     blocks = tuple(_padded(block, page_size) for block in source.blocks)
     # Rounded down: a last page that memory does not fill is behind the end.
@@ -131,9 +132,9 @@ def plan_compat_kdump(source: Guest) -> CompatPlan:
     sub_header_offset = kdump.HEADER_BLOCKS * page_size
     notes_offset = sub_header_offset + sub_header.size
     sub_hdr_size = -(-(sub_header.size + len(notes)) // page_size)
-    vmcoreinfo = find_vmcoreinfo(notes, source.given_byteorder)
+    vmcoreinfo = find_vmcoreinfo(notes, byteorder)
     header = kdump.HEADER[elf_class].pack(
-        source.given_byteorder,
+        byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
         machine=target.uts_machine,
@@ -145,7 +146,7 @@ def plan_compat_kdump(source: Guest) -> CompatPlan:
         nr_cpus=source.nr_cpus,
     )
     second = sub_header.pack(
-        source.given_byteorder,
+        byteorder,
         phys_base=target.phys_base(source.vmcoreinfo, source.blocks[0].start) & word_mask,
         dump_level=kdump.DUMP_LEVEL,
         offset_vmcoreinfo=notes_offset + vmcoreinfo.offset if vmcoreinfo else 0,
@@ -163,7 +164,7 @@ def plan_compat_kdump(source: Guest) -> CompatPlan:
     return CompatPlan(
         page_size=page_size,
         blocks=blocks,
-        byteorder=source.given_byteorder,
+        byteorder=byteorder,
         records=tuple(records),
         bitmap_offset=bitmap_offset,
         bitmap_size=bitmap_size,
@@ -308,7 +309,6 @@ class _PageArea:
 
 
 def write_compat_kdump(
-    source: Guest,
     plan: CompatPlan,
     output: Sink,
     *,
@@ -316,15 +316,14 @@ def write_compat_kdump(
     flatten: bool,
     threads: int,
     control: Control,
+    release: Callable[[], object],
 ) -> Tally:
     """Write the kdump-zlib file that QEMU 7.2 would have written.
 
     Parameters
     ----------
-    source : Guest
-        The guest.
     plan : CompatPlan
-        Its layout.
+        The guest's memory, and the layout of the file.
     output : Sink
         Seekable unless `flatten`.
     make_packer : callable
@@ -335,6 +334,8 @@ def write_compat_kdump(
         Worker threads.
     control : Control
         Told of every chunk.
+    release : callable
+        Called when all memory has been read.
 
     Raises
     ------
@@ -347,7 +348,7 @@ def write_compat_kdump(
         )
     tally = Tally()
     with (FlattenedFile if flatten else PlainFile)(output, control.cancelled) as file:
-        _write_file(file, source, plan, tally, make_packer=make_packer, threads=threads, control=control)
+        _write_file(file, plan, tally, release, make_packer=make_packer, threads=threads, control=control)
         file.finish()
         tally.size = file.size
     return tally
@@ -355,9 +356,9 @@ def write_compat_kdump(
 
 def _write_file(
     file: FlattenedFile | PlainFile,
-    source: Guest,
     plan: CompatPlan,
     tally: Tally,
+    release: Callable[[], object],
     *,
     make_packer: Callable[[int], PagePacker],
     threads: int,
@@ -389,7 +390,7 @@ def _write_file(
             else:
                 area.add(result.data, result.sizes)
             control.advance(run.length)
-    source.release()
+    release()
     area.finish()
     for lane in lanes:
         lane.finish()

@@ -7,11 +7,12 @@ from dataclasses import replace
 from vmdump.arch.qemu import TARGETS, QemuTarget
 from vmdump.codecs.engines import Engine, PagePacker, find_engine
 from vmdump.errors import CapabilityError, EngineUnavailable, ReadError, RequestError
+from vmdump.formats.layout import ByteOrder
 from vmdump.formats.names import DumpFormat
 from vmdump.guest.guest import Guest
 from vmdump.kernels.pack import Packer
 
-__all__ = ["check_compat", "make_compat_packer", "qemu_target"]
+__all__ = ["check_compat", "make_compat_packer", "notes_of_qemu", "qemu_target"]
 
 _ENGINE = "zlib"
 _LEVEL = 1
@@ -108,13 +109,20 @@ def qemu_target(source: Guest) -> QemuTarget:
         raise CapabilityError(
             f"compat: QEMU leaves no memory out, and this source lacks {source.excluded_size} bytes of it"
         )
-    emulator = source.emulator
+    qemu = source.qemu
     if source.arch.name == "i386":
-        is_64bit = emulator.target == "x86_64" if emulator else not _has_32bit_cpu(source)
+        is_64bit = qemu.target == "x86_64" if qemu else not _has_32bit_cpu(source)
         return replace(target, uts_machine=TARGETS["x86_64"].uts_machine) if is_64bit else target
-    if emulator and emulator.target == "ppc64" and not emulator.machine.startswith("pseries-"):
+    if qemu and qemu.target == "ppc64" and not qemu.machine.startswith("pseries-"):
         return replace(target, page_size=TARGETS["ppc"].page_size)
     return target
+
+
+def notes_of_qemu(source: Guest) -> tuple[bytes, ByteOrder]:
+    """Give a guest's notes and their byte order as its QEMU gives them, mistakes included."""
+    if source.qemu is None:
+        return source.notes, source.byteorder
+    return source.qemu.notes, source.qemu.byteorder
 
 
 def _has_32bit_cpu(source: Guest) -> bool:
