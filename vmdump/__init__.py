@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, start_dump
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Block, Memory
+    from vmdump.guest.stored import StoredPages
     from vmdump.job import DumpJob, Progress, Report
     from vmdump.opening import open, open_source
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vmdump.operations.repair import Repair, repair
     from vmdump.operations.verify import Verification, verify
     from vmdump.readers.dump import Dump
-    from vmdump.readers.kinds import PageKind, StoredPages
+    from vmdump.readers.kinds import PageKind
     from vmdump.sources.base import Source
     from vmdump.sources.buffers import BlockSource
 
@@ -84,7 +85,7 @@ _HOMES = {
     "Repair": "vmdump.operations.repair",
     "Report": "vmdump.job",
     "Source": "vmdump.sources.base",
-    "StoredPages": "vmdump.readers.kinds",
+    "StoredPages": "vmdump.guest.stored",
     "Verification": "vmdump.operations.verify",
     "bench": "vmdump.operations.bench.bench",
     "capabilities": "vmdump.operations.capabilities",

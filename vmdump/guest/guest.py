@@ -41,6 +41,7 @@ from vmdump.units import ADDRESS_LIMIT, is_power_of_two
 
 if TYPE_CHECKING:
     from vmdump.guest.linux.find_vmcoreinfo import Findings, FoundVmcoreinfo
+    from vmdump.guest.stored import StoredPages
 
 __all__ = [
     "MAX_PAGE_SIZE",
@@ -138,6 +139,10 @@ class Guest(Translating):
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
         Which kinds of pages a dump leaves out, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
+    lost_pages : int
+        Pages that a damaged dump does not have any more.
+    codec : str or None
+        Of the pages of a kdump file, where they shrank; empty where that was not tried. None of any other.
 
     Parameters
     ----------
@@ -182,6 +187,8 @@ class Guest(Translating):
     changes = False
     incomplete = False
     dump_level = 1
+    lost_pages = 0
+    codec: str | None = None
 
     def __init__(
         self,
@@ -399,6 +406,13 @@ class Guest(Translating):
         -------
         (count,) bool or None
             None where nothing is excluded.
+        """
+        return None
+
+    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
+        """Give pages inside the blocks as they are stored; None where they are not stored one by one.
+
+        As many as shall be in memory at once; errors as of :meth:`read`.
         """
         return None
 

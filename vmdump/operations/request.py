@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict
 
 from vmdump.arch.paging import Runs
 from vmdump.codecs.engines import Engine, PagePacker, find_engine, make_packer
@@ -38,7 +38,6 @@ from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
-    from vmdump.readers.dump import Dump
 
 __all__ = ["DumpOptions", "Request", "check_request"]
 
@@ -199,16 +198,16 @@ class Request:
             parts=tuple(parts),
             vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
             partial_pages=tally.partial_pages,
-            lost_pages=getattr(guest, "lost_pages", 0),
+            lost_pages=guest.lost_pages,
         )
 
     def copies(self, guest: Guest) -> Copies | None:
         """Give the pages that need not be packed again; none where engine or level were named."""
-        codec: str | None = getattr(guest, "codec", None)
-        if self.repack or self.engine is None or codec is None:
+        if self.repack or self.engine is None or guest.codec is None:
             return None
-        stored = cast("Dump", guest).stored_pages
-        return Copies(stored, CODEC_FLAGS[self.engine.codec], plain=codec == self.engine.codec)
+        return Copies(
+            guest.stored_pages, CODEC_FLAGS[self.engine.codec], plain=guest.codec == self.engine.codec
+        )
 
     def packers(self, guest: Guest) -> Callable[[int], PagePacker]:
         """Give what makes the packers of this guest: all were trained on the same pages, if they can be."""

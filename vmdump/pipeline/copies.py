@@ -4,47 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Pages
 from vmdump.pipeline.known import new_key
 
-__all__ = ["Copies", "StoredRun"]
+if TYPE_CHECKING:
+    from vmdump.guest.stored import StoredPages
 
-
-class StoredRun(Protocol):
-    """Pages as a file holds them; what each attribute is, the dump that gives them says."""
-
-    @property
-    def data(self) -> Pages:
-        """Pieces of the file."""
-
-    @property
-    def offsets(self) -> NDArray[np.uint64]:
-        """Where in `data` each page begins."""
-
-    @property
-    def sizes(self) -> NDArray[np.uint32]:
-        """Bytes of each page in `data`."""
-
-    @property
-    def flags(self) -> NDArray[np.uint32]:
-        """How each page is packed; 0 for plain."""
-
-    @property
-    def identities(self) -> NDArray[np.uint64]:
-        """Numbers that are equal for pages that share their bytes in the file."""
-
-    @property
-    def excluded(self) -> NDArray[np.bool_]:
-        """Pages that are not in the dump."""
-
-    @property
-    def zero(self) -> NDArray[np.bool_]:
-        """Pages that are known to be zero."""
+__all__ = ["Copies"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +26,7 @@ class Copies:
     Attributes
     ----------
     stored : callable
-        ``(pfn, count) -> StoredRun``, or None for pages that are not held one by one. Called in worker
+        ``(pfn, count) -> StoredPages``, or None for pages that are not held one by one. Called in worker
         threads.
     flag : int
         Flag of the pages that are packed as wanted.
@@ -66,12 +36,12 @@ class Copies:
         Of the hashes that tell pages which share their bytes.
     """
 
-    stored: Callable[[int, int], StoredRun | None]
+    stored: Callable[[int, int], StoredPages | None]
     flag: int
     plain: bool
     key: NDArray[np.uint64] = field(default_factory=new_key)
 
-    def wanted(self, run: StoredRun, page_size: int) -> NDArray[np.bool_]:
+    def wanted(self, run: StoredPages, page_size: int) -> NDArray[np.bool_]:
         """Tell which pages are copied; (count,)."""
         # By its size a packed page of a whole page's bytes would be taken for a plain one.
         wanted = (run.flags == self.flag) & (run.sizes < page_size)
@@ -81,12 +51,12 @@ class Copies:
         return result
 
     @staticmethod
-    def without_data(run: StoredRun) -> NDArray[np.bool_]:
+    def without_data(run: StoredPages) -> NDArray[np.bool_]:
         """Tell which pages have no data of their own: zeros, and what is not in the dump; (count,)."""
         result: NDArray[np.bool_] = run.zero | run.excluded
         return result
 
-    def hashes(self, run: StoredRun) -> NDArray[np.uint64]:
+    def hashes(self, run: StoredPages) -> NDArray[np.uint64]:
         """Make hashes that are equal for pages that share their bytes, and for no others; (count,) uint64.
 
         They are none of contents. That one equals such a one has a chance of 2^-63, as the key is random.

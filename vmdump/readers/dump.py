@@ -15,7 +15,7 @@ from vmdump.guest.guest import Block, Memory, Pages, file_runs, find_block
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.bytes.file import ByteFile, naming_file
-from vmdump.readers.kinds import PageKind, StoredPages
+from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import StillSource
 from vmdump.units import ADDRESS_LIMIT, format_size
 
@@ -37,18 +37,11 @@ class Dump(StillSource):
     format : str
         ``elf``, ``lime``, ``avml``, ``raw``, or ``kdump`` with its layout: ``kdump standard``, ``kdump
         flattened``, ``kdump split standard``.
-    lost_pages : int
-        Pages of a damaged dump that could not be had.
-    codec : str or None
-        What the pages of a kdump file were compressed with, where they shrank; empty where that was not
-        tried. None for other formats.
     path : str
         Of the file, or of the first that was named; ``buffer`` for a buffer.
     """
 
     format: str
-    codec: str | None = None
-    lost_pages = 0
     path: str
     _opened: Sequence[ByteFile] = ()
     _whole: tuple[int, Sequence[Block]] | None = None
@@ -289,28 +282,6 @@ class Dump(StillSource):
             if block.end > begin:
                 yield block, max(begin - block.start, 0), min(end, block.end) - block.start
             index += 1
-
-    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
-        """Give pages as they lie in the file, for whoever copies them without unpacking.
-
-        Parameters
-        ----------
-        pfn, count : int
-            Pages; all must be in one or several blocks. As many as shall be in memory at once.
-
-        Returns
-        -------
-        StoredPages or None
-            None where the file does not hold pages one by one, as an ELF core.
-
-        Raises
-        ------
-        ReadError
-            A page is in no block.
-        FormatError, SourceError
-            A page's descriptor is wrong, or the file cannot be read.
-        """
-        return None
 
     def read_whole(self, pfn: int, out: Pages) -> tuple[Mapping[int, str], NDArray[np.uint8]] | None:
         """Read pages of which some cannot be read, in one go.

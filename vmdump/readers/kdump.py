@@ -22,6 +22,7 @@ from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.guest.blocks import MAX_BLOCKS, BlockList
 from vmdump.guest.guest import Pages
 from vmdump.guest.linux.utsname import Utsname, names_told
+from vmdump.guest.stored import StoredPages
 from vmdump.readers.bitmap import read_bitmap
 from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.cache import BytesCache
@@ -37,7 +38,7 @@ from vmdump.readers.kdump_areas import (
 )
 from vmdump.readers.kdump_header import KdumpHeaders, read_area, read_headers, sort_parts
 from vmdump.readers.kdump_memory import KdumpMemory
-from vmdump.readers.kinds import PageKind, StoredPages
+from vmdump.readers.kinds import PageKind
 
 __all__ = ["KdumpDump"]
 
@@ -234,7 +235,7 @@ class KdumpDump(Dump):
         return kinds
 
     def stored_pages(self, pfn: int, count: int) -> StoredPages:
-        """Give pages as they lie in the file; see :meth:`Dump.stored_pages`."""
+        """Give pages as they lie in the file; see :meth:`vmdump.guest.guest.Guest.stored_pages`."""
         for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
             pass
         pieces: list[Pages] = []
