@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Block, Memory
     from vmdump.guest.stored import StoredPages
-    from vmdump.job import DumpJob, Progress, Report
+    from vmdump.job import DumpJob, Progress
     from vmdump.opening import open, open_source
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmdump.operations.dmesg import LogRecord, dmesg
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
+    from vmdump.operations.report import Report
     from vmdump.operations.verify import Verification, verify
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind
@@ -83,7 +84,7 @@ _HOMES = {
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
     "Repair": "vmdump.operations.repair",
-    "Report": "vmdump.job",
+    "Report": "vmdump.operations.report",
     "Source": "vmdump.sources.base",
     "StoredPages": "vmdump.guest.stored",
     "Verification": "vmdump.operations.verify",

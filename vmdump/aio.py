@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from vmdump.errors import VmdumpError
-from vmdump.job import DumpJob, Progress, Report
+from vmdump.job import DumpJob, Progress
+from vmdump.operations.report import Report
 
 __all__ = ["progress", "start", "wait"]
 

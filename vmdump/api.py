@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
-from vmdump.job import DumpJob, Report
-from vmdump.operations.request import DumpOptions, check_request
+from vmdump.operations.dump import DumpOptions, check_request
+from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 
 if TYPE_CHECKING:
+    from vmdump.job import DumpJob
     from vmdump.opening import AnySource
 
 __all__ = ["DumpOptions", "dump", "dump_async", "start_dump"]
@@ -103,6 +104,8 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
 
 
 def _make_job(source: AnySource, output: str | os.PathLike[str], options: DumpOptions) -> DumpJob:
+    from vmdump.job import DumpJob  # not for the command
+
     request = check_request(source, output, **options)
     return DumpJob(request.run, give_up=request.give_up)
 

@@ -5,105 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from vmdump.errors import Cancelled, OutOfResources, naming_shortages
+from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 
-__all__ = ["DumpJob", "Progress", "Report", "Status"]
+__all__ = ["DumpJob", "Progress", "Status"]
 
 Status = Literal["none", "active", "completed", "failed", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a finished dump is.
-
-    Attributes
-    ----------
-    output : str
-        Where it went.
-    format, layout : str
-        Format name; ``standard`` or ``flattened``.
-    codec, engine : str
-        Empty for ELF.
-    level : int or None
-        Compression level; None for ELF.
-    threads : int
-        Worker threads.
-    guest_bytes : int
-        Guest memory in the dump.
-    hole_bytes : int
-        Part of it that was known to be zero and not read.
-    output_bytes : int
-        Size of the dump.
-    zero_pages, plain_pages, compressed_pages : int
-        Pages of a kdump file by kind.
-    copied_pages : int
-        Those of them that were taken from another kdump file as they lay there, not packed again.
-    excluded_pages : int
-        Pages of the guest that are not in the dump: left out of the dump that was its source, or, in a kdump
-        file, not to be read.
-    partial_pages : int
-        Pages of which the guest has only a part, as blocks that end inside a page have it: a kdump file has
-        zeros in the rest. 0 in an ELF file, which has the bytes that there are.
-    changed_pages : int
-        Pages packed when the guest stood still, because they had changed since all were packed while it ran;
-        0 where nothing was packed before.
-    unreadable : tuple of (int, int)
-        Guest-physical ranges ``[begin, end)`` that the host could not read: excluded from a kdump file,
-        zeros in an ELF file.
-    fuzzy : bool
-        True if the guest ran while it was read. The dump has a note that says so.
-    paused_seconds : float or None
-        For how long the guest stood still; None if it was not a live one.
-    seconds : float
-        From the first to the last byte, syncing included.
-    parts : tuple of str
-        The files of a split set; empty for a dump in one file.
-    vmcoreinfo_found : int or None
-        Guest-physical address at which the dump's VMCOREINFO was found; None if the source told it, if it
-        was given, or if there is none.
-    lost_pages : int
-        Pages of a damaged dump that could not be had; they are excluded, and the output is marked as
-        incomplete.
-    """
-
-    output: str
-    format: str
-    layout: str
-    codec: str
-    engine: str
-    level: int | None
-    threads: int
-    guest_bytes: int
-    hole_bytes: int
-    output_bytes: int
-    zero_pages: int
-    plain_pages: int
-    compressed_pages: int
-    copied_pages: int
-    excluded_pages: int
-    changed_pages: int
-    unreadable: tuple[tuple[int, int], ...]
-    fuzzy: bool
-    paused_seconds: float | None
-    seconds: float
-    parts: tuple[str, ...] = ()
-    vmcoreinfo_found: int | None = None
-    partial_pages: int = 0
-    lost_pages: int = 0
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Guest memory dumped in a second."""
-        return self.guest_bytes / self.seconds if self.seconds else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give all attributes by name, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

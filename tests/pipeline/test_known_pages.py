@@ -1,4 +1,4 @@
-"""The table of known pages, against a dict; no room for it; and that nothing of it is left behind."""
+"""The table of pages ahead, against a dict; no room for it; and that nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import vmdump
 from vmdump.errors import Cancelled, SinkError
 from vmdump.kernels.hash import KEY_WORDS
-from vmdump.pipeline.known import PLACED, KnownPages
+from vmdump.pipeline.ahead import PLACE, PagesAhead
 
 PAGE = 4096
 BATCH = 1 << 16
@@ -28,13 +28,13 @@ BATCH = 1 << 16
 BASES = (0, 1, 203, BATCH - 2, (1 << 20) - 3, 1 << 32, (1 << 39) - 400)
 
 
-def look_up(known: KnownPages, pfn: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of pages; nothing is as good as pages that were never recorded."""
-    return known.read(pfn, count) or (np.zeros(count, np.uint64), np.zeros(count, PLACED))
+def look_up(ahead: PagesAhead, pfn: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is noted of pages; nothing is as good as pages that were never recorded."""
+    return ahead.read(pfn, count) or (np.zeros(count, np.uint64), np.zeros(count, PLACE))
 
 
-def placed_of(rows: list[tuple[int, int]]) -> np.ndarray:
-    return np.array(rows, PLACED)
+def places_of(rows: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(rows, PLACE)
 
 
 @st.composite
@@ -49,51 +49,51 @@ def records(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int, int]], bool
 @given(calls=records(), data=st.data())
 def test_any_records(calls: list[tuple[int, list[tuple[int, int, int]], bool]], data: st.DataObject) -> None:
     model: dict[int, tuple[int, int, int]] = {}
-    with closing(KnownPages(PAGE, None)) as known:
+    with closing(PagesAhead(PAGE, None)) as ahead:
         for pfn, entries, with_places in calls:
             hashes = np.array([entry[0] for entry in entries], np.uint64)
-            places = placed_of([entry[1:] for entry in entries]) if with_places else None
-            known.record(pfn, hashes, places)
+            places = places_of([entry[1:] for entry in entries]) if with_places else None
+            ahead.record(pfn, hashes, places)
             for number, entry in enumerate(entries):
                 model[pfn + number] = entry if with_places else (entry[0], 0, 0)
         for base in (*BASES, data.draw(st.integers(0, 1 << 39))):
             first, count = base + data.draw(st.integers(0, 200)), data.draw(st.integers(0, 400))
-            found, places = look_up(known, first, count)
+            found, places = look_up(ahead, first, count)
             wanted = [model.get(pfn, (0, 0, 0)) for pfn in range(first, first + count)]
             assert list(zip(found.tolist(), *map(np.ndarray.tolist, (places["offset"], places["size"])),
                             strict=True)) == wanted  # fmt: skip
-            runs = list(known.recorded(first, count))
+            runs = list(ahead.recorded(first, count))
             assert all(begin < end for begin, end in runs)
             covered = [pfn for begin, end in runs for pfn in range(begin, end)]
             assert covered == [first + number for number, entry in enumerate(wanted) if entry[0]]
-        everything = [pfn for run in known.recorded(0, 1 << 39) for pfn in range(*run)]
+        everything = [pfn for run in ahead.recorded(0, 1 << 39) for pfn in range(*run)]
         assert everything == sorted(pfn for pfn, entry in model.items() if entry[0])
 
 
 def test_arrays_are_the_callers_own() -> None:
-    with closing(KnownPages(PAGE, None)) as known:
-        known.record(5, np.array([7, 8], np.uint64))
-        hashes, places = look_up(known, 5, 2)
+    with closing(PagesAhead(PAGE, None)) as ahead:
+        ahead.record(5, np.array([7, 8], np.uint64))
+        hashes, places = look_up(ahead, 5, 2)
         hashes[:], places[:] = 0, (1, 1)
-        assert look_up(known, 5, 2)[0].tolist() == [7, 8]
-        assert known.key.shape == (KEY_WORDS,)
-        with closing(KnownPages(PAGE, None)) as other:
-            assert (known.key != other.key).any()
+        assert look_up(ahead, 5, 2)[0].tolist() == [7, 8]
+        assert ahead.key.shape == (KEY_WORDS,)
+        with closing(PagesAhead(PAGE, None)) as other:
+            assert (ahead.key != other.key).any()
 
 
 def test_more_than_a_batch_with_a_gap() -> None:
     count = 3 * BATCH
     hashes = np.arange(1, count + 1, dtype=np.uint64)
     hashes[BATCH + 5 : 2 * BATCH - 5] = 0
-    with closing(KnownPages(PAGE, None)) as known:
-        known.record(1000, hashes)
+    with closing(PagesAhead(PAGE, None)) as ahead:
+        ahead.record(1000, hashes)
         found = np.zeros(count + 2000, bool)
-        for begin, end in known.recorded(0, count + 2000):
+        for begin, end in ahead.recorded(0, count + 2000):
             assert not found[begin:end].any()
             found[begin:end] = True
         assert np.array_equal(found[1000 : 1000 + count], hashes != 0)
         assert found.sum() == np.count_nonzero(hashes)
-        assert np.array_equal(look_up(known, 1000, count)[0], hashes)
+        assert np.array_equal(look_up(ahead, 1000, count)[0], hashes)
 
 
 def test_calls_of_the_system_that_do_half(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,20 +101,20 @@ def test_calls_of_the_system_that_do_half(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:7], at))
     monkeypatch.setattr(os, "preadv", lambda fd, rooms, at: read(fd, [rooms[0][:11]], at))
     hashes = np.arange(1, 60, dtype=np.uint64)
-    with closing(KnownPages(PAGE, None)) as known:
-        known.record(77, hashes, placed_of([(number, 9) for number in range(59)]))
-        found, places = look_up(known, 70, 70)
+    with closing(PagesAhead(PAGE, None)) as ahead:
+        ahead.record(77, hashes, places_of([(number, 9) for number in range(59)]))
+        found, places = look_up(ahead, 70, 70)
         assert found.tolist() == [0] * 7 + hashes.tolist() + [0] * 4
         assert places["offset"][7:66].tolist() == list(range(59))
 
 
 def test_several_threads() -> None:
-    with closing(KnownPages(PAGE, None)) as known:
+    with closing(PagesAhead(PAGE, None)) as ahead:
 
         def work(first: int) -> None:
             for pfn in range(first, first + 4000, 40):
-                known.record(pfn, np.full(40, pfn + 1, np.uint64))
-                assert (look_up(known, pfn, 40)[0] == pfn + 1).all()
+                ahead.record(pfn, np.full(40, pfn + 1, np.uint64))
+                assert (look_up(ahead, pfn, 40)[0] == pfn + 1).all()
 
         threads = [threading.Thread(target=work, args=(4000 * number,)) for number in range(4)]
         for thread in threads:
@@ -122,7 +122,7 @@ def test_several_threads() -> None:
         for thread in threads:
             thread.join()
         expected = np.repeat(np.arange(0, 16000, 40, dtype=np.uint64) + 1, 40)
-        assert np.array_equal(look_up(known, 0, 16000)[0], expected)
+        assert np.array_equal(look_up(ahead, 0, 16000)[0], expected)
 
 
 # --- trouble ------------------------------------------------------------------------------------------------
@@ -156,11 +156,11 @@ def open_descriptors() -> list[str]:
     ("call", "code"), [("pwrite", errno.ENOSPC), ("preadv", errno.EIO), ("lseek", errno.EIO)]
 )
 def test_each_failure_is_named(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(KnownPages(PAGE, str(tmp_path))) as known:
+    with closing(PagesAhead(PAGE, str(tmp_path))) as ahead:
         monkeypatch.setattr(os, call, fail_with(code))
         with pytest.raises(SinkError) as error:
-            known.record(0, np.ones(3, np.uint64))
-            list(known.recorded(0, 3))
+            ahead.record(0, np.ones(3, np.uint64))
+            list(ahead.recorded(0, 3))
         monkeypatch.undo()
     assert (error.value.errno, error.value.filename) == (code, str(tmp_path))
     assert os.strerror(code) in str(error.value)
@@ -171,7 +171,7 @@ def test_each_failure_is_named(call: str, code: int, tmp_path: Path, monkeypatch
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SinkError) as error:
-        KnownPages(PAGE, str(tmp_path / "nowhere"))
+        PagesAhead(PAGE, str(tmp_path / "nowhere"))
     assert error.value.errno == errno.ENOENT
 
 

@@ -125,7 +125,7 @@ def test_shortages_of_a_library(error: Exception, monkeypatch: pytest.MonkeyPatc
     def exhausted(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("vmdump.operations.request.whole_blocks", exhausted)
+    monkeypatch.setattr("vmdump.writers.kdump.kdump_head", exhausted)
     for source in ("synthetic:2M", bytes(PAGE)):
         with pytest.raises(OutOfResources) as caught:
             vmdump.dump(source, out / "guest")

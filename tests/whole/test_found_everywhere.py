@@ -403,7 +403,7 @@ def test_a_search_is_ended_with_its_dump(
 
     monkeypatch.setattr(find_vmcoreinfo, "_starts", look)
     from vmdump.job import DumpJob
-    from vmdump.operations.request import check_request
+    from vmdump.operations.dump import check_request
 
     running = DumpJob(check_request(sources["lime"], tmp_path / "ended").run)
     running.start()

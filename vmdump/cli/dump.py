@@ -24,7 +24,7 @@ from vmdump.cli.printing import say
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import IncompleteDump
-from vmdump.job import Report
+from vmdump.operations.report import Report
 from vmdump.units import format_size
 
 __all__ = ["dump_command"]

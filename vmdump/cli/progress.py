@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from vmdump.cli.printing import console, harmless
-from vmdump.job import Report
+from vmdump.operations.report import Report
 from vmdump.units import format_size
 
 __all__ = ["late_bar", "progress_bar", "summary"]

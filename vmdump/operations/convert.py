@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.guest.guest import Guest
-from vmdump.job import Report
 from vmdump.opening import as_source, names_dump, names_live_guest, open_dump, open_source
-from vmdump.operations.request import Request, check_request
+from vmdump.operations.dump import Request, make_request
+from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.readers.checking import Checking
-from vmdump.sinks.set import SinkSet, part_names
+from vmdump.sinks.set import part_names
 from vmdump.sources.base import LiveSource, Source
-from vmdump.writers.kdump import plan_split, write_kdump
-from vmdump.writers.tally import Tally
+from vmdump.writers.registry import make_writer
 
 if TYPE_CHECKING:
     from vmdump.opening import Paths
@@ -98,7 +95,7 @@ def convert(
         The output cannot be written.
     """
     control = Control(progress)
-    return _check(source, output, control, **options)(control)
+    return _check(source, output, control, **options).run(control)
 
 
 def _check(
@@ -116,40 +113,30 @@ def _check(
     search: bool = True,
     force: bool = False,
     keep_going: bool = False,
-) -> Callable[[Control], Report]:
-    """Refuse what cannot be done before anything is created; give what does it."""
-    names: list[str] = []
+) -> Request:
+    """Refuse what cannot be done before anything is created."""
+    parts: list[str] = []
     if split is not None:
         if not 2 <= split <= _MAX_PARTS:
             raise RequestError(f"split: {split} is not from 2 to {_MAX_PARTS}", parameter="split")
-        if format == "elf" or layout == "flattened":
-            raise RequestError(
-                "split: only kdump files of the standard layout can be parts of a set", parameter="split"
-            )
-        names = part_names(output, split)
-    guest, owned = _open(source, Checking(check_threads(threads), control) if keep_going else None)
-    try:
-        request = check_request(
-            guest,
-            output,
-            format=format,
-            layout=layout,
-            engine=engine,
-            level=level,
-            threads=threads,
-            vmcoreinfo=vmcoreinfo,
-            search=search,
-            force=force,
-            owned=owned,
-        )
-        if request.engine is None or split is None:
-            return request.run
-        plan_split(request.vmcoreinfo.without_search(guest.guest), request.engine.codec, split)
-        return _Splitting(request, names).run
-    except BaseException:
-        if owned:
-            guest.close()
-        raise
+        parts = part_names(output, split)
+    writer = make_writer(format, layout=layout, engine=engine, level=level)
+    if parts:
+        writer.check_split()
+    threads = check_threads(threads)
+    guest, owned = _open(source, Checking(threads, control) if keep_going else None)
+    return make_request(
+        guest,
+        output,
+        format,
+        writer,
+        threads=threads,
+        force=force,
+        vmcoreinfo=vmcoreinfo,
+        search=search,
+        owned=owned,
+        parts=parts,
+    )
 
 
 def _open(source: AnyDump, checking: Checking | None) -> tuple[Source, bool]:
@@ -165,52 +152,3 @@ def _open(source: AnyDump, checking: Checking | None) -> tuple[Source, bool]:
     if checking is not None and names_dump(source):
         return open_dump(source, damaged=True, checking=checking), True
     return open_source(source), True
-
-
-@dataclass(frozen=True)
-class _Splitting:
-    """A request whose output is a split set."""
-
-    request: Request
-    names: list[str]
-
-    def run(self, control: Control) -> Report:
-        """Write the parts one after another, each with all threads."""
-        began = time.perf_counter()
-        request = self.request
-        assert request.engine is not None
-        tally = Tally()
-        try:
-            with (
-                SinkSet(self.names, force=request.force, cancelled=control.cancelled) as parts,
-                request.held(control) as guest,
-            ):
-                plans = plan_split(guest, request.engine.codec, len(self.names))
-                control.start(plans[0].memory_size)
-                make_packer = request.packers(guest)
-                for output in parts.sinks:
-                    output.begin(guest.files)
-                for plan, output in zip(plans, parts.sinks, strict=True):
-                    tally += write_kdump(
-                        guest,
-                        plan,
-                        output,
-                        codec=request.engine.codec,
-                        make_packer=make_packer,
-                        flatten=False,
-                        threads=request.threads,
-                        control=control,
-                        copies=request.copies(guest),
-                    )
-            return request.report(
-                guest,
-                tally,
-                name=os.fspath(request.output),
-                layout="standard",
-                guest_bytes=guest.size,
-                seconds=time.perf_counter() - began,
-                parts=self.names,
-            )
-        finally:
-            if request.owned:
-                request.source.close()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.guest.whole import count_pages
-from vmdump.job import Report
 from vmdump.opening import open_dump
-from vmdump.operations.request import check_request
+from vmdump.operations.dump import check_request
+from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.readers.bytes.file import naming_file

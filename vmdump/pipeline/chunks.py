@@ -15,8 +15,8 @@ from vmdump.codecs.engines import PagePacker
 from vmdump.guest.guest import FileRuns, Pages, file_runs
 from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
+from vmdump.pipeline.ahead import PagesAhead
 from vmdump.pipeline.copies import Copies
-from vmdump.pipeline.known import KnownPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.units import align_up
@@ -46,11 +46,11 @@ class Packed:
         it begins and ends at multiples of ALIGNMENT in memory, so its end may mean nothing.
     sizes : (pages,) uint32
         Bytes of each page in `data`: 0 for a zero page, the page size for a plain one, SAME_SIZE for one
-        that is known and was not packed.
+        that is as it was when it was packed ahead.
     hashes : (pages,) uint64 or None
         Of what the pages hold, 0 for zeros, where a key was given.
-    placed : (pages,) PLACED or None
-        Where the pages that are known went.
+    places : (pages,) PLACE or None
+        Where pages went that were packed ahead.
     copied : int
         Pages that were packed already.
     """
@@ -58,7 +58,7 @@ class Packed:
     data: Pages
     sizes: NDArray[np.uint32]
     hashes: NDArray[np.uint64] | None = None
-    placed: NDArray[np.void] | None = None
+    places: NDArray[np.void] | None = None
     copied: int = 0
 
 
@@ -73,7 +73,7 @@ class Scanned:
     kinds : (units,) uint8
         Of each unit, the last of which may be a part of one: ZERO, SAME, CLEARED or NEW.
     hashes : (units,) uint64 or None
-        Of what the units hold, 0 for zeros, where known pages were given.
+        Of what the units hold, 0 for zeros, where pages ahead were given.
     """
 
     data: Pages
@@ -112,13 +112,13 @@ class _Worker(threading.local):
     def __init__(
         self,
         page_size: int,
-        known: KnownPages | None,
+        ahead: PagesAhead | None,
         key: NDArray[np.uint64] | None,
         make_packer: Callable[[], PagePacker] | None = None,
         copies: Copies | None = None,
     ) -> None:
         self._page_size = page_size
-        self._known = known
+        self._ahead = ahead
         self._key = key
         self._make_packer = make_packer
         self._copies = copies
@@ -141,18 +141,18 @@ class _Worker(threading.local):
         pages = run.length // self._page_size
         sizes = np.empty(pages, np.uint32)
         out = slot.buffer(packer.bound(pages))
-        hashes, options, placed = self._hashing(run)
+        hashes, options, places = self._hashing(run)
         runs = file_runs(run.block.memory, run.offset, run.length)
         if runs is not None:
             # Where that fails, the memory itself knows what there is to say or to do.
             with suppress(OSError):
                 used = packer.pack(self._scan_files(runs, pages, options), out, sizes)
-                return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, placed)
+                return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, places)
         if run.block.memory.copies and self._scratch.size < run.length:
             self._scratch = np.empty(max(run.length, CHUNK_SIZE), np.uint8)
         data = run.block.memory.view(run.offset, run.length, self._scratch)
         used = packer.pack(PageScan(data, self._page_size, **options), out, sizes)
-        return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, placed)
+        return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, places)
 
     def _copy(self, copies: Copies, slot: _Slot, run: Run) -> Packed | None:
         """Take pages of a run that are packed as they are wanted, and pack the others; None if none is."""
@@ -213,11 +213,11 @@ class _Worker(threading.local):
         pages = run.length // self._page_size
         hashes = np.empty(pages, np.uint64)
         pfn = (run.block.start + run.offset) // self._page_size
-        found = None if self._known is None else self._known.read(pfn, pages)
+        found = None if self._ahead is None else self._ahead.read(pfn, pages)
         if found is None:
             return hashes, {"key": self._key, "hashes": hashes}, None
-        known, placed = found
-        return hashes, {"key": self._key, "hashes": hashes, "known": known}, placed
+        known, places = found
+        return hashes, {"key": self._key, "hashes": hashes, "known": known}, places
 
 
 def _is_hole(run: Run) -> bool:
@@ -231,7 +231,7 @@ def packed(
     page_size: int,
     threads: int,
     key: NDArray[np.uint64] | None = None,
-    known: KnownPages | None = None,
+    ahead: PagesAhead | None = None,
     copies: Copies | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     """Give every run of the slices in order, data packed, holes as None.
@@ -248,34 +248,34 @@ def packed(
         Worker threads.
     key : (KEY_WORDS,) uint64, optional
         Of the pages' hashes; without it there are none.
-    known : KnownPages, optional
+    ahead : PagesAhead, optional
         Pages that need not be packed again where they hold what they held; with its `key`.
     copies : Copies, optional
         Pages that are packed already.
     """
     slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=page_size, chunk=CHUNK_SIZE, join=_PACK_JOIN)
-    worker = _Worker(page_size, known, key, make_packer, copies)
+    worker = _Worker(page_size, ahead, key, make_packer, copies)
     return in_order(runs, worker.pack, slots, threads=threads, idle=_is_hole)
 
 
 def scanned(
-    slices: Iterable[Slice], *, unit: int, threads: int, known: KnownPages | None = None
+    slices: Iterable[Slice], *, unit: int, threads: int, ahead: PagesAhead | None = None
 ) -> Generator[tuple[Run, Scanned | None]]:
     """Give every run of the slices in order, data as bytes, holes as None.
 
     Parameters
     ----------
     slices : iterable of Slice
-        Any bytes; whole units where there are known pages.
+        Any bytes; whole units where there are pages ahead.
     unit : int
         Bytes to which the extents are widened, and of which is told what they hold.
     threads : int
         Worker threads.
-    known : KnownPages, optional
+    ahead : PagesAhead, optional
         Of that unit; as for :func:`packed`.
     """
     slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=unit, chunk=CHUNK_SIZE, join=_SCAN_JOIN)
-    worker = _Worker(unit, known, known.key if known else None)
+    worker = _Worker(unit, ahead, ahead.key if ahead else None)
     return in_order(runs, worker.scan, slots, threads=threads, idle=_is_hole)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.pipeline.known import new_key
+from vmdump.pipeline.ahead import new_key
 
 if TYPE_CHECKING:
     from vmdump.guest.stored import StoredPages

@@ -9,7 +9,7 @@ from vmdump.errors import RequestError
 from vmdump.guest.guest import Block
 from vmdump.units import ADDRESS_LIMIT, align_up
 
-__all__ = ["Run", "Slice", "cut_blocks", "cut_runs", "filter_blocks", "whole_blocks"]
+__all__ = ["Run", "Slice", "chosen_blocks", "cut_blocks", "cut_runs", "whole_blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,24 @@ def cut_blocks(blocks: Iterable[Block], begin: int, end: int) -> list[Slice]:
     ]
 
 
-def filter_blocks(blocks: Sequence[Block], begin: int, length: int) -> list[Slice]:
-    """Take the part of the blocks inside ``[begin, begin + length)``.
+def chosen_blocks(blocks: Sequence[Block], within: tuple[int, int] | None) -> list[Slice]:
+    """Take all blocks, or their part inside a range.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        In address order.
+    within : (int, int) or None
+        First guest-physical address, and bytes.
 
     Raises
     ------
     RequestError
         The range is no range of addresses, or holds no memory.
     """
+    if within is None:
+        return whole_blocks(blocks)
+    begin, length = within
     end = begin + length
     if begin < 0 or length <= 0 or end > ADDRESS_LIMIT:
         raise RequestError(

@@ -49,15 +49,15 @@ def write_bitmap(
         first_pfn += 8 * length
 
 
-def without(ranges: Sequence[tuple[int, int]], gone: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def without(ranges: Sequence[tuple[int, int]], taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Take ranges out of ranges; both ascending, and one that is taken out may reach over several."""
     left = []
     at = 0
     for begin, end in ranges:
-        while at < len(gone) and gone[at][0] < end:
-            left.append((begin, gone[at][0]))
-            begin = max(begin, gone[at][1])
-            if gone[at][1] > end:
+        while at < len(taken) and taken[at][0] < end:
+            left.append((begin, taken[at][0]))
+            begin = max(begin, taken[at][1])
+            if taken[at][1] > end:
                 break
             at += 1
         left.append((begin, end))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vmdump.errors import SinkError
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.formats.layout import ByteOrder
-from vmdump.pipeline.known import PLACED
+from vmdump.pipeline.ahead import PLACE
 from vmdump.writers.lanes import Lane
 from vmdump.writers.tally import Tally
 
@@ -62,19 +62,19 @@ class DescriptorTable:
         self._spooled: list[tuple[bool, int]] = []
         self._zero_batch: NDArray[np.void] = np.empty(0, self._dtype)
 
-    def add(self, placed: NDArray[np.void]) -> None:
-        """Add pages, by their places in the file; (n,) PLACED."""
-        zero = int(np.count_nonzero(placed["offset"] == self._zero_offset))
-        whole = int(np.count_nonzero(placed["size"] == self._page_size))
+    def add(self, places: NDArray[np.void]) -> None:
+        """Add pages, by their places in the file; (n,) PLACE."""
+        zero = int(np.count_nonzero(places["offset"] == self._zero_offset))
+        whole = int(np.count_nonzero(places["size"] == self._page_size))
         self._tally.zero_pages += zero
         self._tally.plain_pages += whole - zero
-        self._tally.compressed_pages += placed.size - whole
+        self._tally.compressed_pages += places.size - whole
         if self._lane is None:
             with self._spool_errors():
-                self._spool.write(placed.tobytes())
-            self._remember(False, placed.size)
+                self._spool.write(places.tobytes())
+            self._remember(False, places.size)
         else:
-            self._emit(placed, self._lane)
+            self._emit(places, self._lane)
 
     def add_zero_pages(self, count: int) -> None:
         """Add pages of a hole."""
@@ -95,8 +95,8 @@ class DescriptorTable:
             for begin in range(0, count, _BATCH):
                 batch = min(_BATCH, count - begin)
                 with self._spool_errors():
-                    raw = self._spool.read(PLACED.itemsize * batch)
-                self._emit(np.frombuffer(raw, PLACED), lane)
+                    raw = self._spool.read(PLACE.itemsize * batch)
+                self._emit(np.frombuffer(raw, PLACE), lane)
         self._spooled.clear()
         with self._spool_errors():
             self._spool.seek(0)
@@ -126,12 +126,12 @@ class DescriptorTable:
             count += self._spooled.pop()[1]
         self._spooled.append((is_hole, count))
 
-    def _emit(self, placed: NDArray[np.void], lane: Lane) -> None:
-        table: NDArray[np.void] = np.zeros(placed.size, self._dtype)
-        table["offset"] = placed["offset"]
-        table["size"] = placed["size"]
+    def _emit(self, places: NDArray[np.void], lane: Lane) -> None:
+        table: NDArray[np.void] = np.zeros(places.size, self._dtype)
+        table["offset"] = places["offset"]
+        table["size"] = places["size"]
         table["flags"] = np.where(
-            placed["size"] == self._page_size, np.uint32(0), np.uint32(self._codec_flag)
+            places["size"] == self._page_size, np.uint32(0), np.uint32(self._codec_flag)
         )
         lane.write(table.view(np.uint8))
 

@@ -1,4 +1,4 @@
-"""Pages that the guest has and a dump of it leaves out, as a writer needs them: in pieces, and never all."""
+"""Pages that are in a guest and excluded from its dumps, as a writer needs them: in pieces, and never all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vmdump.guest.guest import Guest
 from vmdump.guest.whole import page_runs
 from vmdump.pipeline.plan import Slice
 
-__all__ = ["count_excluded", "left_out", "masks", "nth_page", "segments"]
+__all__ = ["count_excluded", "excluded_ranges", "masks", "nth_page", "segments"]
 
 _WINDOW = 1 << 18
 """Pages asked for together: a quarter of a MiB of answers."""
@@ -38,7 +38,7 @@ def count_excluded(source: Guest, begin_pfn: int, end_pfn: int) -> int:
     return sum(int(np.count_nonzero(mask)) for _, mask in masks(source, begin_pfn, end_pfn))
 
 
-def left_out(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
+def excluded_ranges(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
     """Give the guest-physical ranges inside ``[begin, end)`` that are excluded.
 
     Returns
@@ -76,9 +76,9 @@ def segments(source: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64]
         return np.array(starts, np.uint64), np.array(sizes, np.uint64)
     all_starts, all_ends = [], []
     for piece in slices:
-        gone = left_out(source, piece.start, piece.start + piece.size)
-        begins = np.concatenate(([0], gone[:, 1]))
-        ends = np.concatenate((gone[:, 0], [piece.size]))
+        excluded = excluded_ranges(source, piece.start, piece.start + piece.size)
+        begins = np.concatenate(([0], excluded[:, 1]))
+        ends = np.concatenate((excluded[:, 0], [piece.size]))
         kept = begins < ends
         all_starts.append(begins[kept].astype(np.uint64) + np.uint64(piece.start))
         all_ends.append(ends[kept].astype(np.uint64) + np.uint64(piece.start))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
 from vmdump.formats.elf import PHDR, PT_LOAD, PT_NOTE, ElfClass
 from vmdump.formats.layout import ByteOrder
+from vmdump.guest.guest import Guest
+from vmdump.pipeline.plan import Slice, chosen_blocks
 
-__all__ = ["cut_mappings", "program_headers"]
+__all__ = ["Selection", "cut_mappings", "program_headers"]
 
 _Column = NDArray[np.uint64]
 _LOAD_FIELDS = ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz")
@@ -18,6 +22,48 @@ _Loads = tuple[_Column, _Column, _Column, _Column, _Column]
 
 _NOWHERE = np.uint64((1 << 64) - 1)
 """p_offset of memory that is not in the file, as QEMU has it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which memory a core has, and by what it is described.
+
+    Attributes
+    ----------
+    within : (int, int) or None
+        First guest-physical address that is dumped, and bytes; None for all.
+    paging : bool
+        By the guest's page tables.
+    """
+
+    within: tuple[int, int] | None = None
+    paging: bool = False
+
+    def slices(self, guest: Guest) -> list[Slice]:
+        """Choose the memory of a guest.
+
+        Raises
+        ------
+        RequestError
+            There is none in the range.
+        """
+        return chosen_blocks(guest.blocks, self.within)
+
+    def mappings(self, guest: Guest, *, as_qemu: bool = False) -> Runs | None:
+        """List what the page tables map to that memory, as :meth:`Guest.mappings` does; None without paging.
+
+        Raises
+        ------
+        CapabilityError, TranslationError, SourceError
+            They cannot be walked.
+        """
+        if not self.paging:
+            return None
+        runs = guest.mappings(as_qemu=as_qemu)
+        if self.within is None:
+            return runs
+        begin, length = self.within
+        return runs.clipped(begin, begin + length)
 
 
 def program_headers(

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.guest.guest import Pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
+from vmdump.pipeline.ahead import PLACE, PagesAhead
 from vmdump.pipeline.chunks import ALIGNMENT, Packed
-from vmdump.pipeline.known import PLACED
 from vmdump.units import align_up
 from vmdump.writers.lanes import Lane
 
-__all__ = ["PageData"]
+__all__ = ["DataAhead", "PageData"]
 
 _WORTH_ALIGNING = 256 << 10
 """Bytes of one chunk that begin at a block of the file, so that they can be written from where they are: no
 byte is copied, and half a block on average, less than 1 %, is lost to zeros. What is shorter is gathered."""
+
+
+@dataclass(frozen=True)
+class DataAhead:
+    """Page data in a standard kdump file that was packed while the guest still ran.
+
+    Attributes
+    ----------
+    pages : PagesAhead
+        What the pages held, and their places.
+    shared : SharedPages
+        The same, by contents.
+    data_offset, next_offset : int
+        File offsets of the first page, which is the shared zero page, and behind the last one.
+    """
+
+    pages: PagesAhead
+    shared: SharedPages
+    data_offset: int
+    next_offset: int
+
+    def fits(self, data_offset: int, page_size: int) -> bool:
+        """Tell whether the file can be one whose page data begin at another offset.
+
+        Readers take the page of zeros for the one that begins right behind the last descriptor. Where that
+        has moved, there must be room for another one.
+        """
+        gap = self.data_offset - data_offset
+        return page_size == self.pages.page_size and (gap == 0 or gap >= page_size)
 
 
 class PageData:
@@ -61,20 +92,20 @@ class PageData:
 
         Returns
         -------
-        (pages,) PLACED
+        (pages,) PLACE
             Where all pages of the run are in the file, and their bytes there; zero pages are in the shared
             one, and pages of SAME_SIZE where `packed` says.
         """
         new = np.flatnonzero((packed.sizes != 0) & (packed.sizes != SAME_SIZE))
-        placed: NDArray[np.void] = np.empty(packed.sizes.size, PLACED)
-        placed["offset"], placed["size"] = self._zero_offset, self._page_size
-        if packed.placed is not None:
+        places: NDArray[np.void] = np.empty(packed.sizes.size, PLACE)
+        places["offset"], places["size"] = self._zero_offset, self._page_size
+        if packed.places is not None:
             same = packed.sizes == SAME_SIZE
-            placed[same] = packed.placed[same]
+            places[same] = packed.places[same]
         if new.size:
             hashes = None if packed.hashes is None else packed.hashes[new]
-            placed[new] = self._store(packed.data, packed.sizes[new], hashes)
-        return placed
+            places[new] = self._store(packed.data, packed.sizes[new], hashes)
+        return places
 
     def _store(
         self, data: Pages, sizes: NDArray[np.uint32], hashes: NDArray[np.uint64] | None
@@ -94,9 +125,9 @@ class PageData:
         data[used:end] = 0
         self._lane.write(data[:end])
         self.next_offset += end
-        placed: NDArray[np.void] = np.empty(sizes.size, PLACED)
-        placed["offset"], placed["size"] = offsets, sizes
-        return placed
+        places: NDArray[np.void] = np.empty(sizes.size, PLACE)
+        places["offset"], places["size"] = offsets, sizes
+        return places
 
     def finish(self) -> None:
         """Hand everything to the operating system."""

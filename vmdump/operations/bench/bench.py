@@ -25,8 +25,8 @@ from vmdump.pipeline.plan import whole_blocks
 from vmdump.pipeline.sample import Sample, reading_speed, take_sample
 from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
-from vmdump.writers.elf import plan_elf
-from vmdump.writers.kdump import plan_kdump
+from vmdump.writers.elf_head import elf_head
+from vmdump.writers.kdump_head import kdump_head
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
@@ -383,8 +383,8 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
         it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=AS_TOLD) as guest,
     ):
         # The codec is named in the header, and does not change its size.
-        plan = plan_kdump(guest, engines()[0].codec)
-        elf = plan_elf(guest, whole_blocks(guest.blocks))
+        kdump = kdump_head(guest, engines()[0].codec)
+        elf = elf_head(guest, whole_blocks(guest.blocks))
         blocks = whole_pages(guest.blocks, guest.page_size)
         sample = take_sample(blocks, page_size=guest.page_size, size=size)
         read_speed = reading_speed(blocks, sample)
@@ -407,8 +407,8 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
         page_size=page_size,
         guest_bytes=guest_bytes,
         # The zero page that all share lies with the others.
-        kdump_bytes=plan.data_offset + page_size,
-        elf_bytes=len(elf.head),
+        kdump_bytes=kdump.data_offset + page_size,
+        elf_bytes=len(elf.content),
     )
 
 

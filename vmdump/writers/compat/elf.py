@@ -7,6 +7,7 @@ names of the sections are behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,13 +26,14 @@ from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.sinks.base import Sink
-from vmdump.writers.compat.target import notes_of_qemu
-from vmdump.writers.elf import write_memory
+from vmdump.writers.base import Plan, Writer
+from vmdump.writers.compat.target import notes_of_qemu, qemu_target
+from vmdump.writers.elf_memory import write_memory
 from vmdump.writers.lanes import PlainFile
-from vmdump.writers.loads import program_headers
+from vmdump.writers.loads import Selection, program_headers
 from vmdump.writers.tally import Tally
 
-__all__ = ["write_compat_elf"]
+__all__ = ["CompatElfWriter"]
 
 _E_EHSIZE = 8
 """The size of a pointer to the header, not of the header."""
@@ -39,9 +41,65 @@ _SECTION_NAMES = b"\0.shstrtab\0"
 _SECTIONS = 2
 
 
-def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
-    elf_class = source.elf_class
-    notes, byteorder = notes_of_qemu(source)
+class CompatElfWriter(Writer):
+    """The ELF core of QEMU 7.2.
+
+    Parameters
+    ----------
+    selection : Selection
+        What of a guest is in it.
+    """
+
+    takes_found_vmcoreinfo = False
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+
+    def check(self, guest: Guest) -> None:
+        """Refuse a guest that QEMU does not dump, or without memory in the range."""
+        qemu_target(guest)
+        self._selection.slices(guest)
+
+    def plan(self, guest: Guest) -> CompatElfPlan:
+        """Lay a guest out; by page tables where QEMU walks them."""
+        target, slices = qemu_target(guest), self._selection.slices(guest)
+        mappings = self._selection.mappings(guest, as_qemu=True) if target.page_tables else None
+        size = sum(piece.size for piece in slices)
+        return CompatElfPlan(guest, size, size, slices, _head(guest, slices, mappings))
+
+
+@dataclass(frozen=True)
+class CompatElfPlan(Plan):
+    """A guest laid out in QEMU's core.
+
+    Attributes
+    ----------
+    slices : list of Slice
+        The memory that is dumped.
+    head : bytes
+        What stands in front of it.
+    """
+
+    slices: list[Slice]
+    head: bytes
+
+    def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
+        """Write the core."""
+        tally = Tally(size=len(self.head) + self.guest_size + len(_SECTION_NAMES))
+        with PlainFile(sink, control.cancelled) as file:
+            lane = file.lane(0)
+            lane.write(self.head)
+            write_memory(self.guest, lane, self.slices, tally, threads=threads, control=control)
+            release()
+            lane.write(_SECTION_NAMES)
+            lane.finish()
+            file.finish()
+        return tally
+
+
+def _head(guest: Guest, slices: Sequence[Slice], mappings: Runs | None) -> bytes:
+    elf_class = guest.elf_class
+    notes, byteorder = notes_of_qemu(guest)
     mask = (1 << elf_class) - 1
     phnum = 1 + (len(slices) if mappings is None else len(mappings.size))
     shoff = EHDR[elf_class].size
@@ -54,7 +112,7 @@ def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> byte
         byteorder,
         e_ident=ident(elf_class, byteorder),
         e_type=ET_CORE,
-        e_machine=source.arch.machine,
+        e_machine=guest.arch.machine,
         e_version=EV_CURRENT,
         e_phoff=phoff,
         e_shoff=shoff,
@@ -82,49 +140,3 @@ def _head(source: Guest, slices: Sequence[Slice], mappings: Runs | None) -> byte
     # QEMU knows no virtual address 0: that is memory without one.
     loads["p_vaddr"] = np.where(loads["p_vaddr"] == 0, loads["p_paddr"], loads["p_vaddr"])
     return header + first_section + names_section + table.tobytes() + notes
-
-
-def write_compat_elf(
-    source: Guest,
-    slices: Sequence[Slice],
-    output: Sink,
-    *,
-    threads: int,
-    control: Control,
-    release: Callable[[], object],
-    mappings: Runs | None = None,
-) -> Tally:
-    """Write the ELF core that QEMU 7.2 would have written.
-
-    Parameters
-    ----------
-    source : Guest
-        The guest.
-    slices : sequence of Slice
-        The memory to dump.
-    output : Sink
-        Seekable or not.
-    threads : int
-        Threads that read memory.
-    control : Control
-        Told of every chunk.
-    release : callable
-        Called when all memory has been read.
-    mappings : Runs, optional
-        The PT_LOADs instead of the slices, as QEMU finds them.
-
-    Raises
-    ------
-    SourceError, SinkError, Cancelled
-        And nothing is committed.
-    """
-    head = _head(source, slices, mappings)
-    tally = Tally(size=len(head) + sum(piece.size for piece in slices) + len(_SECTION_NAMES))
-    with PlainFile(output, control.cancelled) as file:
-        lane = file.lane(0)
-        lane.write(head)
-        write_memory(source, lane, slices, tally, None, threads=threads, control=control, release=release)
-        lane.write(_SECTION_NAMES)
-        lane.finish()
-        file.finish()
-    return tally

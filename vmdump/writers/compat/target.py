@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmdump.arch.qemu import TARGETS, QemuTarget
-from vmdump.codecs.engines import Engine, PagePacker, find_engine
+from vmdump.codecs.engines import PagePacker, find_engine
 from vmdump.errors import CapabilityError, EngineUnavailable, ReadError, RequestError
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.names import DumpFormat
 from vmdump.guest.guest import Guest
 from vmdump.kernels.pack import Packer
 
-__all__ = ["check_compat", "make_compat_packer", "notes_of_qemu", "qemu_target"]
+__all__ = ["ENGINE", "LEVEL", "check_compat", "make_compat_packer", "notes_of_qemu", "qemu_target"]
 
-_ENGINE = "zlib"
-_LEVEL = 1
+ENGINE = "zlib"
+LEVEL = 1
 
 _SMBIOS_AREA = 0xF0000
 _SMBIOS_AREA_END = 0x100000
@@ -33,7 +33,7 @@ def check_compat(
     level: int | None,
     pause: bool,
     vmcoreinfo: bool,
-) -> tuple[Engine, int] | None:
+) -> None:
     """Refuse what QEMU does not do.
 
     Parameters
@@ -44,11 +44,6 @@ def check_compat(
         What is asked for.
     vmcoreinfo : bool
         VMCOREINFO is given.
-
-    Returns
-    -------
-    Engine, int
-        What packs the pages, and its level; None for ELF.
 
     Raises
     ------
@@ -68,29 +63,28 @@ def check_compat(
             "compat: QEMU takes VMCOREINFO from the guest only, so none can be given", parameter="compat"
         )
     if dump_format.codec is None:
-        return None
+        return
     if dump_format.codec != "zlib":
         raise RequestError(
             f"compat: {dump_format.name} is none of QEMU's files that are known; elf and kdump-zlib are",
             parameter="compat",
         )
-    if engine not in (None, _ENGINE) or level not in (None, _LEVEL):
-        raise RequestError(f"compat: QEMU uses {_ENGINE} at level {_LEVEL}, nothing else", parameter="compat")
-    found = find_engine(dump_format.codec, _ENGINE)
+    if engine not in (None, ENGINE) or level not in (None, LEVEL):
+        raise RequestError(f"compat: QEMU uses {ENGINE} at level {LEVEL}, nothing else", parameter="compat")
+    found = find_engine(dump_format.codec, ENGINE)
     if "ng" in found.version:
         raise EngineUnavailable(
             f"compat: this machine's zlib is {found.version}, whose streams differ from zlib's",
-            engine=_ENGINE,
+            engine=ENGINE,
         )
-    return found, _LEVEL
 
 
 def make_compat_packer(page_size: int) -> PagePacker:
     """Make what packs each page as zlib's compress2() does in QEMU."""
-    return Packer(_ENGINE, page_size, _LEVEL, exact=True)
+    return Packer(ENGINE, page_size, LEVEL, exact=True)
 
 
-def qemu_target(source: Guest) -> QemuTarget:
+def qemu_target(guest: Guest) -> QemuTarget:
     """Find out which QEMU dumps this guest.
 
     A live guest tells. An ELF core of 32-bit x86 may come from qemu-system-i386 or from qemu-system-x86_64,
@@ -102,32 +96,32 @@ def qemu_target(source: Guest) -> QemuTarget:
     CapabilityError
         QEMU 7.2 does not dump guests of this architecture, or the source is a dump that leaves pages out.
     """
-    target = TARGETS.get(source.arch.name)
+    target = TARGETS.get(guest.arch.name)
     if target is None:
-        raise CapabilityError(f"compat: QEMU 7.2 dumps no guests of {source.arch.name}")
-    if source.excluded_size:
+        raise CapabilityError(f"compat: QEMU 7.2 dumps no guests of {guest.arch.name}")
+    if guest.excluded_size:
         raise CapabilityError(
-            f"compat: QEMU leaves no memory out, and this source lacks {source.excluded_size} bytes of it"
+            f"compat: QEMU leaves no memory out, and this source lacks {guest.excluded_size} bytes of it"
         )
-    qemu = source.qemu
-    if source.arch.name == "i386":
-        is_64bit = qemu.target == "x86_64" if qemu else not _has_32bit_cpu(source)
+    qemu = guest.qemu
+    if guest.arch.name == "i386":
+        is_64bit = qemu.target == "x86_64" if qemu else not _has_32bit_cpu(guest)
         return replace(target, uts_machine=TARGETS["x86_64"].uts_machine) if is_64bit else target
     if qemu and qemu.target == "ppc64" and not qemu.machine.startswith("pseries-"):
         return replace(target, page_size=TARGETS["ppc"].page_size)
     return target
 
 
-def notes_of_qemu(source: Guest) -> tuple[bytes, ByteOrder]:
+def notes_of_qemu(guest: Guest) -> tuple[bytes, ByteOrder]:
     """Give a guest's notes and their byte order as its QEMU gives them, mistakes included."""
-    if source.qemu is None:
-        return source.notes, source.byteorder
-    return source.qemu.notes, source.qemu.byteorder
+    if guest.qemu is None:
+        return guest.notes, guest.byteorder
+    return guest.qemu.notes, guest.qemu.byteorder
 
 
-def _has_32bit_cpu(source: Guest) -> bool:
+def _has_32bit_cpu(guest: Guest) -> bool:
     """Tell whether SMBIOS describes a CPU of a family that never had a 64-bit mode."""
-    signature = _cpu_signature(source)
+    signature = _cpu_signature(guest)
     if signature is None:
         return False
     family, model = signature >> 8 & 0xF, signature >> 4 & 0xF | signature >> 12 & 0xF0
@@ -135,14 +129,14 @@ def _has_32bit_cpu(source: Guest) -> bool:
     return family < 6 or (family == 6 and model < 15)
 
 
-def _cpu_signature(source: Guest) -> int | None:
+def _cpu_signature(guest: Guest) -> int | None:
     """Read what CPUID leaf 1 gives in EAX from SMBIOS; None if there is none."""
     try:
-        area = source.read(_SMBIOS_AREA, _SMBIOS_AREA_END - _SMBIOS_AREA)
+        area = guest.read(_SMBIOS_AREA, _SMBIOS_AREA_END - _SMBIOS_AREA)
         for at in range(0, len(area) - _ANCHOR_SIZE, 16):
             if area.startswith(_ANCHOR, at):
                 length = int.from_bytes(area[at + 0x16 : at + 0x18], "little")
-                table = source.read(int.from_bytes(area[at + 0x18 : at + 0x1C], "little"), length)
+                table = guest.read(int.from_bytes(area[at + 0x18 : at + 0x1C], "little"), length)
                 return _signature_in(table)
     except ReadError:
         pass

@@ -1,4 +1,7 @@
-"""Pages that have been packed before, by frame number: what they held, and where they went."""
+"""Pages packed or written ahead, by frame number: what they held, and where they went.
+
+What a page holds later tells whether it has changed since.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from numpy.typing import NDArray
 from vmdump.errors import SinkError
 from vmdump.kernels.hash import KEY_WORDS
 
-__all__ = ["PLACED", "KnownPages", "new_key"]
+__all__ = ["PLACE", "PagesAhead", "new_key"]
 
-PLACED = np.dtype([("offset", np.uint64), ("size", np.uint32)])
+PLACE = np.dtype([("offset", np.uint64), ("size", np.uint32)])
 """Where a page went: offset and bytes in the output."""
 
-_ENTRY = np.dtype([("hash", np.uint64), ("placed", PLACED)])
+_ENTRY = np.dtype([("hash", np.uint64), ("place", PLACE)])
 _BATCH = 1 << 16
 """Entries looked at together: 1.3 MB."""
 _REGION = 1024
@@ -31,7 +34,7 @@ def new_key() -> NDArray[np.uint64]:
     return np.frombuffer(os.urandom(8 * KEY_WORDS), np.uint64)
 
 
-class KnownPages:
+class PagesAhead:
     """A sparse table of pages in a temporary file: 20 bytes for each, 0.5 % of what was packed.
 
     In memory it would be 335 MB for a guest of 64 GiB. A page is the same when its 64-bit hash is; the key of
@@ -66,7 +69,7 @@ class KnownPages:
         with self._errors():
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
 
-    def record(self, pfn: int, hashes: NDArray[np.uint64], placed: NDArray[np.void] | None = None) -> None:
+    def record(self, pfn: int, hashes: NDArray[np.uint64], places: NDArray[np.void] | None = None) -> None:
         """Remember pages from frame number `pfn` on.
 
         Parameters
@@ -75,7 +78,7 @@ class KnownPages:
             Of the first page.
         hashes : (n,) uint64
             Of what they held, 0 for zeros.
-        placed : (n,) PLACED, optional
+        places : (n,) PLACE, optional
             Where that went, if it cannot be computed.
 
         Raises
@@ -85,8 +88,8 @@ class KnownPages:
         """
         entries: NDArray[np.void] = np.zeros(hashes.size, _ENTRY)
         entries["hash"] = hashes
-        if placed is not None:
-            entries["placed"] = placed
+        if places is not None:
+            entries["place"] = places
         self._regions.update(self._regions_of(pfn, hashes.size))
         raw, position = entries.view(np.uint8).data, pfn * _ENTRY.itemsize
         with self._errors():
@@ -105,7 +108,7 @@ class KnownPages:
         -------
         hashes : (count,) uint64
             Of what they held, 0 where that was zeros or was never recorded.
-        placed : (count,) PLACED
+        places : (count,) PLACE
             Where that went.
 
         Raises
@@ -120,7 +123,7 @@ class KnownPages:
         with self._errors():
             while raw and (size := os.preadv(self._file.fileno(), [raw], position)):
                 raw, position = raw[size:], position + size
-        return entries["hash"].copy(), entries["placed"].copy()
+        return entries["hash"].copy(), entries["place"].copy()
 
     def recorded(self, pfn: int, count: int) -> Iterator[tuple[int, int]]:
         """Give the runs ``[begin, end)`` of frame numbers inside that did not hold zeros, ascending.

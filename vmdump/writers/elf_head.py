@@ -1,0 +1,156 @@
+"""What stands in front of the memory in an ELF core: header, program headers directly behind it, notes.
+
+makedumpfile and crash look for the program headers there, whatever e_phoff says: makedumpfile 1.7.2
+reads them at 64, crash 8 refuses an e_phoff beyond 192.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch.paging import Runs
+from vmdump.errors import LayoutError
+from vmdump.formats.elf import (
+    EF_INCOMPLETE,
+    EHDR,
+    ET_CORE,
+    EV_CURRENT,
+    PHDR,
+    PN_XNUM,
+    SHDR,
+    XNUM_THRESHOLD,
+    ElfClass,
+    ident,
+)
+from vmdump.formats.notes import ERASEINFO_NAME, blocks_note, build_note
+from vmdump.guest.guest import Guest
+from vmdump.pipeline.plan import Slice
+from vmdump.units import align_up
+from vmdump.writers.excluded import segments
+from vmdump.writers.loads import cut_mappings, program_headers
+
+__all__ = ["UNIT", "ElfHead", "elf_head"]
+
+UNIT = 4096
+"""Memory begins on a file system block, and is written or left out in such units: holes of the file."""
+_LAST_32BIT = 0xFFFFFFFF
+_MAX_FILE = (1 << 63) - 1
+"""Bytes: file offsets are signed."""
+
+
+@dataclass(frozen=True)
+class ElfHead:
+    """Everything in front of the memory, and where the memory goes.
+
+    Attributes
+    ----------
+    elf_class : int
+        32 or 64.
+    content : bytes
+        Headers, notes and padding up to the first byte of memory.
+    file_size : int
+        Bytes of the whole file.
+    starts, sizes : (n,) uint64
+        Guest-physical address and bytes of each PT_LOAD's memory; one follows the other behind the head.
+    """
+
+    elf_class: ElfClass
+    content: bytes
+    file_size: int
+    starts: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+
+    def same_places(self, other: ElfHead) -> bool:
+        """Tell whether memory goes to the same places in both files."""
+        same = np.array_equal(self.starts, other.starts) and np.array_equal(self.sizes, other.sizes)
+        return same and len(self.content) == len(other.content)
+
+
+def elf_head(
+    guest: Guest, slices: Sequence[Slice], mappings: Runs | None = None, *, memory_offset: int = 0
+) -> ElfHead:
+    """Lay out an ELF core; the class is the guest's, unless an offset needs 64 bits.
+
+    Parameters
+    ----------
+    guest : Guest
+        Gives machine, byte order, class and notes.
+    slices : sequence of Slice
+        The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded.
+    mappings : Runs, optional
+        The PT_LOADs instead of that, with virtual addresses.
+    memory_offset : int
+        Memory begins at this file offset, a multiple of `UNIT`, or behind it.
+    """
+    starts, sizes = segments(guest, slices)
+    notes = _notes(guest, slices)
+    if mappings is not None and guest.excluded_size:
+        mappings = cut_mappings(mappings, starts, sizes)
+
+    def head(elf_class: ElfClass) -> ElfHead:
+        return _head(guest, starts, sizes, notes, mappings, memory_offset, elf_class)
+
+    wide = head(64)
+    return head(32) if guest.elf_class == 32 and wide.file_size <= _LAST_32BIT else wide
+
+
+def _notes(guest: Guest, slices: Sequence[Slice]) -> bytes:
+    """Give the guest's notes, and those that only a core needs."""
+    notes = guest.notes
+    if guest.eraseinfo:
+        notes += build_note(ERASEINFO_NAME, 0, guest.eraseinfo, guest.byteorder)
+    if guest.excluded_size:
+        blocks = [(piece.start, piece.start + piece.size) for piece in slices]
+        notes += blocks_note(blocks, guest.byteorder)
+    return notes
+
+
+def _head(
+    guest: Guest,
+    starts: NDArray[np.uint64],
+    sizes: NDArray[np.uint64],
+    notes: bytes,
+    mappings: Runs | None,
+    memory_offset: int,
+    elf_class: ElfClass,
+) -> ElfHead:
+    count = len(starts) if mappings is None else len(mappings.size)
+    extended = count >= XNUM_THRESHOLD
+    phnum = 1 + count
+    phoff = EHDR[elf_class].size
+    shoff = phoff + phnum * PHDR[elf_class].size
+    notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
+    memory_offset = max(align_up(notes_offset + len(notes), UNIT), memory_offset)
+    size = memory_offset + sum(sizes.tolist())
+    if size > _MAX_FILE:
+        raise LayoutError(
+            f"an ELF core of all {size - memory_offset} bytes of memory is larger than any file"
+        )
+    ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
+    header = EHDR[elf_class].pack(
+        guest.byteorder,
+        e_ident=ident(elf_class, guest.byteorder),
+        e_type=ET_CORE,
+        e_machine=guest.arch.machine,
+        e_version=EV_CURRENT,
+        e_phoff=phoff,
+        e_shoff=shoff if extended else 0,
+        e_flags=EF_INCOMPLETE if guest.incomplete else 0,
+        e_ehsize=EHDR[elf_class].size,
+        e_phentsize=PHDR[elf_class].size,
+        e_phnum=PN_XNUM if extended else phnum,
+        e_shentsize=SHDR[elf_class].size if extended else 0,
+        e_shnum=1 if extended else 0,
+    )
+    table = program_headers(
+        elf_class, guest.byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+    )
+    section = SHDR[elf_class].pack(guest.byteorder, sh_info=phnum) if extended else b""
+    # Joined once: notes may have hundreds of megabytes.
+    parts = [header, table.tobytes(), section, notes]
+    content = b"".join([*parts, bytes(memory_offset - sum(map(len, parts)))])
+    return ElfHead(elf_class, content, size, starts, sizes)

@@ -1,0 +1,83 @@
+"""The pages of a running guest, packed before its pause into the kdump file that they will be in."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmdump.guest.guest import Guest
+from vmdump.kernels.share import SharedPages
+from vmdump.pipeline.ahead import PagesAhead
+from vmdump.pipeline.control import Control
+from vmdump.sinks.base import Sink
+from vmdump.writers.base import Ahead
+from vmdump.writers.kdump_plan import KdumpPlan
+from vmdump.writers.lanes import PlainFile
+from vmdump.writers.pagedata import DataAhead, PageData
+
+if TYPE_CHECKING:
+    from vmdump.writers.kdump import KdumpWriter
+
+__all__ = ["KdumpAhead"]
+
+
+class KdumpAhead(Ahead):
+    """Page data in a standard file that has nothing else yet.
+
+    Parameters
+    ----------
+    writer : KdumpWriter
+        Of the file.
+    guest : Guest
+        The guest as it is now.
+    sink : Sink
+        Sparse.
+    threads, control
+        As for :meth:`vmdump.writers.base.Writer.write_ahead`.
+
+    Raises
+    ------
+    SourceError, SinkError, CodecError, Cancelled
+        And nothing is committed.
+    """
+
+    def __init__(
+        self, writer: KdumpWriter, guest: Guest, sink: Sink, *, threads: int, control: Control
+    ) -> None:
+        self._writer = writer
+        self._sink = sink
+        plan = writer.plan(guest)
+        control.start(plan.memory_size)
+        self._packers = plan.packers
+        self._pages = PagesAhead(guest.page_size, sink.folder)
+        try:
+            self._data = self._pack(plan, threads, control)
+        except BaseException:
+            self.close()
+            raise
+
+    def _pack(self, plan: KdumpPlan, threads: int, control: Control) -> DataAhead:
+        offset, shared = plan.head.data_offset, SharedPages()
+        with PlainFile(self._sink, control.cancelled) as file:
+            data = PageData(file.lane(offset), offset, plan.guest.page_size, shared=shared)
+            with closing(plan.pack(threads, key=self._pages.key)) as runs:
+                for pfn, run, result in runs:
+                    if result is not None and result.hashes is not None and result.data.size:
+                        self._pages.record(pfn, result.hashes, data.append(result))
+                    control.advance(run.length)
+            data.finish()
+        return DataAhead(self._pages, shared, offset, data.next_offset)
+
+    def plan(self, guest: Guest) -> KdumpPlan:
+        """Lay the guest out in front of the pages that are there, if there is room."""
+        plan = self._writer.plan(guest)
+        if self._data.fits(plan.head.data_offset, guest.page_size):
+            # Trained already, and what has changed is packed as the rest was.
+            return replace(plan, packers=self._packers, ahead=self._data)
+        self._sink.clear()
+        return plan
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._pages.close()
