@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.running import RunningGuest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles.flattened import Flattened
 from oracles.kdump import Kdump
@@ -64,6 +64,7 @@ COUNTS = st.lists(st.sampled_from([0, 1, 30, 62, 63, 64, 65, 200]), min_size=1, 
 
 
 @settings(max_examples=30)
+@example(counts=[62, 200], layout="flattened", threads=1)
 @given(counts=COUNTS, layout=st.sampled_from(["standard", "flattened"]), threads=st.integers(1, 2))
 def test_long_chunks_begin_at_blocks(counts: list[int], layout: str, threads: int) -> None:
     memory = np.concatenate([chunk_of(noisy, 2 * seed) for seed, noisy in enumerate(counts)])
