@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp per interpreter: `make PYTHON=/usr/bin/python3 test` builds for that one.
 BUILT := $(VENV)/.built$(subst /,_,$(PYTHON))
-NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/codecs/* vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test lint bench fuzz clean

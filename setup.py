@@ -15,14 +15,8 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-LIBRARIES = {
-    "isal": "libisal",
-    "libdeflate": "libdeflate",
-    "zlib": "zlib",
-    "lzo2": "lzo2",
-    "snappy": "snappy",
-    "zstd": "libzstd",
-}
+# Engine, and the name by which pkg-config knows its library.
+LIBRARIES = dict(line.split() for line in Path("csrc/codecs/libraries.txt").read_text().splitlines())
 DEBUG = os.environ.get("VMDUMP_DEBUG", "0") not in ("", "0")
 SANITIZE = ["-fsanitize=address,undefined"] if DEBUG else []
 
@@ -42,7 +36,7 @@ def extension(name: str, *c_files: str) -> Extension:
         f"vmdump.kernels.{name}",
         [f"vmdump/kernels/{name}.pyx", *(f"csrc/{c_file}" for c_file in c_files)],
         include_dirs=["csrc"],
-        depends=sorted(map(str, Path("csrc").glob("*.h"))),
+        depends=sorted(map(str, Path("csrc").rglob("*.h"))),
         extra_compile_args=[
             *("-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra"),
             *(("-O1", "-g", "-fno-omit-frame-pointer") if DEBUG else ("-O3",)),
@@ -52,8 +46,8 @@ def extension(name: str, *c_files: str) -> Extension:
     )
 
 
-def add_engine(pack: Extension, engine: str) -> str:
-    """Add one codec library to `pack`, or the reason why it is not there; returns the line of the summary."""
+def add_library(kernel: Extension, engine: str) -> str:
+    """Add a codec library to a kernel, or the reason why it is not there; returns the line of the summary."""
     package, variable = LIBRARIES[engine], f"VMDUMP_WITH_{engine.upper()}"
     wanted = os.environ.get(variable, "auto")
     if wanted not in ("auto", "on", "off"):
@@ -65,23 +59,25 @@ def add_engine(pack: Extension, engine: str) -> str:
             raise SystemExit(
                 f"{variable}=on, but {reason}: install its development package, or set {variable}=auto or off"
             )
-        pack.define_macros.append((f"VMD_WITHOUT_{engine.upper()}", f'"not built: {reason}"'))
+        kernel.define_macros.append((f"VMD_WITHOUT_{engine.upper()}", f'"not built: {reason}"'))
         return f"  {engine:<12}no   ({reason})"
     cflags = shlex.split(pkg_config("--cflags", package) or "")
     # lzo2.pc names include/lzo, but the headers in there include <lzo/...>.
     parents = [str(Path(flag).parent) for flag in cflags if engine == "lzo2" and flag.startswith("-I")]
-    pack.extra_compile_args += cflags + parents
-    pack.extra_link_args += shlex.split(pkg_config("--libs", package) or "")
-    pack.define_macros += [
+    kernel.extra_compile_args += cflags + parents
+    kernel.extra_link_args += shlex.split(pkg_config("--libs", package) or "")
+    kernel.define_macros += [
         (f"VMD_HAVE_{engine.upper()}", "1"),
         (f"VMD_VERSION_{engine.upper()}", f'"{version}"'),
     ]
     return f"  {engine:<12}yes  ({version})"
 
 
-codecs = [f"codec_{engine}.c" for engine in LIBRARIES]
-pack = extension("pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c", *codecs)
-summary = [add_engine(pack, engine) for engine in LIBRARIES]
+codecs = [f"codecs/{engine}.c" for engine in LIBRARIES]
+pack = extension(
+    "pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c", "codecs/engines.c", *codecs
+)
+summary = [add_library(pack, engine) for engine in LIBRARIES]
 print("vmdump: compression engines", *summary, sep="\n", flush=True)
 
 setup(

@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct vmd_engine *const vmd_engines[] = {
-    &vmd_engine_isal, &vmd_engine_libdeflate, &vmd_engine_zlib, &vmd_engine_lzo2, &vmd_engine_snappy,
-    &vmd_engine_zstd, NULL,
-};
-
 int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, int level, size_t page_size)
 {
     packer->engine = engine;

@@ -8,13 +8,10 @@
 #define VMD_PACK_H
 
 #include "claim.h"
-#include "codec.h"
+#include "codecs/engine.h"
 #include "scan.h"
 
-#define VMD_PACK_MAX_PAGE_SIZE ((size_t)1 << 20)
 #define VMD_SAME_SIZE UINT32_MAX
-
-extern const struct vmd_engine *const vmd_engines[]; /* ends with NULL */
 
 struct vmd_packer {
     const struct vmd_engine *engine;

@@ -25,14 +25,8 @@ BUILD = ROOT / "build" / "fuzz"
 FINDINGS = BUILD / "findings"
 C_TARGETS = ("unpack", "pack", "bits", "pages", "scan", "share")
 READERS = ("elf", "kdump", "flattened", "split", "ranges")
-LIBRARIES = {
-    "libisal": "ISAL",
-    "libdeflate": "LIBDEFLATE",
-    "zlib": "ZLIB",
-    "lzo2": "LZO2",
-    "snappy": "SNAPPY",
-    "libzstd": "ZSTD",
-}
+LIBRARIES = dict(line.split() for line in (ROOT / "csrc/codecs/libraries.txt").read_text().splitlines())
+"""Engine, and the name by which pkg-config knows its library."""
 MAX_LENGTH = 40000
 """Bytes of an input: a kdump file with a few pages has 25 KB."""
 PATIENCE = 10
@@ -71,7 +65,7 @@ def pkg_config(*arguments: str) -> list[str] | None:
 def build(clang: str, target: str) -> list[str]:
     """Compile a target with csrc/ and every codec library that is here; gives the command that runs it."""
     flags, libraries = [], []
-    for package, name in LIBRARIES.items():
+    for engine, package in LIBRARIES.items():
         cflags = pkg_config("--cflags", package)
         if cflags is None:
             print(
@@ -80,13 +74,13 @@ def build(clang: str, target: str) -> list[str]:
             continue
         # lzo2.pc names include/lzo, but the headers in there include <lzo/...>.
         parents = [str(Path(flag).parent) for flag in cflags if package == "lzo2" and flag.startswith("-I")]
-        flags += [f"-DVMD_HAVE_{name}=1", *cflags, *parents]
+        flags += [f"-DVMD_HAVE_{engine.upper()}=1", *cflags, *parents]
         libraries += pkg_config("--libs", package) or []
     output = BUILD / target
     subprocess.run(
         [clang, "-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Icsrc",
          "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", *flags,
-         str(HERE / "targets" / f"{target}.c"), *map(str, sorted((ROOT / "csrc").glob("*.c"))),
+         str(HERE / "targets" / f"{target}.c"), *map(str, sorted((ROOT / "csrc").rglob("*.c"))),
          *libraries, "-o", str(output)],
         check=True, cwd=ROOT,
     )  # fmt: skip

@@ -16,7 +16,8 @@ from vmdump.errors import CodecError, EngineUnavailable, RequestError
 __all__ = ["NATIVE_ENGINES", "SAME_SIZE", "Packer", "Unpacker", "missing_engines", "native_engines"]
 
 
-cdef extern from "codec.h":
+cdef extern from "codecs/engine.h":
+    const size_t VMD_MAX_PAGE_SIZE
     ctypedef struct vmd_engine "struct vmd_engine":
         const char *name
         const char *codec
@@ -27,6 +28,7 @@ cdef extern from "codec.h":
         int trained_level
         const char *(*version)() noexcept nogil
         int (*train)(void *encoder, const uint8_t *pages, size_t page_count, size_t page_size) noexcept nogil
+    const vmd_engine *vmd_engines[]
 
 cdef extern from "pack.h":
     enum:
@@ -36,9 +38,7 @@ cdef extern from "pack.h":
         VMD_OUTSIDE
         VMD_BAD_SIZE
         VMD_ERRNO
-    const size_t VMD_PACK_MAX_PAGE_SIZE
     const uint32_t VMD_SAME_SIZE
-    const vmd_engine *vmd_engines[]
     ctypedef struct vmd_claim "struct vmd_claim":
         pass
     ctypedef struct vmd_packer "struct vmd_packer":
@@ -92,9 +92,9 @@ cdef const vmd_engine *_engine(name) except NULL:
 
 
 cdef size_t _page_size(page_size) except 0:
-    if not 0 < page_size <= VMD_PACK_MAX_PAGE_SIZE:
+    if not 0 < page_size <= VMD_MAX_PAGE_SIZE:
         raise RequestError(
-            f"page_size: {page_size} is not in 1..{VMD_PACK_MAX_PAGE_SIZE}", parameter="page_size"
+            f"page_size: {page_size} is not in 1..{VMD_MAX_PAGE_SIZE}", parameter="page_size"
         )
     return page_size
 

@@ -1,5 +1,5 @@
 /* Zstandard: one frame per page, with the content size in it. */
-#include "codec.h"
+#include "codecs/engine.h"
 
 #ifdef VMD_HAVE_ZSTD
 #include <stdlib.h>

@@ -1,11 +1,13 @@
 /* What every compression engine offers. One constant struct per engine, whether it was built or not. */
-#ifndef VMD_CODEC_H
-#define VMD_CODEC_H
+#ifndef VMD_ENGINE_H
+#define VMD_ENGINE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
 #include "status.h"
+
+#define VMD_MAX_PAGE_SIZE ((size_t)1 << 20)
 
 struct vmd_engine {
     const char *name;
@@ -38,7 +40,13 @@ struct vmd_engine {
     int (*decompress)(void *decoder, const uint8_t *src, size_t n, uint8_t *dst, size_t size);
 };
 
-extern const struct vmd_engine vmd_engine_isal, vmd_engine_libdeflate, vmd_engine_zlib;
-extern const struct vmd_engine vmd_engine_lzo2, vmd_engine_snappy, vmd_engine_zstd;
+/* All of them: NAME.c has vmd_engine_NAME. */
+#define VMD_EACH_ENGINE(X) X(isal) X(libdeflate) X(zlib) X(lzo2) X(snappy) X(zstd)
+
+#define VMD_DECLARE_ENGINE(name) extern const struct vmd_engine vmd_engine_##name;
+VMD_EACH_ENGINE(VMD_DECLARE_ENGINE)
+#undef VMD_DECLARE_ENGINE
+
+extern const struct vmd_engine *const vmd_engines[]; /* ends with NULL */
 
 #endif

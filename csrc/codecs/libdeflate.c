@@ -1,5 +1,5 @@
 /* zlib streams by libdeflate. */
-#include "codec.h"
+#include "codecs/engine.h"
 
 #ifdef VMD_HAVE_LIBDEFLATE
 #include <libdeflate.h>

@@ -1,5 +1,5 @@
 /* Snappy's raw block format by libsnappy. */
-#include "codec.h"
+#include "codecs/engine.h"
 
 #ifdef VMD_HAVE_SNAPPY
 #include <snappy-c.h>

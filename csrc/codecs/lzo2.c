@@ -1,5 +1,5 @@
 /* LZO1X-1 by lzo2. */
-#include "codec.h"
+#include "codecs/engine.h"
 
 #ifdef VMD_HAVE_LZO2
 #include <lzo/lzo1x.h>

@@ -1,5 +1,5 @@
 /* zlib streams by zlib. The stream is made once and reset per page: compress2() allocates 256 KiB a page. */
-#include "codec.h"
+#include "codecs/engine.h"
 
 #ifdef VMD_HAVE_ZLIB
 #define ZLIB_CONST

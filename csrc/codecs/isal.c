@@ -1,6 +1,6 @@
 /* zlib streams by ISA-L, one stateless call per page. */
 #define _GNU_SOURCE
-#include "codec.h"
+#include "codecs/engine.h"
 #include "incompressible.h"
 
 #ifdef VMD_HAVE_ISAL
