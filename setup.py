@@ -74,10 +74,8 @@ def add_library(kernel: Extension, engine: str) -> str:
 
 
 codecs = [f"codecs/{engine}.c" for engine in LIBRARIES]
-pack = extension(
-    "pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c", "codecs/engines.c", *codecs
-)
-summary = [add_library(pack, engine) for engine in LIBRARIES]
+engines = extension("engines", "codecs/engines.c", "incompressible.c", *codecs)
+summary = [add_library(engines, engine) for engine in LIBRARIES]
 print("vmdump: compression engines", *summary, sep="\n", flush=True)
 
 setup(
@@ -90,7 +88,9 @@ setup(
             extension("share", "share.c"),
             extension("gather", "gather.c"),
             extension("records", "records.c", "read.c"),
-            pack,
+            engines,
+            extension("pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c"),
+            extension("unpack", "unpack.c"),
             extension("cache", "cache.c"),
         ],
         compiler_directives={

@@ -1,4 +1,4 @@
-/* A chunk of pages to bytes and back.
+/* A chunk of pages to bytes.
  *
  * The size of a page says everything about it: 0 is a zero page of which nothing is stored, the page size is
  * a page stored plain, anything between is one compressed stream, and VMD_SAME_SIZE is a page that holds what
@@ -22,13 +22,6 @@ struct vmd_packer {
     struct vmd_claim claim;
 };
 
-struct vmd_unpacker {
-    const struct vmd_engine *engine;
-    size_t page_size;
-    void *decoder;
-    struct vmd_claim claim;
-};
-
 int vmd_packer_open(struct vmd_packer *packer, const struct vmd_engine *engine, int level, size_t page_size);
 void vmd_packer_close(struct vmd_packer *packer);
 
@@ -43,14 +36,5 @@ size_t vmd_pack_bound(const struct vmd_packer *packer, size_t page_count);
  * On VMD_BROKEN the page that failed is in *bad_page; on VMD_ERRNO *error is as of vmd_scan_window. */
 int vmd_pack(struct vmd_packer *packer, const struct vmd_scan *scan, uint8_t *out, size_t cap, uint32_t *sizes,
              size_t *used, size_t *bad_page, int *error);
-
-int vmd_unpacker_open(struct vmd_unpacker *unpacker, const struct vmd_engine *engine, size_t page_size);
-void vmd_unpacker_close(struct vmd_unpacker *unpacker);
-
-/* Page i is the sizes[i] bytes at data + offsets[i]; nothing of the arrays or the data is trusted.
- * VMD_OUTSIDE, VMD_BAD_SIZE or VMD_BROKEN, with the page in *bad_page. */
-int vmd_unpack(struct vmd_unpacker *unpacker, const uint8_t *data, size_t data_len, const uint64_t *offsets,
-               const uint32_t *sizes, const uint8_t *compressed, size_t page_count, uint8_t *out,
-               size_t *bad_page);
 
 #endif

@@ -5,6 +5,16 @@
 
 #include "read.h"
 
+size_t vmd_first_bad_run(const struct vmd_run *runs, size_t count, int64_t size)
+{
+    int64_t position = 0;
+
+    for (size_t i = 0; i < count; position = runs[i++].end)
+        if (runs[i].begin < position || runs[i].end < runs[i].begin || runs[i].end > size || runs[i].offset < 0)
+            return i;
+    return count;
+}
+
 size_t vmd_window_pages(size_t page_size)
 {
     size_t pages = VMD_WINDOW_SIZE / page_size;
@@ -81,4 +91,18 @@ int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uin
     }
     *pages = window ? window : page;
     return VMD_OK;
+}
+
+int vmd_scan_chunk(const struct vmd_scan *scan, uint8_t *out, uint8_t *kinds, int *error)
+{
+    const size_t window = vmd_window_pages(scan->page_size);
+    const uint8_t *pages;
+    int status = VMD_OK;
+
+    for (size_t first = 0, count; first < scan->page_count && status == VMD_OK; first += count) {
+        count = scan->page_count - first < window ? scan->page_count - first : window;
+        status = vmd_scan_window(scan, first, count, out ? out + first * scan->page_size : NULL, &pages,
+                                 kinds + first, error);
+    }
+    return status;
 }

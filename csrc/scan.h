@@ -34,6 +34,9 @@ struct vmd_scan {
     uint64_t *hashes;      /* page_count hashes, 0 for a page of zeros */
 };
 
+/* Gives the index of the first run that does not ascend inside a chunk of `size` bytes, or `count`. */
+size_t vmd_first_bad_run(const struct vmd_run *runs, size_t count, int64_t size);
+
 /* Pages in a window: at least 1, at most VMD_WINDOW_PAGES. */
 size_t vmd_window_pages(size_t page_size);
 
@@ -45,5 +48,8 @@ size_t vmd_window_size(size_t page_size);
  * them. VMD_ERRNO with the errno, or 0 where a file ended, in *error. */
 int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uint8_t *window,
                     const uint8_t **pages, uint8_t *kinds, int *error);
+
+/* All windows of the chunk into `out`; NULL is allowed as it is for a window. */
+int vmd_scan_chunk(const struct vmd_scan *scan, uint8_t *out, uint8_t *kinds, int *error);
 
 #endif

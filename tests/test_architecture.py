@@ -192,6 +192,22 @@ def test_files_stay_small_enough_to_read() -> None:
     assert not long
 
 
+def test_kernels_stay_small() -> None:
+    kernels = sorted((PACKAGE / "kernels").glob("*.pyx"))
+    assert kernels
+    long = {path.name: len(path.read_text().splitlines()) for path in kernels if path.name != "cache.pyx"}
+    assert max(long.values()) <= 150, long
+
+
+def test_each_c_header_is_declared_once() -> None:
+    declared: dict[str, list[str]] = {}
+    for path in sorted((PACKAGE / "kernels").glob("*.p[yx][xd]")):
+        for header in re.findall(r'^cdef extern from "([\w/.]+)"', path.read_text(), re.MULTILINE):
+            declared.setdefault(header, []).append(path.name)
+    assert declared
+    assert not {header: names for header, names in declared.items() if len(names) > 1}
+
+
 def test_no_file_mentions_a_place_outside_the_repository() -> None:
     # Written in pieces, or this file would be the first to be found.
     outside = re.compile("|".join(("/" + r"work\b", r"\.\./" + "shared", "/home/" + r"\w", "/root" + "/")))

@@ -10,7 +10,7 @@ import pytest
 
 from vmdump.codecs import bindings, engines
 from vmdump.errors import EngineUnavailable, RequestError
-from vmdump.kernels.pack import NATIVE_ENGINES, missing_engines, native_engines
+from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
 
 NAMES = {
     "zlib": ["isal", "libdeflate", "zlib-ng", "zlib"],

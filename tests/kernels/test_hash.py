@@ -285,10 +285,10 @@ def test_read_only_and_bytes() -> None:
 @pytest.mark.parametrize(
     ("length", "page_size", "key_words", "room", "message"),
     [
-        (128, 0, KEY_WORDS, 2, "page_size: 0 is no positive multiple of 64"),
-        (128, -64, KEY_WORDS, 2, "page_size: -64 is no positive multiple of 64"),
-        (128, 32, KEY_WORDS, 4, "page_size: 32 is no positive multiple of 64"),
-        (192, 96, KEY_WORDS, 2, "page_size: 96 is no positive multiple of 64"),
+        (128, 0, KEY_WORDS, 2, "page_size: 0 is not a positive multiple of 64"),
+        (128, -64, KEY_WORDS, 2, "page_size: -64 is not a positive multiple of 64"),
+        (128, 32, KEY_WORDS, 4, "page_size: 32 is not a positive multiple of 64"),
+        (192, 96, KEY_WORDS, 2, "page_size: 96 is not a positive multiple of 64"),
         (191, 64, KEY_WORDS, 2, "data: 191 bytes are no whole number of pages of 64"),
         (64, 1 << 70, KEY_WORDS, 0, f"data: 64 bytes are no whole number of pages of {1 << 70}"),
         (128, 64, KEY_WORDS - 1, 2, f"key: {KEY_WORDS - 1} words, but a key has {KEY_WORDS}"),

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmdump.kernels.pack import Packer, native_engines
+from vmdump.kernels.engines import native_engines
+from vmdump.kernels.pack import Packer
 
 Sizes = npt.NDArray[np.uint32]
 Rng = np.random.Generator

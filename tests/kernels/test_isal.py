@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vmdump.kernels.pack import Packer, native_engines
+from vmdump.kernels.engines import native_engines
+from vmdump.kernels.pack import Packer
 
 Bytes = npt.NDArray[np.uint8]
 PAGE = 4096

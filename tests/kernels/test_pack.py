@@ -20,7 +20,9 @@ from zlib_ng import zlib_ng
 from vmdump.codecs.bindings import BindingPacker, BindingUnpacker
 from vmdump.codecs.engines import Engine, engines, make_packer, make_unpacker
 from vmdump.errors import CodecError, EngineUnavailable, RequestError
-from vmdump.kernels.pack import NATIVE_ENGINES, Packer, Unpacker, native_engines
+from vmdump.kernels.engines import NATIVE_ENGINES, native_engines
+from vmdump.kernels.pack import Packer
+from vmdump.kernels.unpack import Unpacker
 
 Bytes = npt.NDArray[np.uint8]
 PAGE = 4096

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from vmdump.codecs.engines import Engine, engines, make_packer
-from vmdump.kernels.pack import Packer, native_engines
+from vmdump.kernels.engines import native_engines
+from vmdump.kernels.pack import Packer
 
 Bytes = npt.NDArray[np.uint8]
 PAGE = 4096

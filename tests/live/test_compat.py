@@ -13,7 +13,7 @@ from oracles.elf import ElfCore
 import vmdump
 from live.guests import Guest, Monitor
 from live.machines import KINDS, Kind, Machine
-from vmdump.kernels.pack import native_engines
+from vmdump.kernels.engines import native_engines
 
 QEMUS = (
     *("x86_64", "i386", "aarch64", "aarch64-sve", "arm", "ppc", "ppc-e500"),

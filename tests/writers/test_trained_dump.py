@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 import vmdump
-from vmdump.kernels.pack import Packer, native_engines
+from vmdump.kernels.engines import native_engines
+from vmdump.kernels.pack import Packer
 from vmdump.pipeline.training import training_pages
 
 Bytes = npt.NDArray[np.uint8]

@@ -1,8 +1,8 @@
 """Engines that are Python packages: zlib-ng, python-lzo and python-snappy.
 
-They have the interface of `vmdump.kernels.pack` and follow the same rules page by page. Python runs once per
-page: the price of a binding. The packages are imported when they are first asked for, so that a missing one
-is a missing engine and no import error.
+They have the interface of `vmdump.kernels.pack` and `vmdump.kernels.unpack`, and follow the same rules page
+by page. Python runs once per page: the price of a binding. The packages are imported when they are first
+asked for, so that a missing one is a missing engine and not an import error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vmdump.errors import CodecError, EngineUnavailable, RequestError
+from vmdump.errors import CodecError, EngineUnavailable
+from vmdump.kernels.engines import checked_level, checked_page_size
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.scan import NEW, SAME, PageScan
 
@@ -159,12 +160,6 @@ def _binding(engine: str) -> Binding:
     return BINDINGS[engine]
 
 
-def _check_page_size(page_size: int) -> int:
-    if not 0 < page_size <= 1 << 20:
-        raise RequestError(f"page_size: {page_size} is not in 1..{1 << 20}", parameter="page_size")
-    return page_size
-
-
 def _bytes_of(buffer: ReadableBuffer) -> npt.NDArray[np.uint8]:
     return np.frombuffer(buffer, dtype=np.uint8)
 
@@ -174,16 +169,9 @@ class BindingPacker:
 
     def __init__(self, engine: str, page_size: int, level: int | None = None) -> None:
         binding = _binding(engine)
-        if level is None:
-            level = binding.default_level
-        if not binding.min_level <= level <= binding.max_level:
-            raise RequestError(
-                f"level: {engine} has {binding.min_level}..{binding.max_level}, not {level}",
-                parameter="level",
-            )
         self.engine = engine
-        self.level = level
-        self.page_size = _check_page_size(page_size)
+        self.level = checked_level(engine, level, binding.min_level, binding.max_level, binding.default_level)
+        self.page_size = checked_page_size(page_size)
         self._compress, _ = binding.load()
 
     def bound(self, page_count: int) -> int:
@@ -228,12 +216,12 @@ class BindingPacker:
 
 
 class BindingUnpacker:
-    """Unpacks pages with a binding; parameters and errors as of `vmdump.kernels.pack.Unpacker`."""
+    """Unpacks pages with a binding; parameters and errors as of `vmdump.kernels.unpack.Unpacker`."""
 
     def __init__(self, engine: str, page_size: int) -> None:
         binding = _binding(engine)
         self.engine = engine
-        self.page_size = _check_page_size(page_size)
+        self.page_size = checked_page_size(page_size)
         _, self._decompress = binding.load()
 
     def unpack(
@@ -244,7 +232,7 @@ class BindingUnpacker:
         compressed: npt.NDArray[np.uint8],
         out: WriteableBuffer,
     ) -> None:
-        """Unpack pages; parameters and errors as of `vmdump.kernels.pack.Unpacker.unpack`."""
+        """Unpack pages; parameters and errors as of `vmdump.kernels.unpack.Unpacker.unpack`."""
         source, target = _bytes_of(data), _bytes_of(out)
         count = len(sizes)
         if len(offsets) != count or len(compressed) != count:
@@ -258,7 +246,7 @@ class BindingUnpacker:
             target[index * self.page_size : (index + 1) * self.page_size] = _bytes_of(page)
 
     def unpack_page(self, data: ReadableBuffer) -> bytes:
-        """Unpack one page; as of `vmdump.kernels.pack.Unpacker.unpack_page`."""
+        """Unpack one page; as of `vmdump.kernels.unpack.Unpacker.unpack_page`."""
         stored = _bytes_of(data).tobytes()
         if not stored:
             raise CodecError(f"{self.engine}: no bytes are no stream", engine=self.engine, page=0)

@@ -1,4 +1,8 @@
-"""The one registry of compression engines: native and binding, usable or not."""
+"""The one registry of compression engines: native and binding, usable or not.
+
+A new engine is its name in `_PREFERENCE` and, if it is native, ``csrc/codecs/NAME.c`` with its entries in
+``engine.h`` and ``libraries.txt`` there, or, if it is a Python package, its entry in ``bindings.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vmdump.codecs.bindings import BINDINGS, BindingPacker, BindingUnpacker
 from vmdump.errors import EngineUnavailable, RequestError
-from vmdump.kernels.pack import NATIVE_ENGINES, Packer, Unpacker, missing_engines, native_engines
-from vmdump.kernels.scan import PageScan
+from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
+
+# Packers, unpackers and bindings are imported by the functions that need them: hardly a process needs all.
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from vmdump.kernels.scan import PageScan
 
 __all__ = [
     "CODECS",
@@ -109,7 +115,7 @@ class PagePacker(Protocol):
 
 
 class PageUnpacker(Protocol):
-    """What `make_unpacker` returns; `vmdump.kernels.pack.Unpacker` has the contract."""
+    """What `make_unpacker` returns; `vmdump.kernels.unpack.Unpacker` has the contract."""
 
     @property
     def engine(self) -> str:
@@ -140,6 +146,8 @@ def _engine(name: str, codec: str) -> Engine:
             return Engine(name, codec, "native", "", 0, 0, 0, None, missing_engines()[name])
         levels = about["min_level"], about["max_level"], about["default_level"], about["trained_level"]
         return Engine(name, codec, "native", about["version"], *levels, "")
+    from vmdump.codecs.bindings import BINDINGS
+
     binding = BINDINGS[name]
     levels = binding.min_level, binding.max_level, binding.default_level, None
     return Engine(name, codec, "binding", binding.version(), *levels, binding.missing())
@@ -205,14 +213,14 @@ def find_engine(codec: str, name: str | None) -> Engine:
     if name is None:
         return default_engine(codec)
     _known_codec(codec)
-    every = engines()
-    usable = tuple(engine.name for engine in every if engine.codec == codec and not engine.missing)
     reason = "there is no engine of that name"
-    for engine in every:
-        if engine.name == name:
-            if engine.codec == codec and not engine.missing:
+    for owner, names in _PREFERENCE.items():
+        if name in names:
+            engine = _engine(name, owner)
+            if owner == codec and not engine.missing:
                 return engine
-            reason = engine.missing or f"it is an engine of {engine.codec}, not of {codec}"
+            reason = engine.missing or f"it is an engine of {owner}, not of {codec}"
+    usable = tuple(engine.name for engine in engines() if engine.codec == codec and not engine.missing)
     raise EngineUnavailable(
         f"engine {name}: {reason}; usable for {codec}: {', '.join(usable) or 'none'}",
         engine=name,
@@ -239,8 +247,13 @@ def make_packer(engine: Engine, page_size: int, level: int | None = None) -> Pag
     RequestError
         The page size or the level is out of range.
     """
-    make = Packer if engine.kind == "native" else BindingPacker
-    return make(engine.name, page_size, level)
+    if engine.kind == "native":
+        from vmdump.kernels.pack import Packer
+
+        return Packer(engine.name, page_size, level)
+    from vmdump.codecs.bindings import BindingPacker
+
+    return BindingPacker(engine.name, page_size, level)
 
 
 def make_unpacker(codec: str, page_size: int, engine: str | None = None) -> PageUnpacker:
@@ -263,5 +276,10 @@ def make_unpacker(codec: str, page_size: int, engine: str | None = None) -> Page
         No codec has this name, or the page size is out of range.
     """
     found = find_engine(codec, engine) if engine is not None else _first_usable(codec, _UNPACK_PREFERENCE)
-    make = Unpacker if found.kind == "native" else BindingUnpacker
-    return make(found.name, page_size)
+    if found.kind == "native":
+        from vmdump.kernels.unpack import Unpacker
+
+        return Unpacker(found.name, page_size)
+    from vmdump.codecs.bindings import BindingUnpacker
+
+    return BindingUnpacker(found.name, page_size)

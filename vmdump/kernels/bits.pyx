@@ -8,14 +8,6 @@ import numpy as np
 __all__ = ["count", "equal", "runs", "set_range"]
 
 
-cdef extern from "bits.h":
-    void vmd_bits_set_range(uint8_t *bits, uint64_t begin, uint64_t end) noexcept nogil
-    uint64_t vmd_bits_count(const uint8_t *bits, uint64_t begin, uint64_t end) noexcept nogil
-    size_t vmd_bits_runs(
-        const uint8_t *bits, uint64_t begin, uint64_t end, uint64_t *runs, size_t max
-    ) noexcept nogil
-
-
 def _check_range(begin, end, size) -> None:
     if not 0 <= begin <= end:
         raise ValueError(f"bits [{begin}, {end}) are no range")

@@ -2,20 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from vmdump.kernels.status cimport VMD_OK, VMD_OUTSIDE
+
 __all__ = ["gather"]
-
-
-cdef extern from "status.h":
-    enum:
-        VMD_OK
-        VMD_OUTSIDE
-
-
-cdef extern from "gather.h":
-    int vmd_gather(
-        const uint8_t *data, size_t data_len, const uint64_t *offsets, const uint32_t *sizes, size_t count,
-        uint8_t *out, size_t out_len, size_t *used, size_t *bad
-    ) noexcept nogil
 
 
 def gather(

@@ -4,16 +4,6 @@ from libc.stdint cimport uint8_t, uint64_t
 
 __all__ = ["KEY_WORDS", "hash_pages"]
 
-
-cdef extern from "hash.h":
-    enum:
-        VMD_HASH_GRAIN
-        VMD_HASH_KEY_WORDS
-    void vmd_hash_pages(
-        const uint8_t *data, size_t page_size, size_t count, const uint64_t *key, uint64_t *out
-    ) noexcept nogil
-
-
 KEY_WORDS = VMD_HASH_KEY_WORDS
 
 
@@ -42,12 +32,9 @@ def hash_pages(
         A size is wrong, or `out` is read-only.
     """
     length = data.shape[0]
-    if page_size <= 0 or page_size % VMD_HASH_GRAIN:
-        raise ValueError(f"page_size: {page_size} is no positive multiple of {VMD_HASH_GRAIN}")
+    check_hashing(page_size, key.shape[0])
     if length % page_size:
         raise ValueError(f"data: {length} bytes are no whole number of pages of {page_size}")
-    if key.shape[0] != VMD_HASH_KEY_WORDS:
-        raise ValueError(f"key: {key.shape[0]} words, but a key has {VMD_HASH_KEY_WORDS}")
     if out.shape[0] != length // page_size:
         raise ValueError(f"out: room for {out.shape[0]} hashes, but there are {length // page_size} pages")
     cdef size_t size, count = out.shape[0]

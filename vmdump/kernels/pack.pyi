@@ -1,4 +1,4 @@
-from typing import Any, Final, Self, final
+from typing import Final, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -6,13 +6,9 @@ from _typeshed import ReadableBuffer, WriteableBuffer
 
 from vmdump.kernels.scan import PageScan
 
-__all__ = ["NATIVE_ENGINES", "SAME_SIZE", "Packer", "Unpacker", "missing_engines", "native_engines"]
+__all__ = ["SAME_SIZE", "Packer"]
 
-NATIVE_ENGINES: tuple[str, ...]
 SAME_SIZE: Final[int]
-
-def missing_engines() -> dict[str, str]: ...
-def native_engines() -> dict[str, dict[str, Any]]: ...
 
 @final
 class Packer:
@@ -30,20 +26,3 @@ class Packer:
     def pack(
         self, mem: PageScan | ReadableBuffer, out: WriteableBuffer, sizes: npt.NDArray[np.uint32]
     ) -> int: ...
-
-@final
-class Unpacker:
-    @property
-    def engine(self) -> str: ...
-    @property
-    def page_size(self) -> int: ...
-    def __new__(cls, engine: str, page_size: int) -> Self: ...
-    def unpack(
-        self,
-        data: ReadableBuffer,
-        offsets: npt.NDArray[np.uint64],
-        sizes: npt.NDArray[np.uint32],
-        compressed: npt.NDArray[np.uint8],
-        out: WriteableBuffer,
-    ) -> None: ...
-    def unpack_page(self, data: ReadableBuffer) -> bytes: ...

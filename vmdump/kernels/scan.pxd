@@ -5,8 +5,10 @@ from vmdump.kernels.zero cimport vmd_zero_fn
 
 cdef extern from "scan.h":
     enum:
-        VMD_OK
-    size_t VMD_WINDOW_PAGES
+        VMD_PAGE_ZERO
+        VMD_PAGE_SAME
+        VMD_PAGE_CLEARED
+        VMD_PAGE_NEW
     ctypedef struct vmd_run "struct vmd_run":
         int64_t begin
         int64_t end
@@ -22,11 +24,8 @@ cdef extern from "scan.h":
         const uint64_t *key
         const uint64_t *known
         uint64_t *hashes
-    size_t vmd_window_pages(size_t page_size) noexcept nogil
-    int vmd_scan_window(
-        const vmd_scan *scan, size_t first, size_t count, uint8_t *window, const uint8_t **pages,
-        uint8_t *kinds, int *error
-    ) noexcept nogil
+    size_t vmd_first_bad_run(const vmd_run *runs, size_t count, int64_t size) noexcept nogil
+    int vmd_scan_chunk(const vmd_scan *scan, uint8_t *out, uint8_t *kinds, int *error) noexcept nogil
 
 
 cdef class PageScan:
@@ -39,6 +38,3 @@ cdef class PageScan:
     cdef int _take_mem(self, mem) except -1
     cdef int _take_runs(self, runs, page_count) except -1
     cdef int _take_hashes(self, key, known, hashes) except -1
-
-
-cdef int fail(int error) except -1

@@ -3,24 +3,13 @@
 cimport cython
 from libc.stdint cimport uint8_t
 
-import os
+from vmdump.kernels.hash cimport check_hashing
+from vmdump.kernels.status cimport VMD_OK, raise_read_error
+from vmdump.kernels.zero cimport zero_kernel
 
 import numpy as np
 
-from vmdump.kernels.zero cimport zero_kernel
-
 __all__ = ["CLEARED", "NEW", "RUN_WORDS", "SAME", "ZERO", "PageScan"]
-
-
-cdef extern from "scan.h":
-    enum:
-        VMD_PAGE_ZERO
-        VMD_PAGE_SAME
-        VMD_PAGE_CLEARED
-        VMD_PAGE_NEW
-        VMD_HASH_GRAIN
-        VMD_HASH_KEY_WORDS
-
 
 ZERO, SAME, CLEARED, NEW = VMD_PAGE_ZERO, VMD_PAGE_SAME, VMD_PAGE_CLEARED, VMD_PAGE_NEW
 RUN_WORDS = sizeof(vmd_run) // 8
@@ -74,34 +63,24 @@ cdef class PageScan:
         self.scan.page_count = length // self.scan.page_size
         if length:
             self.scan.bytes = &self._mem[0]
-        return 0
 
     cdef int _take_runs(self, runs, page_count) except -1:
-        cdef int64_t position = 0, size = page_count * self.scan.page_size
-        cdef Py_ssize_t i
         self._runs = runs
-        self.scan.page_count = page_count
-        self.scan.run_count = self._runs.shape[0]
+        self.scan.page_count, self.scan.run_count = page_count, self._runs.shape[0]
         if not self.scan.run_count:
             return 0
         if self._runs.shape[1] != RUN_WORDS:
             raise ValueError(f"runs: {self._runs.shape[1]} words each instead of {RUN_WORDS}")
         self.scan.runs = <const vmd_run *>&self._runs[0, 0]
-        for i in range(self._runs.shape[0]):
-            if not (position <= self.scan.runs[i].begin <= self.scan.runs[i].end <= size) or (
-                self.scan.runs[i].offset < 0
-            ):
-                raise ValueError(f"runs: run {i} does not ascend inside {size} bytes")
-            position = self.scan.runs[i].end
-        return 0
+        cdef int64_t size = page_count * self.scan.page_size
+        cdef size_t bad = vmd_first_bad_run(self.scan.runs, self.scan.run_count, size)
+        if bad < self.scan.run_count:
+            raise ValueError(f"runs: run {bad} does not ascend inside {size} bytes")
 
     cdef int _take_hashes(self, key, known, hashes) except -1:
         self._key, self._hashes = key, hashes
         cdef size_t count = self.scan.page_count
-        if self.scan.page_size % VMD_HASH_GRAIN:
-            raise ValueError(f"page_size: {self.scan.page_size} is no multiple of {VMD_HASH_GRAIN}")
-        if self._key.shape[0] != VMD_HASH_KEY_WORDS:
-            raise ValueError(f"key: {self._key.shape[0]} words, but a key has {VMD_HASH_KEY_WORDS}")
+        check_hashing(self.scan.page_size, self._key.shape[0])
         if self._hashes.shape[0] != <Py_ssize_t>count:
             raise ValueError(f"hashes: room for {self._hashes.shape[0]}, but there are {count} pages")
         if not count:
@@ -112,7 +91,6 @@ cdef class PageScan:
             if self._known.shape[0] != <Py_ssize_t>count:
                 raise ValueError(f"known: {self._known.shape[0]} hashes, but there are {count} pages")
             self.scan.known = &self._known[0]
-        return 0
 
     @property
     def page_count(self) -> int:
@@ -130,8 +108,7 @@ cdef class PageScan:
         Parameters
         ----------
         kinds : (n,) uint8, C-contiguous, writable
-            ZERO; SAME: not zero, with the known hash; CLEARED: zero, but was not when it became known;
-            or NEW.
+            ZERO, SAME (not zero, of the known hash), CLEARED (zero, but was not when it became known) or NEW.
         out : (m,) uint8 array, C-contiguous, writable, or None
             ``m >= n * page_size``; receives the pages that are in runs. None: a new array does.
 
@@ -149,9 +126,7 @@ cdef class PageScan:
             A run could not be read; without an errno where a file ended.
         """
         cdef size_t n = self.scan.page_count, page_size = self.scan.page_size
-        cdef size_t first = 0, count, window = vmd_window_pages(page_size)
-        cdef const uint8_t *pages
-        cdef int status = VMD_OK, error = 0
+        cdef int status, error = 0
         cdef bint gathered = self.scan.bytes is NULL, copied = self.scan.key is not NULL or gathered
         if kinds.shape[0] != <Py_ssize_t>n:
             raise ValueError(f"kinds: room for {kinds.shape[0]}, but there are {n} pages")
@@ -169,20 +144,7 @@ cdef class PageScan:
             if target.shape[0] != <Py_ssize_t>(n * page_size):
                 raise ValueError(f"out has {target.shape[0]} bytes; {n} pages of {page_size} need more")
         with nogil:
-            while first < n and status == VMD_OK:
-                count = min(window, n - first)
-                status = vmd_scan_window(
-                    &self.scan, first, count, &target[first * page_size] if copied else NULL, &pages,
-                    &kinds[first], &error
-                )
-                first += count
+            status = vmd_scan_chunk(&self.scan, &target[0] if copied else NULL, &kinds[0], &error)
         if status != VMD_OK:
-            fail(error)
+            raise_read_error(error)
         return result
-
-
-cdef int fail(int error) except -1:
-    """Raise the error of a run that could not be read."""
-    if error:
-        raise OSError(error, os.strerror(error))
-    raise OSError("the file ended")

@@ -7,17 +7,6 @@ from libc.stdlib cimport calloc, free
 __all__ = ["SharedPages"]
 
 
-cdef extern from "share.h":
-    enum:
-        VMD_SHARE_ENTRIES
-    ctypedef struct vmd_shared "struct vmd_shared":
-        pass
-    size_t vmd_share(
-        vmd_shared *table, uint8_t *data, const uint32_t *sizes, const uint64_t *hashes, size_t page_count,
-        uint64_t next, uint64_t *offsets
-    ) noexcept nogil
-
-
 @cython.final
 cdef class SharedPages:
     """Which pages were stored, and where: a table of 3 MB, however many there are; for one thread at a time.

@@ -11,22 +11,6 @@ from vmdump.errors import EngineUnavailable, RequestError
 __all__ = ["default_kernel", "is_zero", "kernels", "zero_pages"]
 
 
-cdef extern from "zero.h":
-    cdef enum:
-        VMD_ZERO_COUNT
-    cdef enum vmd_zero_state:
-        VMD_ZERO_USABLE
-        VMD_ZERO_NOT_BUILT
-        VMD_ZERO_NO_CPU
-    const char *vmd_zero_name(int id) noexcept nogil
-    vmd_zero_state vmd_zero_kernel_state(int id) noexcept nogil
-    vmd_zero_fn vmd_zero_kernel(int id) noexcept nogil
-    int vmd_zero_default() noexcept nogil
-    void vmd_zero_pages(
-        vmd_zero_fn test, const uint8_t *mem, size_t page_count, size_t page_size, uint8_t *zero
-    ) noexcept nogil
-
-
 def kernels() -> dict:
     """Tell which zero-page kernels there are, and why one cannot be used.
 

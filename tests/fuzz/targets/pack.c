@@ -3,6 +3,7 @@
  * Input: page size, level, pages - 1, train or not; the rest are the pages, repeated until they are enough. */
 #include "input.h"
 #include "pack.h"
+#include "unpack.h"
 
 enum { MAX_PAGES = 4 };
 

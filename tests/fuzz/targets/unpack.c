@@ -4,7 +4,7 @@
  * the data. What must hold: nothing outside data and out is touched, a result that is said to be good does not
  * depend on what was in `out`, and two engines of one codec that both accept a stream give the same page. */
 #include "input.h"
-#include "pack.h"
+#include "unpack.h"
 
 enum { MAX_PAGES = 8, ENGINES = 6 };
 

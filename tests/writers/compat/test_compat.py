@@ -20,7 +20,7 @@ from oracles.kdump import Kdump
 import vmdump
 from vmdump.codecs.engines import Engine
 from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
-from vmdump.kernels.pack import native_engines
+from vmdump.kernels.engines import native_engines
 from vmdump.sources.buffers import BlockSource
 from vmdump.writers.compat import target as compat
 

@@ -49,7 +49,7 @@ class FlattenedBytes:
         self.path = raw.path
         try:
             begins, ends, places, bad = records.scan(raw.stream, raw.size, flattened.FILE_HEADER_SIZE)
-        except (OSError, EOFError) as error:
+        except OSError as error:
             raise self._failed(error) from error
         if bad is not None and damaged:
             begins, ends, places = self._with_cut_record(begins, ends, places, bad)
@@ -111,17 +111,16 @@ class FlattenedBytes:
         places = np.concatenate((places[alone], pieces[:, 2]))
         return begins[order], ends[order], places[order]
 
-    def _failed(self, error: Exception) -> SourceError:
-        code = error.errno if isinstance(error, OSError) else None
-        what = "cannot read" if code else "the file has become shorter since it was opened"
-        return SourceError(what, path=self.path, errno=code)
+    def _failed(self, error: OSError) -> SourceError:
+        what = "cannot read" if error.errno else "the file has become shorter since it was opened"
+        return SourceError(what, path=self.path, errno=error.errno)
 
     def read_into(self, offset: int, out: Pages) -> None:
         """Fill `out` from `offset` of the standard layout; what no record holds is zero."""
         demand_inside(self, offset, out.size)
         try:
             records.read(self._raw.stream, self._raw.size, *self._records, offset, out)
-        except (OSError, EOFError) as error:
+        except OSError as error:
             if isinstance(error, SourceError):
                 raise
             raise self._failed(error) from error
