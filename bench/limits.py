@@ -26,7 +26,7 @@ from measure import ROOT, Failed, Sample, clear
 from numpy.typing import NDArray
 
 import vmdump
-from vmdump.codecs.engines import find_engine, make_packer
+from vmdump.codecs.registry import find_engine, make_packer
 
 CHUNK = 4 << 20
 PAGE = 4096

@@ -30,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vmdump.codecs.engines import engines
+from vmdump.codecs.registry import engines
 
 WIDTH = 150
 COLUMNS = (

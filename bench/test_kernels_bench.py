@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vmdump.codecs.engines import Engine, engines, make_packer, make_unpacker
+from vmdump.codecs.registry import Engine, engines, make_packer, make_unpacker
 from vmdump.kernels import bits
 from vmdump.kernels.cache import WriteCache
 from vmdump.kernels.zero import kernels, zero_pages

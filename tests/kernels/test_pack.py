@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from zlib_ng import zlib_ng
 
 from vmdump.codecs.bindings import BindingPacker, BindingUnpacker
-from vmdump.codecs.engines import Engine, engines, make_packer, make_unpacker
+from vmdump.codecs.registry import Engine, engines, make_packer, make_unpacker
 from vmdump.errors import CodecError, EngineUnavailable, RequestError
 from vmdump.kernels.engines import NATIVE_ENGINES, native_engines
 from vmdump.kernels.pack import Packer

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmdump.codecs.engines import Engine, PagePacker, engines, make_packer, make_unpacker
+from vmdump.codecs.registry import Engine, PagePacker, engines, make_packer, make_unpacker
 from vmdump.kernels.hash import KEY_WORDS, hash_pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.scan import PageScan

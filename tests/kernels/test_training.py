@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vmdump.codecs.engines import Engine, engines, make_packer
+from vmdump.codecs.registry import Engine, engines, make_packer
 from vmdump.kernels.engines import native_engines
 from vmdump.kernels.pack import Packer
 

@@ -12,7 +12,7 @@ import pytest
 from helpers.command import RunVmdump
 
 import vmdump
-from vmdump.codecs.engines import engines, make_packer
+from vmdump.codecs.registry import engines, make_packer
 
 GUEST = "synthetic:64M?seed=3&fill=0.5"
 PAGE = 4096

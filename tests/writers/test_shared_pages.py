@@ -12,7 +12,7 @@ from oracles.flattened import Flattened
 from oracles.kdump import Kdump
 
 import vmdump
-from vmdump.codecs.engines import engines
+from vmdump.codecs.registry import engines
 
 PAGE = 4096
 DISTINCT = 300

@@ -83,7 +83,7 @@ class Binding:
     Attributes
     ----------
     name, codec : str
-        As of `vmdump.codecs.engines.Engine`.
+        As of `vmdump.codecs.registry.Engine`.
     package, module : str
         Name of the distribution, and of the module in it.
     min_level, max_level, default_level : int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vmdump.codecs.engines import Engine, default_engine, engines
+from vmdump.codecs.registry import Engine, default_engine, engines
 from vmdump.errors import EngineUnavailable
 from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import FORMATS, LAYOUTS

@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.codecs.engines import PagePacker
+from vmdump.codecs.registry import PagePacker
 from vmdump.guest.guest import FileRuns, Pages, file_runs
 from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan

@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.codecs.engines import PageUnpacker, make_unpacker
+from vmdump.codecs.registry import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
 from vmdump.guest.blocks import BlockList

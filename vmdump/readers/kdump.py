@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch import arch_of_kdump
 from vmdump.arch.registers import MAX_CPUS
-from vmdump.codecs.engines import PageUnpacker, make_unpacker
+from vmdump.codecs.registry import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo

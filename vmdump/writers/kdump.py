@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmdump.codecs.engines import find_engine, make_packer
+from vmdump.codecs.registry import find_engine, make_packer
 from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import Layout
 from vmdump.guest.guest import MIN_PAGE_SIZE, Guest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from vmdump.codecs.engines import Engine, PagePacker, make_packer
+from vmdump.codecs.registry import Engine, PagePacker, make_packer
 from vmdump.guest.guest import Guest
 
 __all__ = ["Packers"]

@@ -25,7 +25,7 @@ from zlib_ng import zlib_ng
 
 import vmdump
 from vmdump import errors
-from vmdump.codecs.engines import Engine, engines
+from vmdump.codecs.registry import Engine, engines
 from vmdump.operations.bench import bench as benchmark
 from vmdump.operations.bench import disk, trial
 from vmdump.operations.bench.bench import Benchmark, efficient

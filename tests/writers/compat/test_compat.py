@@ -18,7 +18,7 @@ from oracles.elf import ElfCore
 from oracles.kdump import Kdump
 
 import vmdump
-from vmdump.codecs.engines import Engine
+from vmdump.codecs.registry import Engine
 from vmdump.errors import CapabilityError, EngineUnavailable, RequestError
 from vmdump.kernels.engines import native_engines
 from vmdump.sources.buffers import BlockSource
@@ -292,7 +292,7 @@ def test_phys_base_is_read_as_hexadecimal(told: str, number: int, tmp_path: Path
 def test_without_zlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version, missing in (("1.3.1.zlib-ng", ""), ("", "not built")):
         other = Engine("zlib", "zlib", "native", version, 1, 9, 1, None, missing)
-        monkeypatch.setattr("vmdump.codecs.engines._engine", lambda name, codec, other=other: other)
+        monkeypatch.setattr("vmdump.codecs.registry._engine", lambda name, codec, other=other: other)
         with pytest.raises(EngineUnavailable):
             written(bytes(PAGE), tmp_path / "out")
         written(bytes(PAGE), tmp_path / f"{version}.elf", format="elf")

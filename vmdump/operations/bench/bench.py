@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmdump.codecs.engines import default_engine, engines
+from vmdump.codecs.registry import default_engine, engines
 from vmdump.errors import RequestError, SourceError
 from vmdump.formats.names import FORMATS
 from vmdump.guest.guest import Pages

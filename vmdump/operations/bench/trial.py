@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.codecs.engines import Engine, make_packer, make_unpacker
+from vmdump.codecs.registry import Engine, make_packer, make_unpacker
 from vmdump.errors import CodecError
 from vmdump.guest.guest import Pages
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmdump.arch.qemu import TARGETS, QemuTarget
-from vmdump.codecs.engines import PagePacker, find_engine
+from vmdump.codecs.registry import PagePacker, find_engine
 from vmdump.errors import CapabilityError, EngineUnavailable, ReadError, RequestError
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.names import DumpFormat

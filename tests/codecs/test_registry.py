@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmdump.codecs import bindings, engines
+from vmdump.codecs import bindings, registry
 from vmdump.errors import EngineUnavailable, RequestError
 from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
 
@@ -21,16 +21,16 @@ NAMES = {
 REASON = "not built: for this test"
 
 
-def usable() -> list[engines.Engine]:
-    return [engine for engine in engines.engines() if not engine.missing]
+def usable() -> list[registry.Engine]:
+    return [engine for engine in registry.engines() if not engine.missing]
 
 
 def test_all_nine_are_listed() -> None:
     found = {
-        codec: [each.name for each in engines.engines() if each.codec == codec] for codec in engines.CODECS
+        codec: [each.name for each in registry.engines() if each.codec == codec] for codec in registry.CODECS
     }
     assert found == NAMES
-    assert set(NATIVE_ENGINES) == {engine.name for engine in engines.engines() if engine.kind == "native"}
+    assert set(NATIVE_ENGINES) == {engine.name for engine in registry.engines() if engine.kind == "native"}
     assert set(native_engines()) | set(missing_engines()) == set(NATIVE_ENGINES)
     assert not set(native_engines()) & set(missing_engines())
 
@@ -43,7 +43,7 @@ def test_bindings_are_dependencies() -> None:
 
 
 def test_descriptions() -> None:
-    for engine in engines.engines():
+    for engine in registry.engines():
         if engine.missing:
             assert engine.version == ""
         else:
@@ -51,25 +51,25 @@ def test_descriptions() -> None:
             assert engine.min_level <= engine.default_level <= engine.max_level
 
 
-@pytest.mark.parametrize("codec", engines.CODECS)
+@pytest.mark.parametrize("codec", registry.CODECS)
 def test_default_is_the_first_usable(codec: str) -> None:
     expected = [engine for engine in usable() if engine.codec == codec]
     if not expected:
         pytest.skip(f"no engine for {codec} in this build")
-    assert engines.default_engine(codec) == expected[0] == engines.find_engine(codec, None)
+    assert registry.default_engine(codec) == expected[0] == registry.find_engine(codec, None)
 
 
 def test_a_missing_engine_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "native_engines", dict)
+    monkeypatch.setattr(registry, "native_engines", dict)
     monkeypatch.setattr(
-        engines, "missing_engines", lambda: dict.fromkeys(NATIVE_ENGINES, "not built: for this test")
+        registry, "missing_engines", lambda: dict.fromkeys(NATIVE_ENGINES, "not built: for this test")
     )
-    assert engines.default_engine("zlib").name == "zlib-ng"
-    assert engines.make_unpacker("lzo", 4096).engine == "python-lzo"
+    assert registry.default_engine("zlib").name == "zlib-ng"
+    assert registry.make_unpacker("lzo", 4096).engine == "python-lzo"
     with pytest.raises(EngineUnavailable, match=f"zstd: {REASON}"):
-        engines.default_engine("zstd")
+        registry.default_engine("zstd")
     with pytest.raises(EngineUnavailable, match=f"isal: {REASON}") as error:
-        engines.find_engine("zlib", "isal")
+        registry.find_engine("zlib", "isal")
     assert error.value.available == ("zlib-ng",)
 
 
@@ -79,7 +79,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(EngineUnavailable, match="package python-lzo is not installed"):
-        engines.find_engine("lzo", "python-lzo")
+        registry.find_engine("lzo", "python-lzo")
     with pytest.raises(EngineUnavailable, match="package python-lzo is not installed"):
         bindings.BindingPacker("python-lzo", 4096)
 
@@ -90,7 +90,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(EngineUnavailable, match="zlib-ng cannot be imported"):
-        engines.find_engine("zlib", "zlib-ng")
+        registry.find_engine("zlib", "zlib-ng")
 
 
 @pytest.mark.parametrize(
@@ -98,34 +98,34 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_another_engine_is_a_demand(codec: str, name: str) -> None:
     with pytest.raises(EngineUnavailable) as error:
-        engines.find_engine(codec, name)
+        registry.find_engine(codec, name)
     assert error.value.engine == name
     assert error.value.available == tuple(engine.name for engine in usable() if engine.codec == codec)
     with pytest.raises(EngineUnavailable):
-        engines.make_unpacker(codec, 4096, name)
+        registry.make_unpacker(codec, 4096, name)
 
 
 def test_unknown_codec() -> None:
-    for call in (engines.default_engine, lambda codec: engines.find_engine(codec, "zlib")):
+    for call in (registry.default_engine, lambda codec: registry.find_engine(codec, "zlib")):
         with pytest.raises(RequestError, match="zlib, lzo, snappy, zstd"):
             call("lzma")
 
 
 @pytest.mark.parametrize("engine", usable(), ids=lambda engine: engine.name)
-def test_levels_are_never_clamped(engine: engines.Engine) -> None:
+def test_levels_are_never_clamped(engine: registry.Engine) -> None:
     for level in range(engine.min_level, engine.max_level + 1):
-        assert engines.make_packer(engine, 4096, level).level == level
-    assert engines.make_packer(engine, 4096).level == engine.default_level
+        assert registry.make_packer(engine, 4096, level).level == level
+    assert registry.make_packer(engine, 4096).level == engine.default_level
     for level in (engine.min_level - 1, engine.max_level + 1, -100, 1000):
         with pytest.raises(RequestError, match=rf"{engine.min_level}\.\.{engine.max_level}") as error:
-            engines.make_packer(engine, 4096, level)
+            registry.make_packer(engine, 4096, level)
         assert error.value.parameter == "level"
 
 
 @pytest.mark.parametrize("engine", usable(), ids=lambda engine: engine.name)
 @pytest.mark.parametrize("page_size", [0, -4096, (1 << 20) + 1])
-def test_page_sizes_are_checked(engine: engines.Engine, page_size: int) -> None:
+def test_page_sizes_are_checked(engine: registry.Engine, page_size: int) -> None:
     with pytest.raises(RequestError, match="page_size"):
-        engines.make_packer(engine, page_size)
+        registry.make_packer(engine, page_size)
     with pytest.raises(RequestError, match="page_size"):
-        engines.make_unpacker(engine.codec, page_size, engine.name)
+        registry.make_unpacker(engine.codec, page_size, engine.name)
