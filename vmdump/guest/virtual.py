@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, identity, mapped_runs, walk
+from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, walk
 from vmdump.arch.paging.tables import MAX_TABLES, Words
 from vmdump.errors import CapabilityError, ReadError, TranslationError
 from vmdump.guest.blocks import Pages, block_bounds, read_into
@@ -75,16 +75,19 @@ class _VirtualMemory:
         known = self._known("paging")
         active = [space for space in known.cpus if space is not None]
         if known.cpus and not active:
-            return identity(*block_bounds(self._source.blocks))
+            return Runs.identity(*block_bounds(self._source.blocks))
         if not active and known.kernel is not None:
             active = [known.kernel]
+        if as_qemu:
+            from vmdump.arch.paging.qemu import mapped_runs
+        else:
+            from vmdump.arch.paging.mappings import mapped_runs
         pages = self._source.size // _PAGE
         return mapped_runs(
             active,
             self._read_tables,
             self._is_memory,
             max_tables=min(pages // _PAGES_PER_TABLE + _SMALL_GUEST, MAX_TABLES),
-            as_qemu=as_qemu,
         )
 
     def kernel_half(self) -> Runs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vmdump.arch.paging.mappings import identity, mapped_runs
 from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, ReadTables, Runs, TableFormat, walk
 
 __all__ = [
@@ -11,7 +10,5 @@ __all__ = [
     "ReadTables",
     "Runs",
     "TableFormat",
-    "identity",
-    "mapped_runs",
     "walk",
 ]

@@ -28,7 +28,11 @@ from vmdump.arch.paging.tables import MAX_RUNS, AddressSpace, ReadTables, Runs, 
 from vmdump.errors import TranslationError
 from vmdump.units import ADDRESS_LIMIT
 
-__all__ = ["identity", "mapped_runs"]
+__all__ = ["Add", "MappingClass", "listed_mappings", "mapped_runs", "numbered", "rows_of"]
+
+Add = Callable[[Runs, NDArray[np.int64], Runs, int], tuple[Runs, NDArray[np.int64], int]]
+"""``(mappings, when each was created, runs of a walk, most that may meet) -> (mappings, when each was
+created, how many have met others)``; nothing is added if more than that meet."""
 
 _MAX_SPACES = 4096
 """Different roots: QEMU has no more vCPUs. To compare the top tables of so many takes 160 MiB."""
@@ -36,16 +40,9 @@ _MAX_COMPARED = 1 << 25
 """Mappings that are compared for all vCPUs together; 2**19 take 0.1 s. A Linux guest has some 10,000."""
 _MAX_MET = 1 << 19
 """Those among them that meet others, which are looked at one by one: so many take 1.2 s and 250 MiB."""
-_MAX_AS_QEMU = 1 << 17
-"""Mappings in QEMU's way, where new ones stand between others: 4 s. QEMU itself would compare for minutes."""
 _PAGE_SHIFT = 12
 _PAGE_BITS = 41
 """Of a page frame number behind the last one of 52-bit addresses; those above number up to 2**20 classes."""
-
-
-def identity(starts: Words, sizes: Words) -> Runs:
-    """Give the mappings of a guest without paging: each block at its own address."""
-    return Runs(starts, starts, sizes, sizes)
 
 
 def mapped_runs(
@@ -54,7 +51,7 @@ def mapped_runs(
     keep: Callable[[Words], NDArray[np.bool_]],
     *,
     max_tables: int,
-    as_qemu: bool = False,
+    add: Add | None = None,
 ) -> Runs:
     """Walk all page tables and merge what they map.
 
@@ -68,8 +65,9 @@ def mapped_runs(
         ``(guest-physical addresses of pages) -> bool``: which of them are memory.
     max_tables : int
         Tables in one walk, at most.
-    as_qemu : bool
-        With QEMU's mistakes.
+    add : Add, optional
+        Adds what one vCPU's tables map to the mappings of those before, with mistakes of its own; also what
+        they share is added again then. Without it, nothing is mistaken.
 
     Raises
     ------
@@ -82,8 +80,7 @@ def mapped_runs(
             f"the vCPUs have {len(distinct)} different page tables, and no guest has more than {_MAX_SPACES}",
             address=distinct[0].root,
         )
-    walks = _Walks(distinct, read, keep, max_tables=max_tables, as_qemu=as_qemu)
-    add = _added_as_qemu if as_qemu else _added
+    walks = _Walks(distinct, read, keep, max_tables=max_tables)
     listed = Runs.joined(())
     created = np.empty(0, np.int64)
     compared = all_met = changes = 0
@@ -93,12 +90,12 @@ def mapped_runs(
             continue
         before, orders = listed, created
         # Of what another one has had added, only mappings that met can make more.
-        known = not (as_qemu or all_met or space in after)
+        known = not (add or all_met or space in after)
         found = walks.own(space) if known else walks.everything(space)
-        listed, created, met = add(before, orders, found, limit=_MAX_MET - all_met)
+        listed, created, met = (add or _added)(before, orders, found, _MAX_MET - all_met)
         if known and met:
             found = walks.everything(space)
-            listed, created, met = add(before, orders, found, limit=_MAX_MET)
+            listed, created, met = _added(before, orders, found, _MAX_MET)
         all_met += met
         compared += before.size.size + found.size.size
         if compared > _MAX_COMPARED or all_met > _MAX_MET or listed.size.size > MAX_RUNS:
@@ -121,11 +118,9 @@ class _Walks:
         keep: Callable[[Words], NDArray[np.bool_]],
         *,
         max_tables: int,
-        as_qemu: bool,
     ) -> None:
         self._keep = keep
         self._max_tables = max_tables
-        self._as_qemu = as_qemu
         self._read = read
         self._visited = 0
         self._runs: dict[AddressSpace, Runs] = {}
@@ -158,7 +153,6 @@ class _Walks:
                 keep=self._keep,
                 max_tables=self._max_tables,
                 visited=self._visited - 1,
-                as_qemu=self._as_qemu,
             )
             if sum(runs.size.size for runs in self._runs.values()) > MAX_RUNS:
                 raise TranslationError(
@@ -214,17 +208,9 @@ def _top_table(space: AddressSpace, read: ReadTables) -> Words:
 
 
 def _added(
-    listed: Runs, created: NDArray[np.int64], found: Runs, *, limit: int
+    listed: Runs, created: NDArray[np.int64], found: Runs, limit: int
 ) -> tuple[Runs, NDArray[np.int64], int]:
-    """Add the runs of a walk to the mappings of those before, in their order.
-
-    Returns
-    -------
-    Runs, numbers, int
-        The mappings, when each was created, and how many have met others; nothing is added if these are
-        more than `limit`.
-    """
-    numbers = _numbers(created, found)
+    numbers = numbered(created, found)
     if not listed.size.size or not found.size.size:
         return Runs.joined((listed, found)), np.concatenate((created, numbers)), 0
     both = Runs.joined((listed, found))
@@ -261,15 +247,16 @@ def _added(
     return Runs.joined(parts), np.concatenate(orders), met.size
 
 
-def _numbers(created: NDArray[np.int64], found: Runs) -> NDArray[np.int64]:
+def numbered(created: NDArray[np.int64], found: Runs) -> NDArray[np.int64]:
+    """Give the runs of a walk the numbers behind those of the mappings that were created before."""
     return np.arange(found.size.size) + (int(created.max()) + 1 if created.size else 0)
 
 
 def _class_added(runs: Runs, order: NDArray[np.int64], old: int) -> tuple[Runs, NDArray[np.int64]]:
     """Add runs to the mappings of the same group; the first `old` ones are those, in any order."""
     distance = int(runs.virtual[0]) - int(runs.physical[0])
-    known = _Class(distance)
-    mappings = list(_rows(runs.physical, runs.size, runs.page, order))
+    known = MappingClass(distance)
+    mappings = list(rows_of(runs.physical, runs.size, runs.page, order))
     for begin, size, _, number in mappings[:old]:
         known.insert(begin, begin + size, number)
     for begin, size, page, number in mappings[old:]:
@@ -278,55 +265,16 @@ def _class_added(runs: Runs, order: NDArray[np.int64], old: int) -> tuple[Runs, 
             known.insert(begin, begin + size, number)
         else:
             known.grow(at, min(known.begins[at], begin), begin + size)
-    return _listed([known])
+    return listed_mappings([known])
 
 
-def _added_as_qemu(
-    listed: Runs, created: NDArray[np.int64], found: Runs, *, limit: int
-) -> tuple[Runs, NDArray[np.int64], int]:
-    """Add the runs of a walk as QEMU does.
-
-    What precedes a mapping moves its virtual address down and makes it longer, but leaves its guest-physical
-    address. So it shows the wrong memory from then on, and is of another class.
-    """
-    numbers = _numbers(created, found)
-    if not listed.size.size or not found.size.size:
-        return Runs.joined((listed, found)), np.concatenate((created, numbers)), 0
-    total = listed.size.size + found.size.size
-    if total > min(limit, _MAX_AS_QEMU):
-        return listed, created, _MAX_MET + 1
-    classes: dict[int, _Class] = {}
-
-    def class_of(distance: int) -> _Class:
-        return classes.setdefault(distance, _Class(distance))
-
-    for virtual, begin, size, number in _rows(listed.virtual, listed.physical, listed.size, created):
-        class_of(virtual - begin).insert(begin, begin + size, number)
-    for virtual, begin, size, page, number in _rows(*found, numbers):
-        end = begin + size
-        known = class_of(virtual - begin)
-        while begin < end:
-            at = known.find(begin, page)
-            if at is None:
-                known.insert(begin, end, number)
-                break
-            first = known.begins[at]
-            if first <= begin:
-                known.grow(at, first, end)
-                break
-            last, older = known.remove(at)
-            longer = max(last - begin, page)
-            class_of(begin + known.distance - first).insert(first, first + longer, older)
-            begin += page
-    # Their number is small already; an eighth of it bounds the time for all vCPUs.
-    return *_listed(classes.values()), total // 8 + 1
-
-
-def _rows(*columns: NDArray[Any]) -> Iterator[tuple[int, ...]]:
+def rows_of(*columns: NDArray[Any]) -> Iterator[tuple[int, ...]]:
+    """Go through columns of one length row by row, as Python's numbers."""
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def _listed(classes: Iterable[_Class]) -> tuple[Runs, NDArray[np.int64]]:
+def listed_mappings(classes: Iterable[MappingClass]) -> tuple[Runs, NDArray[np.int64]]:
+    """List the mappings of all classes, and when each was created."""
     page = 1 << _PAGE_SHIFT
     rows = [
         (begin + known.distance & ADDRESS_LIMIT - 1, begin, end - begin, page, number)
@@ -337,7 +285,7 @@ def _listed(classes: Iterable[_Class]) -> tuple[Runs, NDArray[np.int64]]:
     return Runs(*(np.array(column, np.uint64) for column in columns)), np.array(numbers, np.int64)
 
 
-class _Class:
+class MappingClass:
     """The mappings of one distance between virtual and guest-physical addresses, in the order of the list.
 
     Attributes

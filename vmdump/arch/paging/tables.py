@@ -66,6 +66,11 @@ class Runs(NamedTuple):
     page: Words
 
     @classmethod
+    def identity(cls, starts: Words, sizes: Words) -> Runs:
+        """Give the mappings of a guest without paging: each block at its own address."""
+        return cls(starts, starts, sizes, sizes)
+
+    @classmethod
     def joined(cls, parts: Sequence[Runs]) -> Runs:
         """Put several lists one behind the other."""
         nothing = np.empty(0, np.uint64)
@@ -112,15 +117,15 @@ class TableFormat:
         of that.
     entry_size : int
         Bytes.
-    beyond : int
-        Bits of an entry above the address that QEMU takes for a part of a page's, so that there is no memory.
+    attributes : int
+        Bits of an entry above the address, which are attributes of the page; 0 where nobody asks.
     """
 
     bits: int
     shifts: tuple[int, ...]
     decode: Decode
     entry_size: int = 8
-    beyond: int = 0
+    attributes: int = 0
 
     def entries(self, level: int) -> int:
         """Count the entries of a table."""
@@ -196,7 +201,6 @@ def walk(
     keep: Callable[[Words], NDArray[np.bool_]] | None = None,
     max_tables: int = MAX_TABLES,
     visited: int = 0,
-    as_qemu: bool = False,
 ) -> Runs:
     """Find what page tables map.
 
@@ -220,8 +224,6 @@ def walk(
         Tables that are read at most.
     visited : int
         How many of them were read for other roots.
-    as_qemu : bool
-        Pass over pages whose entries have a bit of `TableFormat.beyond`.
 
     Returns
     -------
@@ -259,8 +261,6 @@ def walk(
                 valid, places, offsets = valid[inside], places[inside], offsets[inside]
             is_table, is_page, address = form.decode(valid, level, places)
             pages = is_page if keep is None else is_page & keep(address)
-            if as_qemu:
-                pages &= (valid & np.uint64(form.beyond)) == 0
             if pages.any():
                 sizes = np.full(np.count_nonzero(pages), 1 << shift, np.uint64)
                 found.append(Runs(offsets[pages], address[pages], sizes, sizes).compressed())

@@ -22,9 +22,9 @@ _CR4_PAE = 1 << 5
 _CR4_LA57 = 1 << 12
 _PS = 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
-"""Bits 51:12. Those above are software's, protection keys and execute-disable."""
-_BEYOND = 0x7FF0_0000_0000_0000
-"""QEMU clears only bit 63."""
+"""Bits 51:12."""
+_ATTRIBUTES = 0xFFF0_0000_0000_0000
+"""Bits 63:52: execute-disable, protection keys, and what is software's."""
 
 
 def _decode_long(
@@ -58,7 +58,7 @@ def _decode_32(
 @cache
 def _format_long(bits: int, shifts: tuple[int, ...], large: tuple[int, ...], mask: int) -> TableFormat:
     decode = partial(_decode_long, large=large, shifts=shifts, mask=mask)
-    return TableFormat(bits, shifts, decode, beyond=_BEYOND)
+    return TableFormat(bits, shifts, decode, attributes=_ATTRIBUTES)
 
 
 @cache
