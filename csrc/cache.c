@@ -17,9 +17,16 @@ enum {
     PIECE = 4096,            /* PIPE_BUF: what a pipe that poll() calls writable takes without blocking */
     ROUND = 16 << 20,        /* bytes before signals and cancellation are looked at */
     DIRECT = 64 << 10,       /* bytes from which on waiting for the disk costs less than the page cache: of a
-                                guest that stands still 10,000 changed pages took 0.8 s past it, 0.3 s into it */
+                                paused guest 10,000 changed pages took 0.8 s past it, 0.3 s into it */
     BYPASS = 256 << 10,      /* bytes from which on a system call costs less than a copy into the buffer */
 };
+
+/* Moves the empty buffer to a file offset. */
+static void move(struct vmd_cache *cache, uint64_t offset)
+{
+    cache->head = cache->fill = offset % VMD_CACHE_ALIGN;
+    cache->base = offset - cache->fill;
+}
 
 int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable, size_t capacity,
                    uint64_t offset)
@@ -33,7 +40,7 @@ int vmd_cache_open(struct vmd_cache *cache, int fd, int direct_fd, int seekable,
                                 .capacity = capacity};
     cache->stream = fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) ? VMD_STREAM_SOCKET : VMD_STREAM_NOWAIT;
     vmd_claim_init(&cache->claim);
-    vmd_cache_move(cache, offset);
+    move(cache, offset);
     return VMD_OK;
 }
 
@@ -46,12 +53,6 @@ void vmd_cache_close(struct vmd_cache *cache)
 uint64_t vmd_cache_position(const struct vmd_cache *cache)
 {
     return cache->base + cache->fill;
-}
-
-void vmd_cache_move(struct vmd_cache *cache, uint64_t offset)
-{
-    cache->head = cache->fill = offset % VMD_CACHE_ALIGN;
-    cache->base = offset - cache->fill;
 }
 
 static size_t smaller(size_t a, size_t b)
@@ -113,8 +114,7 @@ static ssize_t write_stream(struct vmd_cache *cache, const uint8_t *data, size_t
 }
 
 /* One attempt at data[0, size), of which *n were written. VMD_AGAIN if it was interrupted or would block. */
-static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset, size_t *n,
-                   int *error)
+static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, uint64_t offset, size_t *n)
 {
     ssize_t r = cache->seekable ? write_at(cache, data, size, offset) : write_stream(cache, data, size);
 
@@ -122,11 +122,11 @@ static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, ui
     if (r < 0 && (errno == EINTR || errno == EAGAIN))
         return VMD_AGAIN;
     if (r < 0) {
-        *error = errno;
+        cache->failure = errno;
         return VMD_ERRNO;
     }
     if (r == 0 && cache->seekable) { /* no file system does this for size > 0, and it would never end */
-        *error = EIO;
+        cache->failure = EIO;
         return VMD_ERRNO;
     }
     if (r == 0)
@@ -139,7 +139,8 @@ static int attempt(struct vmd_cache *cache, const uint8_t *data, size_t size, ui
     return VMD_OK;
 }
 
-int vmd_cache_flush(struct vmd_cache *cache, int *error)
+/* Hands everything to the kernel, unless that takes more than a round. */
+static int empty(struct vmd_cache *cache)
 {
     size_t round = 0, n;
 
@@ -147,14 +148,23 @@ int vmd_cache_flush(struct vmd_cache *cache, int *error)
         if (round >= ROUND)
             return VMD_AGAIN;
         int status = attempt(cache, cache->buffer + cache->head, cache->fill - cache->head,
-                             cache->base + cache->head, &n, error);
+                             cache->base + cache->head, &n);
         cache->head += n;
         round += n;
         if (status != VMD_OK)
             return status;
     }
-    vmd_cache_move(cache, vmd_cache_position(cache));
+    move(cache, vmd_cache_position(cache));
     return VMD_OK;
+}
+
+int vmd_cache_flush(struct vmd_cache *cache, uint64_t next)
+{
+    int status = empty(cache);
+
+    if (status == VMD_OK)
+        move(cache, next);
+    return status;
 }
 
 /* Whether data goes to the kernel from where it is: if there is enough, and it is aligned as O_DIRECT needs. */
@@ -165,7 +175,7 @@ static int bypasses(const struct vmd_cache *cache, const uint8_t *data, size_t s
     return !cache->seekable || cache->direct_fd < 0 || ((uintptr_t)data - offset) % VMD_CACHE_ALIGN == 0;
 }
 
-int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, size_t *taken, int *error)
+int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, size_t *taken)
 {
     size_t round = 0, n;
 
@@ -177,14 +187,14 @@ int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, s
 
         if (cache->fill == cache->capacity ||
             (cache->head < cache->fill && bypasses(cache, rest, left, offset))) {
-            status = vmd_cache_flush(cache, error);
+            status = empty(cache);
             if (status != VMD_OK)
                 return status;
         } else if (bypasses(cache, rest, left, offset)) {
             if (round >= ROUND)
                 return VMD_AGAIN;
-            status = attempt(cache, rest, left, offset, &n, error);
-            vmd_cache_move(cache, offset + n);
+            status = attempt(cache, rest, left, offset, &n);
+            move(cache, offset + n);
             *taken += n;
             round += n;
             if (status != VMD_OK)

@@ -24,6 +24,7 @@ struct vmd_cache {
     size_t head, fill; /* buffer[head, fill) is not written yet */
     uint64_t base;
     uint64_t written; /* bytes the kernel has taken */
+    int failure;      /* errno of the system call that failed, or 0 */
     struct vmd_claim claim;
 };
 
@@ -36,13 +37,12 @@ void vmd_cache_close(struct vmd_cache *cache); /* what is not flushed is dropped
 uint64_t vmd_cache_position(const struct vmd_cache *cache);
 
 /* Appends data[*taken, size) and advances *taken. VMD_AGAIN after a system call that was interrupted, that
- * would have blocked for 100 ms, or that was one of several: call again with the same arguments. */
-int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, size_t *taken, int *error);
+ * would have blocked for 100 ms, or that was one of several: call again with the same arguments. Not to
+ * be called after VMD_ERRNO, when `failure` says what has failed. */
+int vmd_cache_write(struct vmd_cache *cache, const uint8_t *data, size_t size, size_t *taken);
 
-/* Hands everything to the kernel. VMD_AGAIN as above. */
-int vmd_cache_flush(struct vmd_cache *cache, int *error);
-
-/* Moves on to another file offset; only after a complete flush and only if seekable. */
-void vmd_cache_move(struct vmd_cache *cache, uint64_t offset);
+/* Hands everything to the kernel, then goes on at file offset `next`: another one only if seekable. Status
+ * as above. */
+int vmd_cache_flush(struct vmd_cache *cache, uint64_t next);
 
 #endif

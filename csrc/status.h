@@ -10,7 +10,7 @@ enum vmd_status {
     VMD_OUTSIDE = -4,   /* an offset and size that leave the data */
     VMD_BAD_SIZE = -5,  /* a plain page that is not as long as a page */
     VMD_AGAIN = -6,     /* not done yet: look for signals and cancellation, then call again */
-    VMD_ERRNO = -7,     /* a system call failed; its errno is in the out parameter */
+    VMD_ERRNO = -7,     /* a system call failed; its errno is handed out beside it */
 };
 
 #endif
