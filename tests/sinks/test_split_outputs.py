@@ -64,14 +64,14 @@ def test_a_part_that_cannot_appear_takes_the_others_with_it(force: bool, tmp_pat
 
 
 def test_an_interruption_between_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = NewFile.commit
+    real = NewFile.publish
 
-    def commit(self: NewFile) -> None:
+    def publish(self: NewFile) -> None:
         if self.name.endswith("3"):
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(NewFile, "commit", commit)
+    monkeypatch.setattr(NewFile, "publish", publish)
     with pytest.raises(KeyboardInterrupt), SinkSet(part_names(tmp_path / "set", 4)):
         pass
     assert names(tmp_path) == []

@@ -78,7 +78,7 @@ def read_command(
                     channel.write(piece)
             with sink.errors("cannot write"):
                 channel.flush()
-                sink.set_size(channel.position)
+            sink.set_size(channel.position)
 
 
 def _pieces(guest: Guest, address: int, length: int, *, virtual: bool) -> Iterator[tuple[int, bytes]]:

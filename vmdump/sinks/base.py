@@ -50,8 +50,8 @@ def sink_errors(what: str, name: str) -> Iterator[None]:
 class Channel(Protocol):
     """Bytes that a sink takes one behind the other, from one position on; for one thread at a time.
 
-    A method that fails raises OSError or Cancelled, and the channel takes nothing more. `cancelled` is asked
-    while bytes wait; once it returns true, that is over.
+    A method that fails raises OSError or Cancelled, and the channel takes nothing more; `Sink.errors` makes a
+    SinkError of an OSError. `cancelled` is asked while bytes wait; once it returns true, that is over.
     """
 
     @property
@@ -69,11 +69,14 @@ class Channel(Protocol):
 
 
 class Sink(ABC):
-    """Where a dump goes. A context manager: a clean exit commits, an exception aborts; either closes.
+    """Where a dump goes. A context manager: a clean exit commits, an exception aborts, and either closes.
 
-    Its user calls `begin`, writes through channels, flushes them, calls `set_size`, and leaves the context.
-    A new kind of sink has a `channel`, sets the attributes that are not as they are here, overrides what is
-    not nothing for it, and gets a line in :mod:`vmdump.sinks.opening`.
+    Whoever writes calls `begin`, writes through channels, flushes them, calls `set_size` and leaves the
+    context. A kind of sink has a name and channels. Everything else is, unless it is overridden, what suits
+    a pipe: it is written in order, there is nothing to prepare, and nothing can be finished or taken back.
+    What is to appear at the end also has `publish` and `abort`. All methods raise SinkError if they fail.
+
+    :mod:`vmdump.sinks.opening` lists the kinds.
 
     Attributes
     ----------
@@ -82,7 +85,7 @@ class Sink(ABC):
     seekable : bool
         Bytes can be put anywhere, and several channels may be open. Otherwise there is one, from position 0.
     sparse : bool
-        What is skipped is a hole of zeros, and `clear` takes back what was written.
+        What is skipped is a hole of zeros, and `clear` takes back what was written; only if it is seekable.
     retractable : bool
         Nothing is seen of it before `publish`, and `retract` removes it again.
     folder : str or None
@@ -112,52 +115,23 @@ class Sink(ABC):
             Open files of the guest, none of which may be the sink.
         in_use : iterable of os.stat_result
             What else must not be it: files that the guest's QEMU has open.
-
-        Raises
-        ------
-        SinkError
-            The sink is one of them, or cannot be emptied.
         """
         del files, in_use
 
     def demand(self, size: int) -> None:
-        """Refuse at once what needs `size` bytes where it is known that there are fewer.
-
-        Raises
-        ------
-        SinkError
-            With ENOSPC.
-        """
+        """Refuse at once, with ENOSPC, what needs `size` bytes where it is known that there are fewer."""
         del size
 
     def clear(self) -> None:
-        """Take back what was written; only if the sink is sparse.
-
-        Raises
-        ------
-        SinkError
-            That failed.
-        """
+        """Take back what was written; only if the sink is sparse."""
         raise NotImplementedError(f"{type(self).__name__}.clear")
 
     def set_size(self, size: int) -> None:
-        """End the sink at `size`, behind the last byte or hole, when all channels are flushed.
-
-        Raises
-        ------
-        OSError
-            That failed.
-        """
+        """End the sink at `size`, behind the last byte or hole, when all channels are flushed."""
         del size
 
     def sync(self) -> None:
-        """Make the bytes of what is to be published safe.
-
-        Raises
-        ------
-        SinkError
-            That failed.
-        """
+        """Make the bytes of what is to be published safe."""
         return
 
     def publish(self) -> None:
@@ -167,8 +141,6 @@ class Sink(ABC):
         ------
         OutputExists
             Something of that name has appeared meanwhile.
-        SinkError
-            That failed.
         """
         return
 
@@ -179,8 +151,8 @@ class Sink(ABC):
 
         Raises
         ------
-        OutputExists, SinkError
-            As of `sync` and `publish`.
+        OutputExists
+            As of `publish`.
         """
         self.sync()
         with Deferred() as signals:

@@ -23,10 +23,7 @@ _FIFO_WAIT = 0.05
 
 
 def open_sink(
-    target: str | os.PathLike[str] | Sink,
-    *,
-    force: bool = False,
-    cancelled: Callable[[], bool] = lambda: False,
+    target: str | os.PathLike[str], *, force: bool = False, cancelled: Callable[[], bool] = lambda: False
 ) -> Sink:
     """Open the sink that a name stands for.
 
@@ -34,8 +31,7 @@ def open_sink(
     ----------
     target : str, path or Sink
         A path, ``-`` for standard output, or ``fd:N``. A path that names a FIFO or a device is written
-        to, if :class:`vmdump.sinks.place.Place` finds nothing against it; any other gets a new file. A sink
-        is given back as it is.
+        to, if :class:`vmdump.sinks.place.Place` finds nothing against it; any other gets a new file.
     force : bool
         Replace a file that is there, and write to a FIFO or device whoever put it there. Nobody else's
         symlink is followed, but replaced.
@@ -53,8 +49,6 @@ def open_sink(
     Cancelled
         `cancelled` returned true.
     """
-    if isinstance(target, Sink):
-        return target
     name = os.fspath(target)
     if not name:
         raise RequestError("output: the name is empty", parameter="output")

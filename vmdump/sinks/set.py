@@ -90,9 +90,10 @@ class SinkSet:
         try:
             for sink in self.sinks:
                 sink.sync()
-            with Deferred():
+            with Deferred() as signals:
                 for sink in self.sinks:
-                    sink.commit()
+                    sink.publish()
+                signals.settle()
         except BaseException:
             for sink in self.sinks:
                 sink.retract()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 
 from vmdump.formats import flattened
-from vmdump.sinks.base import Channel, Sink
+from vmdump.sinks.base import Sink
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -58,10 +58,6 @@ class _File:
         self._sink = sink
         self._cancelled = cancelled
 
-    def _open_channel(self, offset: int) -> Channel:
-        with self._errors():
-            return self._sink.channel(offset)
-
     def _errors(self) -> AbstractContextManager[None]:
         return self._sink.errors("cannot write the output")
 
@@ -100,14 +96,13 @@ class PlainFile(_File):
 
     def finish(self) -> None:
         """Give the file its length."""
-        with self._errors():
-            self._sink.set_size(self.size)
+        self._sink.set_size(self.size)
 
 
 class _PlainLane:
     def __init__(self, file: PlainFile, offset: int) -> None:
         self._file = file
-        self._channel = file._open_channel(offset)
+        self._channel = file._sink.channel(offset)
 
     def write(self, data: Buffer) -> None:
         with self._file._errors():
@@ -134,7 +129,7 @@ class FlattenedFile(_File):
 
     def __init__(self, sink: Sink, cancelled: Cancelled) -> None:
         super().__init__(sink, cancelled)
-        self._channel = self._open_channel(0)
+        self._channel = sink.channel()
         self._buffer = np.empty(_RECORD_SIZE, np.uint8)
         self._put(flattened.file_header())
 
@@ -157,7 +152,7 @@ class FlattenedFile(_File):
         self._put(flattened.END_MARK)
         with self._errors():
             self._channel.flush(self._cancelled)
-            self._sink.set_size(self.size)
+        self._sink.set_size(self.size)
 
     def _put(self, data: Buffer) -> None:
         with self._errors():

@@ -15,7 +15,6 @@ from vmdump.errors import SinkError
 from vmdump.guest.guest import Pages
 from vmdump.sinks.base import Sink
 from vmdump.sinks.opening import open_sink
-from vmdump.writers.lanes import PlainFile
 
 __all__ = ["DISK_ROUNDS", "DiskSpeed", "measure_disk"]
 
@@ -117,12 +116,12 @@ def _write(sink: Sink, block: Pages, size: int, cancelled: Callable[[], bool]) -
     """Write one round; give its bytes, seconds, and seconds of this thread on a processor."""
     sink.clear()
     began, busy = time.perf_counter(), time.thread_time()
-    with PlainFile(sink, cancelled) as file:
-        lane = file.lane(0)
-        written = 0
-        while written == 0 or (written + block.size <= size and time.perf_counter() - began < _PATIENCE):
-            lane.write(block)
-            written += block.size
-        lane.finish()
-        sink.sync()
-        return written, time.perf_counter() - began, time.thread_time() - busy
+    channel = sink.channel()
+    with sink.errors("cannot write"):
+        while not channel.position or (
+            channel.position + block.size <= size and time.perf_counter() - began < _PATIENCE
+        ):
+            channel.write(block, cancelled)
+        channel.flush(cancelled)
+    sink.sync()
+    return channel.position, time.perf_counter() - began, time.thread_time() - busy
