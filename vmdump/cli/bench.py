@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import click
 
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
 from vmdump.cli.options import as_size, as_source, quiet_option, source_name
-from vmdump.cli.printing import console, say
+from vmdump.cli.printing import console, say, say_json
 from vmdump.cli.progress import progress_bar
 from vmdump.errors import RequestError
 from vmdump.operations.bench.bench import Benchmark, Candidate, bench
@@ -83,7 +82,7 @@ def bench_command(
                 channel.flush()
                 drawing.set_size(channel.position)
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         _show(found, show_all=show_all, threads_given=threads is not None)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from vmdump import Capabilities, capabilities
-from vmdump.cli.printing import console, say
+from vmdump.cli.printing import console, say_json
 
 __all__ = ["capabilities_command"]
 
@@ -18,7 +16,7 @@ def capabilities_command(as_json: bool) -> None:
     """Show formats, codecs and engines: what there is, and why something is missing."""
     found = capabilities()
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         _show(found)
 

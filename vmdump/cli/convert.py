@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -20,7 +19,7 @@ from vmdump.cli.options import (
     threads_option,
     vmcoreinfo_option,
 )
-from vmdump.cli.printing import say
+from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.errors import IncompleteDump
 
@@ -87,7 +86,7 @@ def convert_command(
             progress=progress,
         )
     if as_json:
-        say(json.dumps(report.as_dict()))
+        say_json(report.as_dict())
     elif shown:
         say(summary(report), err=True)
     if report.lost_pages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -16,7 +15,7 @@ import click
 from vmdump import Report, capabilities, dump
 from vmdump import open as open_dump
 from vmdump.cli.options import threads_option
-from vmdump.cli.printing import console, say, say_for_now
+from vmdump.cli.printing import console, say_for_now, say_json
 from vmdump.errors import FormatError
 from vmdump.opening import opened
 from vmdump.operations.verify import compare
@@ -66,7 +65,7 @@ def demo_command(size: str, threads: int | None, as_json: bool) -> None:
     if sys.stderr.isatty():
         say_for_now("")
     if as_json:
-        say(json.dumps([_as_json(report, pages) for report, pages in rows]))
+        say_json([_as_json(report, pages) for report, pages in rows])
     else:
         _show(source, threads, rows)
 

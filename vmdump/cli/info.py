@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ import click
 
 from vmdump import DumpInfo, info
 from vmdump.cli.options import as_source, search_option, source_name
-from vmdump.cli.printing import say
+from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import late_bar
 from vmdump.units import format_size
 
@@ -34,7 +33,7 @@ def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) ->
     with late_bar(source_name(dump), shown=sys.stderr.isatty()) as progress:
         found = info(dump, search=not no_search, progress=progress)
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
         return
     for name, text in _rows(found):
         say(f"{name:<12} {text}")

@@ -19,7 +19,7 @@ from vmdump.errors import SinkError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "harmless", "printing", "say", "say_for_now"]
+__all__ = ["console", "harmless", "printing", "say", "say_for_now", "say_json"]
 
 _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
@@ -106,6 +106,13 @@ def say_for_now(text: str) -> None:
     """Put a text in the place of the last one on the terminal's line, on standard error."""
     with _telling():
         click.echo(f"{_NEW_LINE}{harmless(text)}", err=True, nl=False)
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON, on one line of standard output; errors as of :func:`say`."""
+    import json  # five modules, of use to few commands
+
+    say(json.dumps(value))
 
 
 def console(*, err: bool = False) -> Console:

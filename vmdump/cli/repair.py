@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
 from vmdump import repair
 from vmdump.cli.options import as_source, check_report, json_option, quiet_option, threads_option
-from vmdump.cli.printing import say
+from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
 
 __all__ = ["repair_command"]
@@ -39,7 +38,7 @@ def repair_command(
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress:
         done = repair(damaged, output, threads=threads, force=force, progress=progress)
     if as_json:
-        say(json.dumps(done.as_dict()))
+        say_json(done.as_dict())
         return
     mark = "marked as incomplete" if done.incomplete else "nothing was lost"
     say(f"{output}: {done.kept_pages} pages kept, {done.lost_pages} lost; {mark}", err=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
 from vmdump import Verification, verify
 from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
-from vmdump.cli.printing import say
+from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
 from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
@@ -40,7 +39,7 @@ def verify_command(
     with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(against):
         found = verify(dump, against=against, threads=threads, progress=progress)
     if as_json:
-        say(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         _show(name, against, found)
     error = _error(name, against, found)
