@@ -113,7 +113,7 @@ def test_dump_loads_only_what_it_needs(name: str, tmp_path: Path) -> None:
     loaded = modules_of(("dump", f"raw:{guest}", tmp_path / "dump", "-f", name))
     assert "vmdump.sources.rawfile" in loaded
     needless = {
-        *("asyncio", "json", "ssl", "numpy.ma", "qemu.qmp", "rich", "matplotlib"),
+        *("asyncio", "json", "ssl", "numpy.ma", "qemu.qmp", "rich", "matplotlib", "tempfile"),
         *("vmdump.aio", "vmdump.readers", "vmdump.sources.qemu"),
         *("vmdump.operations.verify", "vmdump.operations.capabilities"),
         *("vmdump.sources.synthetic.guest", "vmdump.cli.bench", "vmdump.cli.capabilities", "vmdump.cli.demo"),

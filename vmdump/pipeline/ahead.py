@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,6 +61,8 @@ class PagesAhead:
     """
 
     def __init__(self, page_size: int, folder: str | None) -> None:
+        import tempfile  # 11 modules more, and few guests run
+
         self.key = new_key()
         self.page_size = page_size
         self._regions: set[int] = set()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import io
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class DescriptorTable:
         self._zero_offset = zero_offset
         self._lane = lane
         self._tally = tally
-        self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY)  # noqa: SIM115 - closed by close()
+        self._spool: IO[bytes] = io.BytesIO()
         self._spooled: list[tuple[bool, int]] = []
         self._zero_batch: NDArray[np.void] = np.empty(0, self._dtype)
 
@@ -70,9 +71,7 @@ class DescriptorTable:
         self._tally.plain_pages += whole - zero
         self._tally.compressed_pages += places.size - whole
         if self._lane is None:
-            with self._spool_errors():
-                self._spool.write(places.tobytes())
-            self._remember(False, places.size)
+            self._keep(places)
         else:
             self._emit(places, self._lane)
 
@@ -114,12 +113,25 @@ class DescriptorTable:
         try:
             yield
         except OSError as error:
+            import tempfile
+
             raise SinkError(
                 "cannot keep the places of the pages",
                 path=tempfile.gettempdir(),
                 errno=error.errno,
                 hint="TMPDIR names another folder",
             ) from error
+
+    def _keep(self, places: NDArray[np.void]) -> None:
+        with self._spool_errors():
+            self._spool.write(places.tobytes())
+            if isinstance(self._spool, io.BytesIO) and self._spool.tell() > _SPOOL_IN_MEMORY:
+                import tempfile  # 11 modules more, and few guests are so large
+
+                in_memory = self._spool.getbuffer()
+                self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+                self._spool.write(in_memory)
+        self._remember(False, places.size)
 
     def _remember(self, is_hole: bool, count: int) -> None:
         if self._spooled and self._spooled[-1][0] == is_hole:
