@@ -1,4 +1,4 @@
-"""Dumps in asyncio: nothing here holds up the event loop."""
+"""Jobs in asyncio: nothing here holds up the event loop."""
 
 from __future__ import annotations
 
@@ -6,17 +6,40 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any, Protocol, Self, TypeVar
 
 from vmdump.errors import VmdumpError
-from vmdump.job import DumpJob, Progress
-from vmdump.operations.report import Report
 
-__all__ = ["progress", "start", "wait"]
+__all__ = ["Job", "progress", "start", "wait"]
 
 _INTERVAL = 0.1
+_Result = TypeVar("_Result", covariant=True)
+_Moment = TypeVar("_Moment", covariant=True)
 
 
-async def _ended(job: DumpJob) -> None:
+class Job(Protocol[_Result, _Moment]):
+    """Work in a thread of its own, as :class:`vmdump.DumpJob` is."""
+
+    def start(self) -> Self:
+        """Begin; once."""
+
+    def cancel(self) -> None:
+        """Ask it to stop; also before it has begun."""
+
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Have a function called when it has ended, in any thread."""
+
+    def wait(self, timeout: float | None = None, /) -> _Result:
+        """Wait for the end, and give the result or raise what ended it."""
+
+    def moment(self) -> _Moment:
+        """Give the progress of now."""
+
+
+_SomeJob = TypeVar("_SomeJob", bound=Job[Any, Any])
+
+
+async def _ended(job: Job[Any, Any]) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
@@ -28,7 +51,7 @@ async def _ended(job: DumpJob) -> None:
     await ended.wait()
 
 
-async def start(make: Callable[[], DumpJob]) -> DumpJob:
+async def start(make: Callable[[], _SomeJob]) -> _SomeJob:
     """Make and start a job in a thread; cancelling this cancels the job, also one that is yet to come.
 
     Parameters
@@ -43,9 +66,9 @@ async def start(make: Callable[[], DumpJob]) -> DumpJob:
     """
     lock = threading.Lock()
     given_up = False
-    started: list[DumpJob] = []
+    started: list[_SomeJob] = []
 
-    def begin() -> DumpJob:
+    def begin() -> _SomeJob:
         job = make()
         with lock:
             if given_up:
@@ -68,7 +91,7 @@ async def start(make: Callable[[], DumpJob]) -> DumpJob:
         raise
 
 
-async def _settle(job: DumpJob) -> None:
+async def _settle(job: Job[Any, Any]) -> None:
     """Cancel a job and wait until it has left nothing behind; its outcome is not told."""
     job.cancel()
     await asyncio.shield(_ended(job))
@@ -76,18 +99,18 @@ async def _settle(job: DumpJob) -> None:
         job.wait(0)
 
 
-async def wait(job: DumpJob) -> Report:
-    """Wait for the end of a job; cancelling this cancels the dump.
+async def wait(job: Job[_Result, Any]) -> _Result:
+    """Wait for the end of a job; cancelling this cancels the job.
 
     Parameters
     ----------
-    job : DumpJob
+    job : Job
         Started.
 
     Raises
     ------
     VmdumpError
-        As :meth:`DumpJob.wait`.
+        What ended it.
     """
     try:
         await _ended(job)
@@ -97,7 +120,7 @@ async def wait(job: DumpJob) -> Report:
     return job.wait(0)
 
 
-async def progress(job: DumpJob) -> AsyncIterator[Progress]:
+async def progress(job: Job[Any, _Moment]) -> AsyncIterator[_Moment]:
     """Give a progress every 0.1 s until the job has ended, and one then."""
     ended = asyncio.ensure_future(_ended(job))
     try:
