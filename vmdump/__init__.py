@@ -9,8 +9,9 @@ from vmdump import errors
 
 if TYPE_CHECKING:
     from vmdump.api import dump, dump_async, start_dump
+    from vmdump.guest.blocks import Block, Memory
     from vmdump.guest.buffers import BufferMemory
-    from vmdump.guest.guest import Block, Memory
+    from vmdump.guest.guest import Guest
     from vmdump.guest.stored import StoredPages
     from vmdump.job import DumpJob, Progress
     from vmdump.opening import open, open_source
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from vmdump.readers.kinds import PageKind
     from vmdump.sources.base import Source
     from vmdump.sources.buffers import BlockSource
+    from vmdump.sources.raw.places import RawPart
+    from vmdump.sources.rawfile import RawSource
 
 __version__ = "0.1.0"
 
@@ -40,10 +43,13 @@ __all__ = [
     "DumpInfo",
     "DumpJob",
     "FormatState",
+    "Guest",
     "LogRecord",
     "Memory",
     "PageKind",
     "Progress",
+    "RawPart",
+    "RawSource",
     "Repair",
     "Report",
     "Source",
@@ -70,7 +76,7 @@ __all__ = [
 # names: whoever imported the module would find it in the place of the function.
 _HOMES = {
     "Benchmark": "vmdump.operations.bench.bench",
-    "Block": "vmdump.guest.guest",
+    "Block": "vmdump.guest.blocks",
     "BlockSource": "vmdump.sources.buffers",
     "BufferMemory": "vmdump.guest.buffers",
     "Candidate": "vmdump.operations.bench.bench",
@@ -79,10 +85,13 @@ _HOMES = {
     "DumpInfo": "vmdump.operations.info",
     "DumpJob": "vmdump.job",
     "FormatState": "vmdump.operations.capabilities",
+    "Guest": "vmdump.guest.guest",
     "LogRecord": "vmdump.operations.dmesg",
-    "Memory": "vmdump.guest.guest",
+    "Memory": "vmdump.guest.blocks",
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",
+    "RawPart": "vmdump.sources.raw.places",
+    "RawSource": "vmdump.sources.rawfile",
     "Repair": "vmdump.operations.repair",
     "Report": "vmdump.operations.report",
     "Source": "vmdump.sources.base",
