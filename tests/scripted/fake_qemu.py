@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,16 @@ class Child:
             with contextlib.suppress(FileNotFoundError):
                 count += os.readlink(f"/proc/{self.pid}/fd/{number}").startswith("pipe:")
         return count
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop it meanwhile, all its threads: the signal alone lets those run on that have not met it yet."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it at once."""

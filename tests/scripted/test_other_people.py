@@ -250,16 +250,13 @@ def test_failed_dump_of_a_guest_in_another_state(name: str, resumed: bool, tmp_p
 
 def test_qemu_is_frozen_when_vmdump_is_killed(tmp_path: Path) -> None:
     with FakeQemu(tmp_path, [LARGE]) as qemu, holding(qemu) as child:
-        os.kill(qemu.pid, signal.SIGSTOP)
-        try:
+        with qemu.frozen():
             child.kill()
             child.wait(PATIENCE)
             # Longer than a client waits for a greeting, and for one on a second connection.
             time.sleep(FROZEN)
             assert not qemu.running
             assert len(guardians(qemu)) == 1
-        finally:
-            os.kill(qemu.pid, signal.SIGCONT)
         until(lambda: qemu.running, "the guest runs")
         until(lambda: not guardians(qemu), "the guardian has ended")
         assert qemu.commands.count("cont") == 1
