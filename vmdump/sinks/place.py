@@ -146,9 +146,8 @@ class Place:
         try:
             for part in parts:
                 if part not in ("", "."):
-                    below = self._descend(at, part)
-                    os.close(at)
-                    at = below
+                    above, at = at, self._descend(at, part)
+                    os.close(above)
         except BaseException:
             os.close(at)
             raise
