@@ -153,13 +153,15 @@ import vmdump
 
 source, output = sys.argv[1:]
 home = os.path.dirname(vmdump.__file__)
-parts = tuple(f"{home}/{name}" for name in ("sources/qemu", "request", "writers/out"))
+parts = tuple(f"{home}/{name}/" for name in ("sources/qemu", "sources/process", "operations", "sinks"))
+seen = set()
 left = 1 << 40
 
 def trace(frame, event, argument):
     global left
     if not frame.f_code.co_filename.startswith(parts):
         return None
+    seen.add(next(part for part in parts if frame.f_code.co_filename.startswith(part)))
     if event == "line":
         left -= 1
         if left == 0:
@@ -181,6 +183,7 @@ def dump():
 
 dump()
 os.unlink(output)
+assert seen == {*parts}, seen
 print((1 << 40) - left, flush=True)
 for line in sys.stdin:
     left = int(line)
