@@ -60,10 +60,15 @@ def public_homes() -> dict[str, str]:
 def imported_names(path: Path) -> Iterator[tuple[int, str]]:
     """Give (line, dotted name) of all that a Python file imports: modules, or names inside them.
 
-    Imports in functions and under TYPE_CHECKING are among them, and so are modules of vmdump that a text
-    names as a whole, which is what tables of modules to be loaded later have.
+    Imports in functions and under TYPE_CHECKING are among them, and so is what a text may name that is in a
+    file with `import_module`: a module of vmdump, or something in one, there or in the file's own package.
     """
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    package = ".".join(path.parent.parts[len(ROOT.parts) :])
+    names_modules = any(
+        isinstance(node, ast.alias) and node.name == "import_module" for node in ast.walk(tree)
+    )
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -71,10 +76,13 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
             begin = str(node.values[0].value)
-            if re.fullmatch(r"vmdump\.([\w.]+\.)?", begin):
+            if names_modules and re.fullmatch(r"vmdump\.([\w.]+\.)?", begin):
                 yield node.lineno, begin + "*"
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"vmdump(\.\w+)+", str(node.value)):
+        elif (
+            isinstance(node, ast.Constant) and names_modules and re.fullmatch(r"\w+(\.\w+)+", str(node.value))
+        ):
             yield node.lineno, str(node.value)
+            yield node.lineno, f"{package}.{node.value}"
 
 
 def _cython_names(path: Path) -> Iterator[tuple[int, str]]:
