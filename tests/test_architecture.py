@@ -34,7 +34,7 @@ FLOORS = {
     "operations.bench": 17,
     "operations": 16,
     "aio": 16,
-    "readers.schemes": 15,
+    "opening": 15,
     "readers.registry": 14,
     "readers.salvage": 13,
     "writers.compat": 13,
@@ -49,8 +49,8 @@ FLOORS = {
     "sinks": 8,
     "pipeline": 8,
     "readers.bytes": 8,
-    "guest": 7,
-    "guest.linux": 6,
+    "guest.linux": 7,
+    "guest": 6,
     "arch": 5,
     "arch.paging": 4,
     "codecs": 4,
@@ -91,8 +91,7 @@ TOGETHER = {
 
 _REPORT = "Report is not in operations/report.py yet"
 _WRITERS = "formats are not writers of one kind yet"
-_OPENING = "opening sources is not a room of its own yet"
-_LINUX = "what looks for Linux asks a guest, which asks it"
+_LINUX = "a guest asks what is known of Linux, which asks a guest"
 # What breaks a rule today, and why. Nothing, when the house is as it should be: each goes with what is named.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("operations.convert", "job"): _REPORT,
@@ -104,15 +103,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("operations.request", "writers.compat.target"): _WRITERS,
     ("operations.request", "operations.early"): _WRITERS,
     ("operations.early", "operations.request"): _WRITERS,
-    ("operations.dmesg", "operations.request"): _OPENING,
-    ("operations.info", "operations.request"): _OPENING,
-    ("operations.verify", "operations.request"): _OPENING,
-    ("operations.convert", "operations.repair"): _OPENING,
-    ("operations.dmesg", "operations.repair"): _OPENING,
-    ("operations.info", "operations.repair"): _OPENING,
     ("operations.verify", "operations.info"): "what an operation tells of pages is not a room of its own yet",
-    ("guest.linux.find_vmcoreinfo", "guest.files"): _LINUX,
-    ("guest.linux.find_vmcoreinfo", "guest.guest"): _LINUX,
+    ("guest.guest", "guest.linux.find_vmcoreinfo"): _LINUX,
+    ("guest.guest", "guest.linux.utsname"): _LINUX,
     (
         "readers.kdump_memory",
         "readers.kdump",
@@ -250,6 +243,8 @@ def test_tests_mirror_the_package() -> None:
 def test_public_names_come_from_where_they_are() -> None:
     homes = {name: f"vmdump.{home}" for name, home in public_homes().items()}
     assert homes == vmdump._HOMES
+    for name, home in homes.items():
+        assert getattr(vmdump, name).__module__ == home, f"{name} is from elsewhere"
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
