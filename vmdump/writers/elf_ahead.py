@@ -10,10 +10,11 @@ from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.base import Ahead
-from vmdump.writers.elf import ElfPlan, ElfWriter
 from vmdump.writers.elf_head import UNIT, elf_head
 from vmdump.writers.elf_memory import write_memory
+from vmdump.writers.elf_plan import ElfPlan, plan_elf
 from vmdump.writers.lanes import PlainFile
+from vmdump.writers.loads import Selection
 from vmdump.writers.tally import Tally
 
 __all__ = ["ElfAhead"]
@@ -27,10 +28,10 @@ class ElfAhead(Ahead):
 
     Parameters
     ----------
-    writer : ElfWriter
-        Of the core.
     guest : Guest
         The guest as it is now; its memory consists of whole units.
+    selection : Selection
+        What of it is in the core.
     sink : Sink
         Sparse.
     threads, control
@@ -43,11 +44,11 @@ class ElfAhead(Ahead):
     """
 
     def __init__(
-        self, writer: ElfWriter, guest: Guest, sink: Sink, *, threads: int, control: Control
+        self, guest: Guest, selection: Selection, sink: Sink, *, threads: int, control: Control
     ) -> None:
-        self._writer = writer
+        self._selection = selection
         self._sink = sink
-        slices, mappings = writer.selection.slices(guest), writer.selection.mappings(guest)
+        slices, mappings = selection.slices(guest), selection.mappings(guest)
         self._head = elf_head(guest, slices, mappings)
         if mappings is not None:
             room = 2 * len(self._head.content) + _MORE_MAPPINGS
@@ -73,8 +74,8 @@ class ElfAhead(Ahead):
 
     def plan(self, guest: Guest) -> ElfPlan:
         """Lay the guest out with its memory where it was written, if there is room for what comes before."""
-        room = len(self._head.content) if self._writer.selection.paging else 0
-        plan = self._writer.plan(guest, memory_offset=room)
+        room = len(self._head.content) if self._selection.paging else 0
+        plan = plan_elf(guest, self._selection, memory_offset=room)
         if plan.head.same_places(self._head):
             return replace(plan, ahead=self._written)
         self._sink.clear()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from vmdump.codecs.registry import find_engine, make_packer
-from vmdump.formats.kdump import CODEC_FLAGS
 from vmdump.formats.names import Layout
 from vmdump.guest.guest import MIN_PAGE_SIZE, Guest
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.plan import cut_blocks
 from vmdump.sinks.base import Sink
-from vmdump.writers.base import Ahead, Writer, demand_seekable
+from vmdump.writers.base import Ahead, Writer
 from vmdump.writers.kdump_head import KdumpHead, kdump_head, split_heads
-from vmdump.writers.kdump_plan import KdumpPlan
+from vmdump.writers.kdump_plan import KdumpForm, KdumpPlan
 from vmdump.writers.packers import Packers
 
 __all__ = ["KdumpWriter"]
@@ -51,16 +49,12 @@ class KdumpWriter(Writer):
     ) -> None:
         self._engine = find_engine(codec, engine)
         self._level = make_packer(self._engine, MIN_PAGE_SIZE, level).level
-        self._layout = layout
-        self._packs_anew = engine is not None or level is not None
+        self._form = KdumpForm(codec, layout, packs_anew=engine is not None or level is not None)
         self.codec, self.engine, self.level = codec, self._engine.name, self._level
 
     def layout_for(self, sink: Sink) -> Layout:
         """Tell in which layout it is written there."""
-        if self._layout == "flattened" or (self._layout == "auto" and not sink.seekable):
-            return "flattened"
-        demand_seekable(sink)
-        return "standard"
+        return self._form.layout_for(sink)
 
     def plan(self, guest: Guest) -> KdumpPlan:
         """Lay a guest out in one file."""
@@ -69,7 +63,7 @@ class KdumpWriter(Writer):
 
     def check_split(self) -> None:
         """Refuse a split set of flattened files."""
-        if self._layout == "flattened":
+        if self._form.layout == "flattened":
             super().check_split()
 
     def plan_split(self, guest: Guest, count: int) -> list[KdumpPlan]:
@@ -83,16 +77,10 @@ class KdumpWriter(Writer):
         return plans
 
     def _plan(self, guest: Guest, size: int, head: KdumpHead, packers: Packers) -> KdumpPlan:
-        return KdumpPlan(guest, size, head.memory_size, self, head, packers)
+        return KdumpPlan(guest, size, head.memory_size, self._form, head, packers)
 
     def _packers(self, guest: Guest) -> Packers:
         return Packers(self._engine, self._level, guest)
-
-    def copies(self, guest: Guest) -> Copies | None:
-        """Give the pages that are copied as they are stored; None where there are none."""
-        if self._packs_anew or guest.codec is None:
-            return None
-        return Copies(guest.stored_pages, CODEC_FLAGS[self.codec], plain=guest.codec == self.codec)
 
     def writes_ahead(self, sink: Sink) -> bool:
         """Tell whether it is a file of the standard layout: what is flattened comes in its order."""
@@ -102,4 +90,4 @@ class KdumpWriter(Writer):
         """Pack all pages; what makes a dump of their data is written later."""
         from vmdump.writers.kdump_ahead import KdumpAhead  # few guests run
 
-        return KdumpAhead(self, guest, sink, threads=threads, control=control)
+        return KdumpAhead(self.plan, guest, sink, threads=threads, control=control)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from vmdump.guest.guest import Guest
 from vmdump.kernels.share import SharedPages
@@ -16,9 +16,6 @@ from vmdump.writers.kdump_plan import KdumpPlan
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.pagedata import DataAhead, PageData
 
-if TYPE_CHECKING:
-    from vmdump.writers.kdump import KdumpWriter
-
 __all__ = ["KdumpAhead"]
 
 
@@ -27,8 +24,8 @@ class KdumpAhead(Ahead):
 
     Parameters
     ----------
-    writer : KdumpWriter
-        Of the file.
+    lay_out : callable
+        Lays a guest out in the file.
     guest : Guest
         The guest as it is now.
     sink : Sink
@@ -43,11 +40,17 @@ class KdumpAhead(Ahead):
     """
 
     def __init__(
-        self, writer: KdumpWriter, guest: Guest, sink: Sink, *, threads: int, control: Control
+        self,
+        lay_out: Callable[[Guest], KdumpPlan],
+        guest: Guest,
+        sink: Sink,
+        *,
+        threads: int,
+        control: Control,
     ) -> None:
-        self._writer = writer
+        self._lay_out = lay_out
         self._sink = sink
-        plan = writer.plan(guest)
+        plan = lay_out(guest)
         control.start(plan.memory_size)
         self._packers = plan.packers
         self._pages = PagesAhead(guest.page_size, sink.folder)
@@ -71,7 +74,7 @@ class KdumpAhead(Ahead):
 
     def plan(self, guest: Guest) -> KdumpPlan:
         """Lay the guest out in front of the pages that are there, if there is room."""
-        plan = self._writer.plan(guest)
+        plan = self._lay_out(guest)
         if self._data.fits(plan.head.data_offset, guest.page_size):
             # Trained already, and what has changed is packed as the rest was.
             return replace(plan, packers=self._packers, ahead=self._data)

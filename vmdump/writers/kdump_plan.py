@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.formats import kdump
+from vmdump.formats.names import Layout
 from vmdump.guest.guest import Guest
 from vmdump.guest.whole import page_runs, partial_pages, whole_pages
 from vmdump.kernels.pack import SAME_SIZE
@@ -26,7 +26,7 @@ from vmdump.pipeline.copies import Copies
 from vmdump.pipeline.plan import Run, cut_blocks
 from vmdump.sinks.base import Sink
 from vmdump.units import merge_runs
-from vmdump.writers.base import Plan
+from vmdump.writers.base import Plan, demand_seekable
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.descriptors import DescriptorTable
 from vmdump.writers.excluded import count_excluded
@@ -36,14 +36,44 @@ from vmdump.writers.packers import Packers
 from vmdump.writers.pagedata import DataAhead, PageData
 from vmdump.writers.tally import Tally
 
-if TYPE_CHECKING:
-    from vmdump.writers.kdump import KdumpWriter
-
-__all__ = ["KdumpPlan"]
+__all__ = ["KdumpForm", "KdumpPlan"]
 
 _SHARED_CODECS = ("zlib", "zstd")
 """Of which identical pages are looked for although nothing else needs their hashes: that takes 0.5 us a page,
 where these codecs take 13 to 19 us and the others 6."""
+
+
+@dataclass(frozen=True)
+class KdumpForm:
+    """The form that a kdump file is to have.
+
+    Attributes
+    ----------
+    codec : str
+        Of the pages.
+    layout : {"auto", "standard", "flattened"}
+        auto is standard where the sink is seekable.
+    packs_anew : bool
+        All pages are packed, also those that are stored as the codec packs them.
+    """
+
+    codec: str
+    layout: Layout
+    packs_anew: bool
+
+    def layout_for(self, sink: Sink) -> Layout:
+        """Tell in which layout it is written there; see :meth:`vmdump.writers.base.Writer.layout_for`."""
+        if self.layout == "flattened" or (self.layout == "auto" and not sink.seekable):
+            return "flattened"
+        demand_seekable(sink)
+        return "standard"
+
+    def copies(self, guest: Guest) -> Copies | None:
+        """Give the pages that are copied as they are stored; None where there are none."""
+        if self.packs_anew or guest.codec is None:
+            return None
+        flag = kdump.CODEC_FLAGS[self.codec]
+        return Copies(guest.stored_pages, flag, plain=guest.codec == self.codec)
 
 
 @dataclass(frozen=True)
@@ -52,8 +82,8 @@ class KdumpPlan(Plan):
 
     Attributes
     ----------
-    writer : KdumpWriter
-        Says how it is written.
+    form : KdumpForm
+        Which form it has.
     head : KdumpHead
         What stands in front, and where the rest goes.
     packers : Packers
@@ -62,7 +92,7 @@ class KdumpPlan(Plan):
         Page data that is in the sink already, and fits the head.
     """
 
-    writer: KdumpWriter
+    form: KdumpForm
     head: KdumpHead
     packers: Packers
     ahead: DataAhead | None = None
@@ -100,7 +130,7 @@ class KdumpPlan(Plan):
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the file; where pages were written ahead, those that have changed, and all but page data."""
         guest, head, ahead = self.guest, self.head, self.ahead
-        flatten = self.writer.layout_for(sink) == "flattened"
+        flatten = self.form.layout_for(sink) == "flattened"
         sink.demand(head.page_count * kdump.PAGE_DESCRIPTOR.size)
         tally = Tally(partial_pages=self._count_partial_pages())
         pfns = page_runs(guest.blocks, guest.page_size)
@@ -128,7 +158,7 @@ class KdumpPlan(Plan):
             data = self._page_data(file)
             descriptors = DescriptorTable(
                 guest.byteorder,
-                kdump.CODEC_FLAGS[self.writer.codec],
+                kdump.CODEC_FLAGS[self.form.codec],
                 guest.page_size,
                 head.data_offset,
                 None if flatten else table,
@@ -175,8 +205,8 @@ class KdumpPlan(Plan):
 
     def _packed(self, threads: int) -> Generator[tuple[int, Run, Packed | None]]:
         ahead = self.ahead.pages if self.ahead else None
-        key = ahead.key if ahead else new_key() if self.writer.codec in _SHARED_CODECS else None
-        return self.pack(threads, key=key, ahead=ahead, copies=self.writer.copies(self.guest))
+        key = ahead.key if ahead else new_key() if self.form.codec in _SHARED_CODECS else None
+        return self.pack(threads, key=key, ahead=ahead, copies=self.form.copies(self.guest))
 
 
 class _Pages:
