@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from vmdump import errors
 
 if TYPE_CHECKING:
-    from vmdump.api import dump, dump_async, start_dump
     from vmdump.guest.blocks import Block, Memory
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Guest
     from vmdump.guest.stored import StoredPages
-    from vmdump.job import DumpJob, Progress
+    from vmdump.job import DumpJob, Progress, dump_async, start_dump
     from vmdump.opening import open, open_source
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
     from vmdump.operations.convert import convert
     from vmdump.operations.dmesg import LogRecord, dmesg
+    from vmdump.operations.dump import dump
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
     from vmdump.operations.report import Report
@@ -101,13 +101,13 @@ _HOMES = {
     "capabilities": "vmdump.operations.capabilities",
     "convert": "vmdump.operations.convert",
     "dmesg": "vmdump.operations.dmesg",
-    "dump": "vmdump.api",
-    "dump_async": "vmdump.api",
+    "dump": "vmdump.operations.dump",
+    "dump_async": "vmdump.job",
     "info": "vmdump.operations.info",
     "open": "vmdump.opening",
     "open_source": "vmdump.opening",
     "repair": "vmdump.operations.repair",
-    "start_dump": "vmdump.api",
+    "start_dump": "vmdump.job",
     "verify": "vmdump.operations.verify",
 }
 

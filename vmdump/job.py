@@ -1,19 +1,24 @@
-"""A dump in the background: what QEMU calls detach."""
+"""Dumps in the background, in a thread or in asyncio: what QEMU calls detach."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from vmdump.errors import Cancelled, OutOfResources, naming_shortages
+from vmdump.operations.dump import DumpOptions, check_request
 from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 
-__all__ = ["DumpJob", "Progress", "Status"]
+if TYPE_CHECKING:
+    from vmdump.opening import AnySource
+
+__all__ = ["DumpJob", "Progress", "Status", "dump_async", "start_dump"]
 
 Status = Literal["none", "active", "completed", "failed", "cancelled"]
 
@@ -222,3 +227,47 @@ class DumpJob:
 
     def __repr__(self) -> str:
         return f"<DumpJob {self.status}, {self.done} of {self.total} bytes>"
+
+
+def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]) -> DumpJob:
+    """Begin a dump in the background; the parameters are those of :func:`vmdump.dump`.
+
+    Returns
+    -------
+    DumpJob
+        Active already.
+
+    Raises
+    ------
+    VmdumpError
+        What is wrong with the request or the source is raised here, what goes wrong later by
+        :meth:`DumpJob.wait`.
+    """
+    return _make_job(source, output, options).start()
+
+
+def _make_job(source: AnySource, output: str | os.PathLike[str], options: DumpOptions) -> DumpJob:
+    request = check_request(source, output, **options)
+    return DumpJob(request.run, give_up=request.give_up)
+
+
+async def dump_async(
+    source: AnySource, output: str | os.PathLike[str], **options: Unpack[DumpOptions]
+) -> Report:
+    """Write a guest's memory to a dump file, in asyncio; the parameters are those of :func:`vmdump.dump`.
+
+    Neither attaching nor dumping holds up the event loop. Cancelling the task cancels the dump: the guest
+    runs again and no file is left when CancelledError arrives.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    VmdumpError
+        As for :func:`vmdump.dump`.
+    """
+    from vmdump.aio import start  # asyncio takes 60 ms to load, and few need it
+
+    return await (await start(lambda: _make_job(source, output, options)))
