@@ -41,25 +41,14 @@ class Checkpoints:
         self._written = 0
         self._begin = begin
         self._next = begin + _FIRST
-        self._due: int | None = None
 
-    def add(self, present: Sequence[tuple[int, int]], end_pfn: int, data: PageData) -> None:
-        """Note the pages in the dump, ascending, of those up to `end_pfn`, whose data was appended."""
+    def add(self, present: Sequence[tuple[int, int]], data: PageData) -> bool:
+        """Note pages that are in the dump, ascending; tell whether it is time to write."""
         last = self._present[-1:]
         self._present[-1:] = merge_runs([*last, *present])
-        if data.next_offset >= self._next:
-            self._due = end_pfn
+        return data.next_offset >= self._next
 
-    def write_due(self, data: PageData, descriptors: DescriptorTable) -> None:
-        """Write a checkpoint if it is time; called when more pages follow.
-
-        Behind the last ones :meth:`finish` would continue it at once: two records in the place of one.
-        """
-        if self._due is not None:
-            self._write(data, descriptors, self._due)
-            self._due = None
-
-    def _write(self, data: PageData, descriptors: DescriptorTable, end_pfn: int) -> None:
+    def write(self, data: PageData, descriptors: DescriptorTable, end_pfn: int) -> None:
         """Write everything about the pages below `end_pfn`."""
         data.finish()
         descriptors.finish(self._table)
@@ -69,7 +58,7 @@ class Checkpoints:
 
     def finish(self, data: PageData, descriptors: DescriptorTable) -> None:
         """Write the rest."""
-        self._write(data, descriptors, self._bits)
+        self.write(data, descriptors, self._bits)
 
     def _write_bitmap(self, end: int) -> None:
         """Write the bits up to `end`, a multiple of 8."""

@@ -167,12 +167,10 @@ class KdumpPlan(Plan):
             with closing(descriptors), closing(self._packed(threads)) as runs:
                 pages = _Pages(guest, data, descriptors, tally, count_changed=ahead is not None)
                 for pfn, run, result in runs:
-                    if checkpoints:
-                        checkpoints.write_due(data, descriptors)
                     end_pfn = pfn + run.length // guest.page_size
                     unreadable = pages.add(pfn, end_pfn, result)
-                    if checkpoints:
-                        checkpoints.add(without([(pfn, end_pfn)], unreadable), end_pfn, data)
+                    if checkpoints and checkpoints.add(without([(pfn, end_pfn)], unreadable), data):
+                        checkpoints.write(data, descriptors, end_pfn)
                     control.advance(run.length)
                 release()
                 if checkpoints:
