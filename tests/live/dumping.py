@@ -145,7 +145,7 @@ def noise(guest: Guest, size: int, begin: int = MIB) -> None:
 SLOW = ("-f", "kdump-zlib", "--engine", "zlib", "--level", "9", "-j", "1")
 """Some 40 MB/s of such bytes, so that a test can act in the middle; most of it before the stop."""
 HELD = (*SLOW, "--layout", "flattened")
-"""All of it inside the stop: what can only be written in order cannot be written early."""
+"""All of it inside the stop: what can only be written in order is not written ahead."""
 
 
 def check_whole(path: Path) -> Kdump:
@@ -153,7 +153,7 @@ def check_whole(path: Path) -> Kdump:
     with path.open("rb") as file:
         flattened = file.read(12) == b"makedumpfile"
     if not flattened:
-        return Kdump(path).check(early=True)
+        return Kdump(path).check(ahead=True)
     standard = path.with_name(f"{path.name}.standard")
     Flattened(path).check().rearrange(standard)
     try:

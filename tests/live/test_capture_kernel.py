@@ -310,7 +310,7 @@ def test_the_kernel_that_crashed_is_chosen(crashed: Crashed, scratch: Path) -> N
     bases = {found[0] for text in texts if (found := re.findall(rb"KERNELOFFSET=(\w+)", text))}
     assert len(bases) == 2, bases
     succeeds(crashed.guest, scratch / "dump")
-    text, truth = Kdump(scratch / "dump").check(early=True).vmcoreinfo.decode(), vmcoreinfo_of(crashed.vmcore)
+    text, truth = Kdump(scratch / "dump").check(ahead=True).vmcoreinfo.decode(), vmcoreinfo_of(crashed.vmcore)
     for key in ("CRASHTIME", "KERNELOFFSET", "NUMBER(phys_base)", "OSRELEASE"):
         assert f"{key}={truth[key]}\n" in text, key
     # Not drgn: libkdumpfile follows the first vCPU's CR3, which is the capture kernel's if that one crashed.

@@ -56,7 +56,7 @@ def test_a_dimm_is_plugged_in(running: bool, backend: str, bare_guest: MakeGuest
     core = ElfCore(ours)
     assert (DIMM, 128 * MIB) in blocks(core)
     assert core.read(DIMM + 3 * MIB, MIB) == noise
-    compressed = Kdump(kdump).check(early=running)
+    compressed = Kdump(kdump).check(ahead=running)
     assert b"".join(compressed.page((DIMM + 3 * MIB) // 4096 + page) for page in range(256)) == noise
     if not running:
         guest.monitor.dump(theirs)

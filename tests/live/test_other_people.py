@@ -66,7 +66,7 @@ def reboot(guest: Guest) -> None:
 
 def kernel_of(path: Path) -> tuple[str, int]:
     """Where KASLR has put the kernel: in virtual and in physical memory."""
-    kdump = Kdump(path).check(early=True)
+    kdump = Kdump(path).check(ahead=True)
     text = dict(line.split("=", 1) for line in kdump.vmcoreinfo.decode().splitlines() if "=" in line)
     return text["KERNELOFFSET"], kdump.sub_header["phys_base"]
 

@@ -62,7 +62,7 @@ def test_it_runs_again_and_has_not_grown(share: str, make_guest: MakeGuest, scra
     assert events_since(guest, known)[-2:] == ["STOP", "RESUME"]
     assert events_since(guest, known).count("STOP") == events_since(guest, known).count("RESUME") <= 2
     ElfCore(scratch / "elf").check_vmdump_layout()
-    Kdump(scratch / "first").check(early=True)
+    Kdump(scratch / "first").check(ahead=True)
 
 
 def test_the_pause_is_what_qemu_says(running_guest: Guest, scratch: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_busy_guest_is_dumped_at_one_moment(busy_guest: Guest, scratch: Path) 
     assert busy_guest.running()
     before = busy_guest.wait_tick()
     assert busy_guest.wait_tick() > before
-    kdump = Kdump(scratch / "dump").check(early=True)
+    kdump = Kdump(scratch / "dump").check(ahead=True)
     assert [note.name for note in split_notes(kdump.notes, "<")].count(b"VMDUMP") == 0
     # One stop for all of it, and those of QEMU's for the headers: at the attach, and before it is packed.
     events = events_since(busy_guest, known)
@@ -152,7 +152,7 @@ def test_what_changes_before_the_stop_is_dumped_as_it_was_then(
     theirs = ElfCore(scratch / "theirs")
     kdump = Kdump(scratch / "ours")
     assert kdump.notes == theirs.notes
-    assert check_kdump(kdump, theirs, early=True) * 4096 >= 100 * MIB
+    assert check_kdump(kdump, theirs, ahead=True) * 4096 >= 100 * MIB
 
 
 def fuzzy_notes(notes: bytes) -> list[Any]:
@@ -272,7 +272,7 @@ def test_a_job_that_is_waited_for(slow_guest: Guest, scratch: Path) -> None:
     assert report.paused_seconds is not None
     assert 0 < report.paused_seconds < report.seconds
     assert slow_guest.running()
-    Kdump(scratch / "dump").check(early=True)
+    Kdump(scratch / "dump").check(ahead=True)
 
 
 def test_one_source_for_several_dumps(slow_guest: Guest, scratch: Path) -> None:
@@ -280,5 +280,5 @@ def test_one_source_for_several_dumps(slow_guest: Guest, scratch: Path) -> None:
         for number in range(3):
             vmdump.dump(source, scratch / f"{number}")
             assert slow_guest.running()
-            Kdump(scratch / f"{number}").check(early=True)
+            Kdump(scratch / f"{number}").check(ahead=True)
     assert guardians_of(slow_guest) == []

@@ -45,9 +45,9 @@ def check_elf(ours: ElfCore, theirs: ElfCore) -> None:
             assert not wanted[len(piece) :].any(), f"memory that is no zeros is left out of {paddr:#x}"
 
 
-def check_kdump(kdump: Kdump, theirs: ElfCore, *, early: bool = False) -> int:
+def check_kdump(kdump: Kdump, theirs: ElfCore, *, ahead: bool = False) -> int:
     """Every page of QEMU's is in it, and no other; how many of them hold something."""
-    kdump.check(early=early)
+    kdump.check(ahead=ahead)
     pfns = [pfn for paddr, size in blocks(theirs) for pfn in range(paddr // PAGE, -(-(paddr + size) // PAGE))]
     assert np.array_equal(kdump.pfns, np.unique(np.array(pfns, np.uint64)))
     assert not kdump.data_at(kdump.data_offset, PAGE).strip(b"\0")

@@ -122,7 +122,7 @@ def test_makedumpfile_filters_both_to_the_same(dumps: dict[str, Path], scratch: 
 
 def test_it_is_found_in_memory(private_guest: Guest, dumps: dict[str, Path], scratch: Path) -> None:
     succeeds(private_guest, scratch / "dump")
-    kdump = Kdump(scratch / "dump").check(early=True)
+    kdump = Kdump(scratch / "dump").check(ahead=True)
     found, known = lines(kdump.vmcoreinfo), lines(Kdump(dumps["kdump-zlib"]).vmcoreinfo)
     assert list(found) == list(known)
     assert found["OSRELEASE"] == known["OSRELEASE"]
@@ -191,7 +191,7 @@ def test_a_file_for_a_guest_that_has_none(private_guest: Guest, running_guest: G
     text = Kdump(scratch / "own").vmcoreinfo.replace(b"OSRELEASE=", b"OSRELEASE=0.0-given-")
     (scratch / "text").write_bytes(text)
     succeeds(private_guest, scratch / "dump", "--vmcoreinfo", scratch / "text")
-    kdump = Kdump(scratch / "dump").check(early=True)
+    kdump = Kdump(scratch / "dump").check(ahead=True)
     assert kdump.vmcoreinfo.rstrip(b"\0") == text.rstrip(b"\0")
     assert kdump.uts["release"].startswith("0.0-given-")
     assert running_guest.running()

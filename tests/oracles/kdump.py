@@ -232,14 +232,14 @@ class Kdump:
         ends = self.pfns[np.concatenate((cut - 1, [len(self.pfns) - 1]))].tolist()
         return [(begin, end + 1) for begin, end in zip(begins, ends, strict=True)]
 
-    def check(self, *, early: bool = False) -> Kdump:
+    def check(self, *, ahead: bool = False) -> Kdump:
         """Assert everything the format demands of a complete, unfiltered version 6 dump.
 
-        `early`: pages were packed before they were final, so that they stand in any order and with gaps.
+        `ahead`: pages were packed before the pause, so that they stand in any order and with gaps.
         """
         self._check_headers()
         self._check_bitmaps()
-        self._check_descriptors(early)
+        self._check_descriptors(ahead)
         return self
 
     def _check_headers(self) -> None:
@@ -288,7 +288,7 @@ class Kdump:
         if len(self.pfns):
             assert int(self.pfns[-1]) < self.max_mapnr, "a bit is set behind max_mapnr"
 
-    def _check_descriptors(self, early: bool) -> None:
+    def _check_descriptors(self, ahead: bool) -> None:
         table, block_size = self.descriptors, self.block_size
         offset, size, flags = (table[name].astype(np.uint64) for name in ("offset", "size", "flags"))
         assert (table["page_flags"] == 0).all(), "page_flags in use"
@@ -300,7 +300,7 @@ class Kdump:
         assert (offset >= self.data_offset).all(), "page data before the end of the descriptors"
         inside = (offset <= self.size) & (offset + size <= self.size)
         assert inside.all(), "page data behind the file's end"
-        if early:
+        if ahead:
             self._check_no_overlap()
             return
         zero = offset == self.data_offset

@@ -86,16 +86,16 @@ def test_long_chunks_begin_at_blocks(counts: list[int], layout: str, threads: in
         assert b"".join(page for _, page in dump.pages()) == memory.tobytes()
 
 
-def test_pages_that_were_packed_early(tmp_path: Path) -> None:
+def test_pages_that_were_packed_ahead(tmp_path: Path) -> None:
     before = np.concatenate([chunk_of(100, 1), chunk_of(5, 3), chunk_of(300, 5)])
     after = before.copy()
     after[: 80 * PAGE] ^= 0x5A
     after[CHUNK + 2 * PAGE] ^= 1
     vmdump.dump(RunningGuest([(0, before)], [(0, after)]), tmp_path / "dump", format="kdump-lzo")
-    dump = Kdump(tmp_path / "dump").check(early=True)
+    dump = Kdump(tmp_path / "dump").check(ahead=True)
     assert b"".join(page for _, page in dump.pages()) == after.tobytes()
     offsets = dump.descriptors["offset"]
-    # The first of 80 changed pages, and the first of each long chunk that was packed early.
+    # The first of 80 changed pages, and the first of each long chunk that was packed ahead.
     assert offsets[0] % PAGE == 0
     assert offsets[2 * CHUNK // PAGE] % PAGE == 0
     assert offsets[0] > offsets[2 * CHUNK // PAGE] > offsets[CHUNK // PAGE]

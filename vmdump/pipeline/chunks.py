@@ -16,7 +16,7 @@ from vmdump.guest.guest import FileRuns, Pages, file_runs
 from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
 from vmdump.pipeline.ahead import PagesAhead
-from vmdump.pipeline.copies import Copies
+from vmdump.pipeline.copied import CopiedPages
 from vmdump.pipeline.plan import Run, Slice, cut_runs
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
 from vmdump.units import align_up
@@ -115,13 +115,13 @@ class _Worker(threading.local):
         ahead: PagesAhead | None,
         key: NDArray[np.uint64] | None,
         make_packer: Callable[[], PagePacker] | None = None,
-        copies: Copies | None = None,
+        copied: CopiedPages | None = None,
     ) -> None:
         self._page_size = page_size
         self._ahead = ahead
         self._key = key
         self._make_packer = make_packer
-        self._copies = copies
+        self._copied_pages = copied
         self._made: PagePacker | None = None
         self._scratch: Pages = np.empty(0, np.uint8)
 
@@ -133,10 +133,10 @@ class _Worker(threading.local):
         return self._made
 
     def pack(self, slot: _Slot, run: Run) -> Packed:
-        if self._copies is not None:
-            copied = self._copy(self._copies, slot, run)
-            if copied is not None:
-                return copied
+        if self._copied_pages is not None:
+            result = self._copy(self._copied_pages, slot, run)
+            if result is not None:
+                return result
         packer = self._packer
         pages = run.length // self._page_size
         sizes = np.empty(pages, np.uint32)
@@ -154,17 +154,17 @@ class _Worker(threading.local):
         used = packer.pack(PageScan(data, self._page_size, **options), out, sizes)
         return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, places)
 
-    def _copy(self, copies: Copies, slot: _Slot, run: Run) -> Packed | None:
+    def _copy(self, copied: CopiedPages, slot: _Slot, run: Run) -> Packed | None:
         """Take pages of a run that are packed as they are wanted, and pack the others; None if none is."""
         page_size = self._page_size
-        stored = copies.stored((run.block.start + run.offset) // page_size, run.length // page_size)
+        stored = copied.stored((run.block.start + run.offset) // page_size, run.length // page_size)
         if stored is None:
             return None
-        wanted = copies.wanted(stored, page_size)
-        others = np.flatnonzero(~(wanted | copies.without_data(stored)))
+        wanted = copied.wanted(stored, page_size)
+        others = np.flatnonzero(~(wanted | copied.without_data(stored)))
         if others.size and not wanted.any():
             return None
-        hashes = copies.hashes(stored)
+        hashes = copied.hashes(stored)
         sizes, offsets, data = np.where(wanted, stored.sizes, np.uint32(0)), stored.offsets, stored.data
         if others.size:
             pages = run.block.memory.view(run.offset, run.length, np.empty(run.length, np.uint8))
@@ -174,7 +174,7 @@ class _Worker(threading.local):
                 np.empty(others.size, np.uint32),
             )
             rest_hashes = np.empty(others.size, np.uint64)
-            scan = PageScan(rest, page_size, key=copies.key, hashes=rest_hashes)
+            scan = PageScan(rest, page_size, key=copied.key, hashes=rest_hashes)
             used = self._packer.pack(scan, out, rest_sizes)
             sizes[others], hashes[others], offsets = rest_sizes, rest_hashes, offsets.copy()
             offsets[others] = np.cumsum(rest_sizes, dtype=np.uint64) - rest_sizes + np.uint64(data.size)
@@ -232,7 +232,7 @@ def packed(
     threads: int,
     key: NDArray[np.uint64] | None = None,
     ahead: PagesAhead | None = None,
-    copies: Copies | None = None,
+    copied: CopiedPages | None = None,
 ) -> Generator[tuple[Run, Packed | None]]:
     """Give every run of the slices in order, data packed, holes as None.
 
@@ -250,12 +250,12 @@ def packed(
         Of the pages' hashes; without it there are none.
     ahead : PagesAhead, optional
         Pages that need not be packed again where they hold what they held; with its `key`.
-    copies : Copies, optional
-        Pages that are packed already.
+    copied : CopiedPages, optional
+        Pages that are copied as they are stored, where they are packed as wanted.
     """
     slots = [_Slot() for _ in range(threads + SLOTS_BEYOND_THREADS)]
     runs = cut_runs(slices, unit=page_size, chunk=CHUNK_SIZE, join=_PACK_JOIN)
-    worker = _Worker(page_size, ahead, key, make_packer, copies)
+    worker = _Worker(page_size, ahead, key, make_packer, copied)
     return in_order(runs, worker.pack, slots, threads=threads, idle=_is_hole)
 
 

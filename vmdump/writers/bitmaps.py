@@ -98,14 +98,14 @@ def bitmap_windows(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[tup
         yield length, window[:length] if index > first else None
 
 
-def _clear_excluded(source: Guest, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
+def _clear_excluded(guest: Guest, window: Pages, first_pfn: int, ranges: Sequence[tuple[int, int]]) -> None:
     """Clear the bits of excluded pages in the window that begins with `first_pfn`, a multiple of 8."""
     end_pfn = first_pfn + 8 * window.size
     for index in range(bisect_right(ranges, first_pfn, key=itemgetter(1)), len(ranges)):
         low, high = ranges[index]
         if low >= end_pfn:
             break
-        for pfn, mask in masks(source, max(low, first_pfn), min(high, end_pfn)):
+        for pfn, mask in masks(guest, max(low, first_pfn), min(high, end_pfn)):
             lead = (pfn - first_pfn) % 8
             bits = np.packbits(np.concatenate((np.zeros(lead, np.bool_), mask)), bitorder="little")
             at = (pfn - first_pfn) // 8

@@ -17,7 +17,7 @@ _WINDOW = 1 << 18
 """Pages asked for together: a quarter of a MiB of answers."""
 
 
-def masks(source: Guest, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def masks(guest: Guest, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """Tell which pages of ``[begin_pfn, end_pfn)`` are excluded, in windows of which at least one page is.
 
     Yields
@@ -25,20 +25,20 @@ def masks(source: Guest, begin_pfn: int, end_pfn: int) -> Iterator[tuple[int, ND
     pfn, mask
         The first page of the window, and which of its pages are excluded.
     """
-    if not source.excluded_size:
+    if not guest.excluded_size:
         return
     for pfn in range(begin_pfn, end_pfn, _WINDOW):
-        mask = source.excluded_pages(pfn, min(_WINDOW, end_pfn - pfn))
+        mask = guest.excluded_pages(pfn, min(_WINDOW, end_pfn - pfn))
         if mask is not None and mask.any():
             yield pfn, mask
 
 
-def count_excluded(source: Guest, begin_pfn: int, end_pfn: int) -> int:
+def count_excluded(guest: Guest, begin_pfn: int, end_pfn: int) -> int:
     """Count the excluded pages of ``[begin_pfn, end_pfn)``."""
-    return sum(int(np.count_nonzero(mask)) for _, mask in masks(source, begin_pfn, end_pfn))
+    return sum(int(np.count_nonzero(mask)) for _, mask in masks(guest, begin_pfn, end_pfn))
 
 
-def excluded_ranges(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
+def excluded_ranges(guest: Guest, begin: int, end: int) -> NDArray[np.int64]:
     """Give the guest-physical ranges inside ``[begin, end)`` that are excluded.
 
     Returns
@@ -46,10 +46,10 @@ def excluded_ranges(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
     (n, 2) int64
         ``[begin, end)`` of each, in bytes counted from `begin`, ascending; they do not touch.
     """
-    page_size = source.page_size
+    page_size = guest.page_size
     first, last = begin // page_size, -(-end // page_size)
     found = []
-    for pfn, mask in masks(source, first, last):
+    for pfn, mask in masks(guest, first, last):
         edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).astype(np.int64)
         found.append((edges + (pfn - first)).reshape(-1, 2))
     if not found:
@@ -63,7 +63,7 @@ def excluded_ranges(source: Guest, begin: int, end: int) -> NDArray[np.int64]:
     )
 
 
-def segments(source: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def segments(guest: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Cut slices into the ranges that are in the dump.
 
     Returns
@@ -71,12 +71,12 @@ def segments(source: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64]
     starts, sizes : (n,) uint64
         Guest-physical address of the first byte, and bytes, of each range; ascending.
     """
-    if not source.excluded_size:
+    if not guest.excluded_size:
         starts, sizes = [piece.start for piece in slices], [piece.size for piece in slices]
         return np.array(starts, np.uint64), np.array(sizes, np.uint64)
     all_starts, all_ends = [], []
     for piece in slices:
-        excluded = excluded_ranges(source, piece.start, piece.start + piece.size)
+        excluded = excluded_ranges(guest, piece.start, piece.start + piece.size)
         begins = np.concatenate(([0], excluded[:, 1]))
         ends = np.concatenate((excluded[:, 0], [piece.size]))
         kept = begins < ends
@@ -86,23 +86,23 @@ def segments(source: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64]
     return starts_, ends_ - starts_
 
 
-def nth_page(source: Guest, index: int) -> int:
+def nth_page(guest: Guest, index: int) -> int:
     """Give the frame number of a page by its number among those that are in the dump.
 
     Parameters
     ----------
-    source : Guest
+    guest : Guest
         The guest.
     index : int
         From 0; smaller than the number of pages in the dump.
     """
-    for begin, end in page_runs(source.blocks, source.page_size):
-        here = end - begin - count_excluded(source, begin, end)
+    for begin, end in page_runs(guest.blocks, guest.page_size):
+        here = end - begin - count_excluded(guest, begin, end)
         if index >= here:
             index -= here
             continue
         position = begin
-        for pfn, mask in masks(source, begin, end):
+        for pfn, mask in masks(guest, begin, end):
             kept = np.flatnonzero(~mask)
             if index < pfn - position:
                 return position + index

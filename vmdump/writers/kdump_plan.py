@@ -22,7 +22,7 @@ from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.ahead import PagesAhead, new_key
 from vmdump.pipeline.chunks import Packed, packed
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.copies import Copies
+from vmdump.pipeline.copied import CopiedPages
 from vmdump.pipeline.plan import Run, cut_blocks
 from vmdump.sinks.base import Sink
 from vmdump.units import merge_runs
@@ -68,12 +68,12 @@ class KdumpForm:
         demand_seekable(sink)
         return "standard"
 
-    def copies(self, guest: Guest) -> Copies | None:
-        """Give the pages that are copied as they are stored; None where there are none."""
+    def copied_pages(self, guest: Guest) -> CopiedPages | None:
+        """Give the pages of a guest that are copied as they are stored; None if all are packed."""
         if self.packs_anew or guest.codec is None:
             return None
         flag = kdump.CODEC_FLAGS[self.codec]
-        return Copies(guest.stored_pages, flag, plain=guest.codec == self.codec)
+        return CopiedPages(guest.stored_pages, flag, plain=guest.codec == self.codec)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class KdumpPlan(Plan):
         *,
         key: NDArray[np.uint64] | None,
         ahead: PagesAhead | None = None,
-        copies: Copies | None = None,
+        copied: CopiedPages | None = None,
     ) -> Generator[tuple[int, Run, Packed | None]]:
         """Pack the pages of this file; parameters as for :func:`vmdump.pipeline.chunks.packed`.
 
@@ -121,7 +121,7 @@ class KdumpPlan(Plan):
             threads=threads,
             key=key,
             ahead=ahead,
-            copies=copies,
+            copied=copied,
         )
         with closing(runs):
             for run, result in runs:
@@ -204,7 +204,7 @@ class KdumpPlan(Plan):
     def _packed(self, threads: int) -> Generator[tuple[int, Run, Packed | None]]:
         ahead = self.ahead.pages if self.ahead else None
         key = ahead.key if ahead else new_key() if self.form.codec in _SHARED_CODECS else None
-        return self.pack(threads, key=key, ahead=ahead, copies=self.form.copies(self.guest))
+        return self.pack(threads, key=key, ahead=ahead, copied=self.form.copied_pages(self.guest))
 
 
 class _Pages:

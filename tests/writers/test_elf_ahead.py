@@ -121,7 +121,7 @@ def test_layout_and_notes_that_changed_meanwhile(name: str, data: st.DataObject)
         if name == "elf":
             check_core(Path(folder) / "guest", still, notes)
         else:
-            dump = Kdump(Path(folder) / "guest").check(early=True)
+            dump = Kdump(Path(folder) / "guest").check(ahead=True)
             pages = [(start // PAGE, content.reshape(-1, PAGE)) for start, content in still]
             wanted = {pfn + number: page.tobytes() for pfn, rows in pages for number, page in enumerate(rows)}
             assert dict(dump.pages()) == wanted
@@ -194,7 +194,7 @@ def test_memory_that_was_given_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"pause": False}, {"output": "appended"}])
 def test_guest_is_not_read_twice_for_nothing(tmp_path: Path, options: dict[str, object]) -> None:
-    """What is written early is of use only in a file, of a guest that is stopped."""
+    """What is written ahead is of use only in a file, of a guest that is stopped."""
     blocks = [(0, noise(6, 4))]
     guest = RunningGuest(blocks, blocks)
     if options.pop("output", None):

@@ -14,11 +14,11 @@ from vmdump.pipeline.ahead import new_key
 if TYPE_CHECKING:
     from vmdump.guest.stored import StoredPages
 
-__all__ = ["Copies"]
+__all__ = ["CopiedPages"]
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopiedPages:
     """Which pages are copied as they lie in a dump.
 
     What is copied is not unpacked, so damage in it is copied too: only its bounds were checked.

@@ -25,7 +25,7 @@ def pages_of(blocks: Blocks) -> dict[int, bytes]:
 
 def dump_and_check(guest: RunningGuest, still: Blocks, path: Path, **options: object) -> vmdump.Report:
     report = vmdump.dump(guest, path, threads=2, **options)  # type: ignore[arg-type]
-    dump = Kdump(path).check(early=True)
+    dump = Kdump(path).check(ahead=True)
     found, wanted = dict(dump.pages()), pages_of(still)
     assert found.keys() == wanted.keys()
     wrong = [pfn for pfn, page in wanted.items() if found[pfn] != page]
@@ -103,7 +103,7 @@ def test_nothing_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("notes", [b"", b"\x05\0\0\0\x00\x20\0\0\x01\0\0\0CORE\0\0\0\0" + bytes(8192)])
 def test_layout_that_changed_meanwhile(tmp_path: Path, notes: bytes) -> None:
-    """Headers that grew over the early pages: those are thrown away, and nothing of them is left."""
+    """Headers that grew over the pages written ahead: those are thrown away, and nothing of them is left."""
     before = noise(3, 512)
     still = [(0, before), (1 << 24, noise(4, 40_000))] if not notes else [(0, before)]
     guest = RunningGuest([(0, before)], still, notes)
@@ -126,7 +126,7 @@ def test_memory_that_was_unplugged_meanwhile(tmp_path: Path, unplugged: int) -> 
 
 @pytest.mark.parametrize("options", [{"pause": False}, {"layout": "flattened"}])
 def test_guest_is_not_read_twice_for_nothing(tmp_path: Path, options: dict[str, object]) -> None:
-    """Early pages are of use only for a file with all its places fixed, of a guest that is stopped."""
+    """Pages written ahead help only a file with all its places fixed, of a guest that is paused."""
     blocks = [(0, noise(6, 64))]
     guest = RunningGuest(blocks, blocks)
     vmdump.dump(guest, tmp_path / "guest", **options)  # type: ignore[arg-type]
