@@ -89,7 +89,7 @@ NEVER = {
 # An operation does not use another one, but for these.
 TOGETHER = {
     ("operations", "operations.report"): "a report says what was written, whichever of them wrote it",
-    ("operations.convert", "operations.dump"): "converting is dumping what was read from a dump",
+    ("operations", "operations.request"): "dumping and converting differ only in what they open",
     ("operations.repair", "operations.dump"): "the repaired dump is a dump",
 }
 

@@ -10,8 +10,8 @@ from vmdump.errors import RequestError
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.guest.guest import Guest
 from vmdump.opening import as_source, names_dump, names_live_guest, open_dump, open_source
-from vmdump.operations.dump import Request, make_request
 from vmdump.operations.report import Report
+from vmdump.operations.request import Request, Target, make_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.readers.checking import Checking
@@ -124,19 +124,9 @@ def _check(
     if parts:
         writer.check_split()
     threads = check_threads(threads)
-    guest, owned = _open(source, Checking(threads, control) if keep_going else None)
-    return make_request(
-        guest,
-        output,
-        format,
-        writer,
-        threads=threads,
-        force=force,
-        vmcoreinfo=vmcoreinfo,
-        search=search,
-        owned=owned,
-        parts=parts,
-    )
+    checking = Checking(threads, control) if keep_going else None
+    target = Target(output=output, format=format, writer=writer, threads=threads, force=force, parts=parts)
+    return make_request(lambda: _open(source, checking), target, vmcoreinfo=vmcoreinfo, search=search)
 
 
 def _open(source: AnyDump, checking: Checking | None) -> tuple[Source, bool]:

@@ -40,7 +40,7 @@ class ElfPlan(Plan):
 
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the core, or of what was written ahead what has changed."""
-        tally = Tally(size=self.head.file_size)
+        tally = Tally(output_bytes=self.head.file_size)
         with PlainFile(sink, control.cancelled) as file:
             lane = file.lane(0)
             lane.write(self.head.content)

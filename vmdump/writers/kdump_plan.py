@@ -183,7 +183,7 @@ class KdumpPlan(Plan):
                     bitmap.finish()
                     descriptors.finish(table)
             file.finish()
-            tally.size = file.size
+            tally.output_bytes = file.size
         return tally
 
     def _count_partial_pages(self) -> int:

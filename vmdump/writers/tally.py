@@ -10,11 +10,11 @@ __all__ = ["Tally"]
 
 @dataclass
 class Tally:
-    """Counts of one dump.
+    """Counts of one dump, by the names that they have in its report.
 
     Attributes
     ----------
-    size : int
+    output_bytes : int
         Bytes of the output, holes included.
     zero_pages, plain_pages, compressed_pages : int
         Pages of a kdump file by kind; zero pages include those in holes.
@@ -30,7 +30,7 @@ class Tally:
         Guest memory that was known to be zero and not read, in bytes.
     """
 
-    size: int = 0
+    output_bytes: int = 0
     zero_pages: int = 0
     plain_pages: int = 0
     compressed_pages: int = 0

@@ -85,7 +85,7 @@ class CompatElfPlan(Plan):
 
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the core."""
-        tally = Tally(size=len(self.head) + self.guest_size + len(_SECTION_NAMES))
+        tally = Tally(output_bytes=len(self.head) + self.guest_size + len(_SECTION_NAMES))
         with PlainFile(sink, control.cancelled) as file:
             lane = file.lane(0)
             lane.write(self.head)

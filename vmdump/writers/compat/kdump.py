@@ -92,7 +92,7 @@ class CompatKdumpPlan(Plan):
         with (FlattenedFile if flatten else PlainFile)(sink, control.cancelled) as file:
             self._write_file(file, tally, threads, control, release)
             file.finish()
-            tally.size = file.size
+            tally.output_bytes = file.size
         return tally
 
     def _write_file(

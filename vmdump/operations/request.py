@@ -1,0 +1,227 @@
+"""A dump that can begin: the guest is held, laid out, written and reported."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+from vmdump.errors import RequestError, naming_shortages
+from vmdump.guest.guest import Guest
+from vmdump.guest.linux.choice import VmcoreinfoChoice
+from vmdump.operations.report import Report
+from vmdump.pipeline.control import Control
+from vmdump.sinks.opening import open_sink
+from vmdump.sources.base import Source
+from vmdump.writers.base import Ahead, Writer
+from vmdump.writers.tally import Tally
+
+__all__ = ["Request", "Target", "make_request"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The dump to be made of a guest.
+
+    Attributes
+    ----------
+    output : str or path
+        As for :func:`vmdump.dump`.
+    format : str
+        As it was named.
+    writer : Writer
+        Of that format.
+    threads : int
+        Worker threads.
+    force : bool
+        Replace an output file that is there.
+    parts : sequence of str
+        The files of a split set, which the writer can write; empty for a dump in one file.
+    """
+
+    output: str | os.PathLike[str]
+    format: str
+    writer: Writer
+    threads: int
+    force: bool = False
+    parts: Sequence[str] = ()
+
+
+class _Written(NamedTuple):
+    name: str
+    layout: str
+    guest: Guest
+    guest_bytes: int
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Request:
+    """A dump that was checked and can begin.
+
+    Attributes
+    ----------
+    source : Source
+        Holds the guest.
+    owned : bool
+        The source is closed when the request has run.
+    target : Target
+        The dump.
+    vmcoreinfo : VmcoreinfoChoice
+        Which one the guest is to have.
+    pause : bool
+        As for :func:`vmdump.dump`.
+    """
+
+    source: Source
+    owned: bool
+    target: Target
+    vmcoreinfo: VmcoreinfoChoice
+    pause: bool
+
+    @naming_shortages()
+    def run(self, control: Control) -> Report:
+        """Dump the guest.
+
+        Parameters
+        ----------
+        control : Control
+            Told of every chunk.
+
+        Raises
+        ------
+        VmdumpError
+            As for :func:`vmdump.dump`.
+        """
+        began = time.perf_counter()
+        try:
+            written = self._write_set(control) if self.target.parts else self._write(control)
+            return self._report(written, time.perf_counter() - began)
+        finally:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Close what was opened for it; what :meth:`run` ends with."""
+        if self.owned:
+            self.source.close()
+
+    def _write(self, control: Control) -> _Written:
+        writer, threads = self.target.writer, self.target.threads
+        with (
+            open_sink(self.target.output, force=self.target.force, cancelled=control.cancelled) as sink,
+            ExitStack() as stack,
+        ):
+            layout = writer.layout_for(sink)
+            sink.begin(self.source.guest.files, self.source.in_use)
+            ahead: Ahead | None = None
+
+            def write_ahead(running: Guest) -> None:
+                nonlocal ahead
+                ahead = writer.write_ahead(running, sink, threads=threads, control=control)
+                if ahead is not None:
+                    stack.enter_context(closing(ahead))
+
+            guest = stack.enter_context(
+                self._held(control, write_ahead if writer.writes_ahead(sink) else None)
+            )
+            sink.begin(guest.files)
+            plan = (ahead or writer).plan(guest)
+            control.start(plan.memory_size)
+            tally = plan.write(sink, threads=threads, control=control, release=self.source.release)
+        return _Written(sink.name, layout, guest, plan.guest_size, tally)
+
+    def _write_set(self, control: Control) -> _Written:
+        """Write the parts of a set one after another, each with all threads."""
+        from vmdump.sinks.set import SinkSet  # few dumps are split
+
+        target, tally = self.target, Tally()
+        with (
+            SinkSet(list(target.parts), force=target.force, cancelled=control.cancelled) as parts,
+            self._held(control) as guest,
+        ):
+            plans = target.writer.plan_split(guest, len(target.parts))
+            control.start(sum(plan.memory_size for plan in plans))
+            for sink in parts.sinks:
+                sink.begin(guest.files)
+            for plan, sink in zip(plans, parts.sinks, strict=True):
+                tally += plan.write(sink, threads=target.threads, control=control, release=_keep)
+        return _Written(os.fspath(target.output), "standard", guest, guest.size, tally)
+
+    def _held(
+        self, control: Control, prepare: Callable[[Guest], None] | None = None
+    ) -> AbstractContextManager[Guest]:
+        """Hold the source's guest, with the VMCOREINFO that is wanted; see :meth:`Source.held`."""
+        vmcoreinfo = replace(self.vmcoreinfo, progress=control.side_work())
+        return self.source.held(
+            pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
+        )
+
+    def _report(self, written: _Written, seconds: float) -> Report:
+        guest, target = written.guest, self.target
+        return Report(
+            output=written.name,
+            format=target.format,
+            layout=written.layout,
+            codec=target.writer.codec,
+            engine=target.writer.engine,
+            level=target.writer.level,
+            threads=target.threads,
+            guest_bytes=written.guest_bytes,
+            unreadable=tuple(guest.unreadable),
+            fuzzy=guest.fuzzy,
+            paused_seconds=self.source.paused_seconds,
+            seconds=seconds,
+            parts=tuple(target.parts),
+            vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
+            lost_pages=guest.lost_pages,
+            **asdict(written.tally),
+        )
+
+
+def _keep() -> None:
+    """Do not release a guest of which there is more to read."""
+
+
+@naming_shortages()
+def make_request(
+    open_source: Callable[[], tuple[Source, bool]],
+    target: Target,
+    *,
+    vmcoreinfo: bytes | str | os.PathLike[str] | None,
+    search: bool,
+    pause: bool = True,
+) -> Request:
+    """Open a source, and check the request, before anything is created.
+
+    Parameters
+    ----------
+    open_source : callable
+        Gives the source, and whether it is to be closed when the request has run.
+    target : Target
+        The dump.
+    vmcoreinfo, search, pause
+        As for :func:`vmdump.dump`.
+
+    Raises
+    ------
+    VmdumpError
+        As for :func:`vmdump.dump`.
+    """
+    writer = target.writer
+    choice = VmcoreinfoChoice.read(vmcoreinfo, search=search and writer.takes_found_vmcoreinfo)
+    if isinstance(choice.given, int) and not choice.search:
+        raise RequestError("search: found:N names what a search finds", parameter="search")
+    request = Request(*open_source(), target, choice, pause)
+    try:
+        guest = choice.without_search(request.source.guest)
+        if target.parts:
+            writer.plan_split(guest, len(target.parts))
+        else:
+            writer.check(guest)
+    except BaseException:
+        request.give_up()
+        raise
+    return request
