@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from vmdump.guest.blocks import Block, Memory
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Guest
+    from vmdump.guest.linux.kernel_log import LogRecord
     from vmdump.guest.stored import StoredPages
     from vmdump.job import DumpJob, Progress, dump_async, start_dump
     from vmdump.opening import open, open_source
     from vmdump.operations.bench.bench import Benchmark, Candidate, bench
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
     from vmdump.operations.convert import convert
-    from vmdump.operations.dmesg import LogRecord, dmesg
+    from vmdump.operations.dmesg import dmesg
     from vmdump.operations.dump import dump
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
@@ -86,7 +87,7 @@ _HOMES = {
     "DumpJob": "vmdump.job",
     "FormatState": "vmdump.operations.capabilities",
     "Guest": "vmdump.guest.guest",
-    "LogRecord": "vmdump.operations.dmesg",
+    "LogRecord": "vmdump.guest.linux.kernel_log",
     "Memory": "vmdump.guest.blocks",
     "PageKind": "vmdump.readers.kinds",
     "Progress": "vmdump.job",

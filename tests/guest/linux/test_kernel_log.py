@@ -7,125 +7,46 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command import RunVmdump, on_a_terminal
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles.direct_maps import DIRECT_MAPS, DirectMap
+from oracles.log_ring import (
+    BASE,
+    COMMITTED,
+    DESCS,
+    FINALIZED,
+    IDS,
+    INFOS,
+    LINES,
+    PRB,
+    RESERVED,
+    REUSABLE,
+    RING,
+    SIZE,
+    TEXT,
+    Ring,
+)
 
 import vmdump
 from vmdump import errors
+from vmdump.guest.linux.kernel_log import read_log
 
-SIZE = 1 << 20
-BASE = 0xFFFFFFFF80000000
-"""Where x86_64 maps the kernel's image; with phys_base 0 this is guest-physical 0."""
-PRB, RING, DESCS, INFOS, TEXT = 0x1000, 0x1100, 0x2000, 0x4000, 0x20000
-IDS = 1 << 62
-RESERVED, COMMITTED, FINALIZED, REUSABLE = range(4)
-
-RING_LINES = """\
-OSRELEASE=6.1.0
-PAGESIZE=4096
-NUMBER(phys_base)=0
-SYMBOL(prb)={prb:x}
-OFFSET(printk_ringbuffer.desc_ring)=0
-OFFSET(printk_ringbuffer.text_data_ring)=48
-SIZE(prb_desc)=24
-SIZE(printk_info)=88
-OFFSET(prb_desc_ring.count_bits)=0
-OFFSET(prb_desc_ring.descs)=8
-OFFSET(prb_desc_ring.infos)=16
-OFFSET(prb_desc_ring.head_id)=24
-OFFSET(prb_desc_ring.tail_id)=32
-OFFSET(prb_desc.state_var)=0
-OFFSET(prb_desc.text_blk_lpos)=8
-OFFSET(prb_data_blk_lpos.begin)=0
-OFFSET(prb_data_blk_lpos.next)=8
-OFFSET(printk_info.ts_nsec)=8
-OFFSET(printk_info.text_len)=16
-OFFSET(printk_info.caller_id)=20
-OFFSET(prb_data_ring.size_bits)=0
-OFFSET(prb_data_ring.data)=8
-"""
+OLD_LINES = "OSRELEASE=2.6.32\nPAGESIZE=4096\n"
 
 
 def guest(memory: bytearray, lines: str) -> vmdump.BlockSource:
     return vmdump.BlockSource(np.frombuffer(memory, np.uint8), vmcoreinfo=lines.encode())
 
 
+def source_of(ring: Ring, /, **changes: int) -> vmdump.BlockSource:
+    return guest(ring.finish(**changes), LINES)
+
+
 def lines_of(source: vmdump.Source) -> list[str]:
-    return [record.line() for record in vmdump.dmesg(source)]
-
-
-class Ring:
-    """A lockless ring as printk_ringbuffer.c fills it."""
-
-    def __init__(self, count_bits: int = 4, size_bits: int = 10, first: int = 0) -> None:
-        self.memory = bytearray(SIZE)
-        self.count, self.size = 1 << count_bits, 1 << size_bits
-        self.head = self.tail = first
-        self.position = 0
-        self.bits = count_bits, size_bits
-        self.empty = True
-
-    def add(
-        self,
-        text: bytes,
-        *,
-        state: int = FINALIZED,
-        time: int = 0,
-        level: int = 6,
-        caller: int = 0,
-        said: int = -1,
-    ) -> None:
-        if not self.empty:
-            self.head = (self.head + 1) % IDS
-        self.empty = False
-        need = -(-(8 + len(text)) // 8) * 8
-        begin = self.position
-        if begin % self.size + need > self.size:  # does not fit behind: it is at the start of the ring
-            end = (begin // self.size + 1) * self.size + need
-            at = 0
-        else:
-            at, end = begin % self.size, begin + need
-        self.position = end
-        struct.pack_into("<Q", self.memory, TEXT + at, self.head)
-        self.memory[TEXT + at + 8 : TEXT + at + 8 + len(text)] = text
-        self.describe(begin, end, state=state)
-        info = struct.pack(
-            "<QQHBBI", self.head, time, len(text) if said < 0 else said, 1, level << 5 | 2, caller
-        )
-        index = self.head % self.count
-        self.memory[INFOS + 88 * index : INFOS + 88 * index + len(info)] = info
-
-    def describe(self, begin: int, end: int, *, state: int) -> None:
-        struct.pack_into(
-            "<QQQ", self.memory, DESCS + 24 * (self.head % self.count), state * IDS + self.head, begin, end
-        )
-
-    def source(self, **changes: Any) -> vmdump.BlockSource:
-        values = {
-            "count_bits": self.bits[0],
-            "size_bits": self.bits[1],
-            "head": 2 * IDS + self.head,
-            "tail": 2 * IDS + self.tail,
-            "descs": BASE + DESCS,
-            "infos": BASE + INFOS,
-            "text": BASE + TEXT,
-            "ring": BASE + RING,
-        } | changes
-        struct.pack_into("<Q", self.memory, PRB, values["ring"])
-        struct.pack_into(
-            "<I4xQQQQ8xI4xQ",
-            self.memory,
-            RING,
-            *(values[name] for name in ("count_bits", "descs", "infos", "head", "tail", "size_bits", "text")),
-        )
-        return guest(self.memory, RING_LINES.format(prb=BASE + PRB))
+    return [record.line() for record in read_log(source)]
 
 
 def test_records_and_their_lines() -> None:
@@ -133,7 +54,7 @@ def test_records_and_their_lines() -> None:
     ring.add(b"Linux version 6.1", level=5)
     ring.add(b"first\nsecond", time=123_456_789_000, caller=42)
     ring.add(b"tab\there \x1b[31m \xc3\xa4", time=99_999_999_999_999, caller=0x80000003, level=0)
-    records = list(vmdump.dmesg(ring.source()))
+    records = list(read_log(source_of(ring)))
     assert records == [
         vmdump.LogRecord(b"Linux version 6.1", 0, 5, 1, "T0"),
         vmdump.LogRecord(b"first\nsecond", 123_456_789_000, 6, 1, "T42"),
@@ -144,19 +65,6 @@ def test_records_and_their_lines() -> None:
         "[  123.456789] first\n               second",
         "[99999.999999] tab\there \\x1b[31m \\xc3\\xa4",
     ]
-
-
-def test_spaces_are_printed_as_they_are(run_vmdump: RunVmdump, tmp_path: Path) -> None:
-    """As makedumpfile does: isspace(3). On a terminal that holds for tabs."""
-    ring = Ring()
-    ring.add(b"a\tb\vc\fd\re\n\x1b[2J \x85\x9b\x7f\x00\\")
-    vmdump.dump(ring.source(), tmp_path / "dump")
-    done = run_vmdump("dmesg", tmp_path / "dump")
-    escaped = rb"\x1b[2J \x85\x9b\x7f\x00\ ".rstrip()
-    indent = b" " * 15
-    assert done.stdout == b"[    0.000000] a\tb\x0bc\x0cd\re\n" + indent + escaped + b"\n"
-    shown = on_a_terminal(["dmesg", str(tmp_path / "dump")])
-    assert shown == b"[    0.000000] a\tb" + rb"\x0bc\x0cd\re" + b"\n" + indent + escaped + b"\n"
 
 
 def test_records_that_are_not_there_are_passed_over() -> None:
@@ -171,7 +79,7 @@ def test_records_that_are_not_there_are_passed_over() -> None:
     ring.add(b"overwritten")
     struct.pack_into("<Q", ring.memory, DESCS + 24 * 6, 2 * IDS + 6 + 16)  # of the next round
     ring.add(b"last")
-    assert lines_of(ring.source()) == [
+    assert lines_of(source_of(ring)) == [
         "[    0.000000] one",
         "[    0.000000] two",
         "[    0.000000] cut" + "\\x00" * 5,
@@ -190,7 +98,7 @@ def test_any_ring(texts: Sequence[bytes], first: int) -> None:
         ring.add(text, time=index)
     length = min(len(texts), 16)
     ring.tail = (ring.head - length + 1) % IDS
-    found = list(vmdump.dmesg(ring.source()))
+    found = list(read_log(source_of(ring)))
     assert [record.text for record in found] == list(texts)[-length:]
 
 
@@ -212,7 +120,7 @@ def test_hostile_rings(changes: dict[str, int], kind: type[Exception]) -> None:
     ring = Ring()
     ring.add(b"text")
     with pytest.raises(kind):
-        list(vmdump.dmesg(ring.source(**changes)))
+        list(read_log(source_of(ring, **changes)))
 
 
 @given(data=st.data())
@@ -220,14 +128,14 @@ def test_garbage_is_an_error_or_a_log(data: st.DataObject) -> None:
     ring = Ring()
     for _ in range(8):
         ring.add(b"some text", time=1)
-    source = ring.source()
+    source = source_of(ring)
     places = st.one_of(
         st.integers(RING, RING + 88), st.integers(DESCS, DESCS + 200), st.integers(INFOS, INFOS + 700)
     )
     for _ in range(data.draw(st.integers(1, 6))):
         ring.memory[data.draw(places)] = data.draw(st.integers(0, 255))
     try:
-        assert len(list(vmdump.dmesg(source))) <= 16
+        assert len(list(read_log(source))) <= 16
     except errors.VmdumpError as error:
         assert "\n" not in str(error)
 
@@ -257,7 +165,7 @@ def test_old_records_that_go_round(name: str) -> None:
     gap, size = 64, 512
     first = size - gap - len(back)
     buffer = front.ljust(first, b"\xee") + back + bytes(gap)
-    records = list(vmdump.dmesg(old_log(name, buffer, first, len(front))))
+    records = list(read_log(old_log(name, buffer, first, len(front))))
     assert [(record.text, record.timestamp, record.level) for record in records] == [
         (b"first", 1_000, 6),
         (b"second", 2_000, 6),
@@ -281,7 +189,7 @@ def test_old_records_that_go_round(name: str) -> None:
 )
 def test_hostile_old_records(buffer: bytes, first: int, end: int) -> None:
     with pytest.raises(errors.FormatError, match="log"):
-        list(vmdump.dmesg(old_log("printk_log", buffer, first, end)))
+        list(read_log(old_log("printk_log", buffer, first, end)))
 
 
 def characters(text: bytes, size: int) -> vmdump.BlockSource:
@@ -302,11 +210,8 @@ def test_characters(size: int) -> None:
     text = b"".join(b"<%d>[%5d.000000] message %d\n" % (n % 8, n, n) for n in range(200)) + b"<4>half a li"
     expected = text[-size:].decode().split("\n")
     assert lines_of(characters(text, size)) == expected
-    last = list(vmdump.dmesg(characters(text, size)))[-1]
+    last = list(read_log(characters(text, size)))[-1]
     assert (last.level, last.facility, last.text, last.timestamp) == (4, 0, b"half a li", None)
-
-
-OLD_LINES = "OSRELEASE=2.6.32\nPAGESIZE=4096\n"
 
 
 @pytest.mark.parametrize("place", DIRECT_MAPS, ids=lambda place: place.name)
@@ -351,11 +256,11 @@ def test_memory_that_takes_page_tables(arch: str, address: int, lines: str) -> N
     source = vmdump.BlockSource(memory, arch=arch, page_size=4096, vmcoreinfo=lines.encode())
     assert source.kernel_to_phys(address) is None
     with pytest.raises(errors.CapabilityError, match=f"{arch} "):
-        list(vmdump.dmesg(source))
+        list(read_log(source))
 
 
 def test_characters_without_a_newline_are_not_gathered() -> None:
-    found = list(vmdump.dmesg(characters(b"x" * 500_000, 1 << 19)))
+    found = list(read_log(characters(b"x" * 500_000, 1 << 19)))
     assert sum(len(record.text) for record in found) == 500_000
     assert max(len(record.text) for record in found) < 100_000
 
@@ -365,42 +270,13 @@ def test_characters_without_a_newline_are_not_gathered() -> None:
     [
         ("OSRELEASE=6.1.0\nPAGESIZE=4096\n", "it tells of no log"),
         ("OSRELEASE=6.1.0\nPAGESIZE=4096\nSYMBOL(prb)=0\n", r"printk_ringbuffer.desc_ring|page table"),
-        (RING_LINES.format(prb=BASE + PRB).replace("SIZE(prb_desc)=24", "SIZE(prb_desc)=0"), "prb_desc"),
-        (RING_LINES.format(prb=BASE + PRB).replace("count_bits)=0", "count_bits)=-1"), "count_bits"),
+        (LINES.replace("SIZE(prb_desc)=24", "SIZE(prb_desc)=0"), "prb_desc"),
+        (LINES.replace("count_bits)=0", "count_bits)=-1"), "count_bits"),
     ],
 )
 def test_vmcoreinfo_that_says_too_little(lines: str, what: str) -> None:
     ring = Ring()
     ring.add(b"text")
-    ring.source()
+    ring.finish()
     with pytest.raises(errors.CapabilityError, match=what):
-        list(vmdump.dmesg(guest(ring.memory, lines)))
-
-
-def test_guest_that_is_no_linux(run_vmdump: RunVmdump, tmp_path: Path) -> None:
-    (tmp_path / "ram").write_bytes(bytes(SIZE))
-    done = run_vmdump("dmesg", f"raw:{tmp_path / 'ram'}")
-    assert done.returncode == errors.CapabilityError.exit_code
-    assert done.stderr.decode().startswith("vmdump: no VMCOREINFO: ")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_vmcoreinfo_is_looked_for_in_memory(run_vmdump: RunVmdump, tmp_path: Path) -> None:
-    ring = Ring()
-    ring.add(b"found it")
-    source = ring.source()
-    release = b"6.1.0".ljust(65, b"\0")
-    names = (
-        b"Linux".ljust(65, b"\0")
-        + b"guest".ljust(65, b"\0")
-        + release
-        + release
-        + b"x86_64".ljust(130, b"\0")
-    )
-    ring.memory[0x8000 : 0x8000 + len(names)] = names
-    text = source.vmcoreinfo.text + f"SYMBOL(init_uts_ns)={BASE + 0x8000:x}\n".encode()
-    text += b"OFFSET(uts_namespace.name)=0\n"
-    ring.memory[0x9000 : 0x9000 + len(text)] = text
-    (tmp_path / "ram").write_bytes(ring.memory)
-    done = run_vmdump("dmesg", f"raw:{tmp_path / 'ram'}")
-    assert done.stdout == b"[    0.000000] found it\n", done.stderr
+        list(read_log(guest(ring.memory, lines)))
