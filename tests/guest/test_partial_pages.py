@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.command import RunVmdump
 from helpers.converting import opened, parts, write
+from helpers.excluding import ExcludingSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import judges
@@ -263,32 +264,20 @@ def test_a_page_of_two_differs(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     assert comparison.only_in_guest == ((0x9F000, 0xA0000),)
 
 
-class _Excluding(vmdump.BlockSource):
-    """A guest of which pages are left out."""
-
-    def __init__(self, ranges: Ranges, page_size: int, pfns: set[int]) -> None:
-        super().__init__(list(ranges), arch="aarch64", page_size=page_size)
-        self._pfns = np.array(sorted(pfns), np.int64)
-        self.excluded_size = len(pfns) * page_size
-
-    def excluded_pages(self, pfn: int, count: int) -> np.ndarray:
-        return np.isin(np.arange(pfn, pfn + count), self._pfns)
-
-
 @settings(max_examples=50)
 @given(guest=guests(), data=st.data())
-def test_pages_that_are_left_out(guest: Guest, data: st.DataObject) -> None:
+def test_excluded_pages(guest: Guest, data: st.DataObject) -> None:
     """Excluded pages of which the guest has only a part stay excluded, once, from format to format."""
     expected = pages_of(guest.ranges, guest.page_size)
-    gone = data.draw(st.sets(st.sampled_from(sorted(expected)), max_size=len(expected) - 1))
-    kept = {pfn: page for pfn, page in expected.items() if pfn not in gone}
+    excluded = data.draw(st.sets(st.sampled_from(sorted(expected)), max_size=len(expected) - 1))
+    kept = {pfn: page for pfn, page in expected.items() if pfn not in excluded}
     with tempfile.TemporaryDirectory() as folder:
-        source = _Excluding(guest.ranges, guest.page_size, gone)
+        source = ExcludingSource(guest.ranges, guest.page_size, excluded, arch="aarch64")
         for kind, before in (("kdump-lzo", source), ("elf", source), ("kdump-zlib", Path(folder) / "elf")):
             path = Path(folder) / kind
             write(before, path, kind)
             with vmdump.open(opened(path, kind)) as dump:
-                assert dump.excluded_size // dump.page_size >= len(gone)
+                assert dump.excluded_size // dump.page_size >= len(excluded)
                 if kind != "elf":
                     unit = dump.page_size // PAGE
                     held = dict(Kdump(path).pages())
@@ -303,7 +292,7 @@ def test_pages_that_are_left_out(guest: Guest, data: st.DataObject) -> None:
                     for pfn in {start // guest.page_size, (start + len(content) - 1) // guest.page_size}:
                         low = max(start, pfn * guest.page_size)
                         high = min(start + len(content), (pfn + 1) * guest.page_size)
-                        if pfn in gone:
+                        if pfn in excluded:
                             with pytest.raises(ExcludedPage):
                                 dump.read(low, high - low)
                         else:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import RunVmdump
+from helpers.excluding import ExcludingSource
 from oracles.kdump import DESCRIPTOR_SIZE, Kdump
 from oracles.kdump_builder import Build, build_kdump
 
 import vmdump
 from vmdump import errors
-from vmdump.operations.verify import left_out
 from vmdump.readers import kdump
 
 PAGE = 4096
@@ -132,24 +132,12 @@ def test_holes_are_neither_read_nor_lost(tmp_path: Path) -> None:
     assert found.whole
 
 
-class _Excluding(vmdump.BlockSource):
-    """A guest of which pages are left out."""
-
-    def __init__(self, memory: np.ndarray, page_size: int, pfns: set[int]) -> None:
-        super().__init__([(0, memory)], page_size=page_size)
-        self._pfns = np.array(sorted(pfns))
-        self.excluded_size = len(pfns) * page_size
-
-    def excluded_pages(self, pfn: int, count: int) -> np.ndarray:
-        return np.isin(np.arange(pfn, pfn + count), self._pfns)
-
-
 def test_excluded_pages_are_counted_and_not_compared() -> None:
     memory = np.random.RandomState(1).randint(0, 256, 64 * PAGE).astype(np.uint8)
     other = memory.copy()
     other[[3 * PAGE, 16 * PAGE, 40 * PAGE, 50 * PAGE]] ^= 1
-    small = _Excluding(memory, PAGE, {3, 4})
-    large = _Excluding(other, 4 * PAGE, {10})  # pages 40 to 43 of 4 KiB
+    small = ExcludingSource([(0, memory)], PAGE, {3, 4})
+    large = ExcludingSource([(0, other)], 4 * PAGE, {10})  # pages 40 to 43 of 4 KiB
     found = vmdump.verify(small, against=large).comparison
     assert found is not None
     assert found.excluded_pages == 6
@@ -159,20 +147,6 @@ def test_excluded_pages_are_counted_and_not_compared() -> None:
     assert back is not None
     assert back.excluded_pages == 3
     assert [address // PAGE for address in back.different] == [16, 48]
-
-
-@pytest.mark.parametrize("theirs", [PAGE, 4 * PAGE])
-@pytest.mark.parametrize("mine", [PAGE, 2 * PAGE, 8 * PAGE])
-def test_left_out_pages_of_other_sizes(theirs: int, mine: int) -> None:
-    pfns = {1, 6, 7}
-    source = _Excluding(np.zeros(64 * PAGE, np.uint8), theirs, pfns)
-    addresses = {pfn * theirs + at for pfn in pfns for at in range(0, theirs, PAGE)}
-    for first in range(4):
-        expected = [
-            any((first + page) * mine <= address < (first + page + 1) * mine for address in addresses)
-            for page in range(3)
-        ]
-        assert left_out(source, first, 3, mine).tolist() == expected
 
 
 def test_thousands_of_damaged_pages_of_many_codecs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,16 @@ The memory below 1 MiB of every PC ends inside a page, and so do the ranges of /
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.guest.blocks import Block, BlockList, Memory, block_bounds
 from vmdump.guest.pieces import join_pieces
+from vmdump.units import align_up
 
-__all__ = ["count_pages", "page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
+__all__ = ["count_pages", "data_runs", "page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
 
 
 def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
@@ -81,6 +82,24 @@ def count_pages(blocks: Sequence[Block], page_size: int) -> int:
     """Count the pages of :func:`page_runs`."""
     runs = runs_of_pages(*block_bounds(blocks), page_size)
     return int((runs[:, 1] - runs[:, 0]).sum())
+
+
+def data_runs(blocks: Sequence[Block], page_size: int) -> Iterator[tuple[int, int]]:
+    """Give the memory that may not be zero, in whole pages.
+
+    Parameters
+    ----------
+    blocks, page_size
+        As for :func:`page_runs`.
+
+    Yields
+    ------
+    begin, end : int
+        Guest-physical addresses; ascending, and those of two blocks that share a page overlap.
+    """
+    for block in blocks:
+        for begin, end in block.memory.extents():
+            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
 
 
 def runs_of_pages(

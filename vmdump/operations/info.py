@@ -14,16 +14,16 @@ from vmdump.errors import FormatError, SourceError
 from vmdump.formats.notes import count_cpus, is_fuzzy, iter_notes
 from vmdump.guest.guest import Guest, Utsname
 from vmdump.guest.linux.choice import TOLD_OR_FOUND
-from vmdump.guest.whole import count_pages, partial_pages
+from vmdump.guest.whole import count_pages, data_runs, partial_pages
 from vmdump.opening import opened_in_part
 from vmdump.readers.dump import Dump
-from vmdump.readers.kinds import PageKind
-from vmdump.units import align_up, merge_runs
+from vmdump.readers.kinds import PageKind, name_kinds
+from vmdump.units import merge_runs
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
 
-__all__ = ["DumpInfo", "VmcoreinfoPlace", "data_runs", "info", "name_kinds"]
+__all__ = ["DumpInfo", "VmcoreinfoPlace", "info"]
 
 _WINDOW = 1 << 20
 """Pages whose kinds are asked for together."""
@@ -247,40 +247,12 @@ def _count_kinds(dump: Dump, pages: int) -> tuple[dict[str, int], int]:
     """Count the pages by kind, and those that are damaged."""
     counts = np.zeros(len(PageKind), np.int64)
     damaged = 0
-    for begin, end in merge_runs(data_runs(dump, dump.page_size)):
+    for begin, end in merge_runs(data_runs(dump.blocks, dump.page_size)):
         first, last = begin // dump.page_size, end // dump.page_size
         for pfn in range(first, last, _WINDOW):
             kinds, bad = dump.kinds_and_damage(pfn, min(_WINDOW, last - pfn))
             counts += np.bincount(kinds, minlength=len(PageKind))
             damaged += int(np.count_nonzero(bad))
-    named = name_kinds(counts, pages, dump, damaged)
+    named = name_kinds(counts, pages, dump.excluded_size // dump.page_size, damaged)
     excluded = named.pop("excluded", 0) - dump.lost_pages
     return named | ({"excluded": excluded} if excluded > 0 else {}), damaged + dump.lost_pages
-
-
-def data_runs(source: Guest, page_size: int) -> Iterator[tuple[int, int]]:
-    """Give the memory that may not be zero, ascending and in whole pages of `page_size`."""
-    for block in source.blocks:
-        for begin, end in block.memory.extents():
-            yield (block.start + begin) // page_size * page_size, align_up(block.start + end, page_size)
-
-
-def name_kinds(counts: np.ndarray, pages: int, source: Guest, damaged: int = 0) -> dict[str, int]:
-    """Name the kinds of pages, of which those of all `data_runs` were counted.
-
-    Parameters
-    ----------
-    counts : (len(PageKind),) int
-        Pages by kind. What no run has is excluded or zero, and was not counted.
-    pages : int
-        All pages of the guest.
-    source : Guest
-        The guest.
-    damaged : int
-        Pages that have no kind.
-    """
-    named = {kind: int(counts[kind]) for kind in PageKind}
-    named[PageKind.EXCLUDED] = source.excluded_size // source.page_size
-    named[PageKind.MISSING] = named[PageKind.ZERO] = 0
-    named[PageKind.ZERO] = max(pages - damaged - sum(named.values()), 0)
-    return {kind.name.lower(): count for kind, count in named.items() if count}

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError
 from vmdump.guest.common import CommonMemory, common_ranges
+from vmdump.guest.excluded import partly_excluded
 from vmdump.guest.guest import Block, Guest, Pages
 from vmdump.guest.linux.choice import AS_TOLD
-from vmdump.guest.whole import page_runs, whole_pages
+from vmdump.guest.whole import data_runs, page_runs, whole_pages
 from vmdump.kernels.bits import equal
 from vmdump.opening import opened, session
-from vmdump.operations.info import data_runs, name_kinds
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.dump import Dump
-from vmdump.readers.kinds import PageKind
+from vmdump.readers.kinds import PageKind, name_kinds
 from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class _Scan:
             differ = np.asarray(unlike.reshape(count, self.page_size).any(axis=1))
             differ[bad] = False
             for source in (self.dump, self.guest):
-                differ[left_out(source, first, count, self.page_size)] = False
+                differ[partly_excluded(source, first, count, self.page_size)] = False
             found.different_pages = int(np.count_nonzero(differ))
             pages = np.flatnonzero(differ)[:_LISTED].tolist()
             found.different = [(first + page) * self.page_size for page in pages]
@@ -317,21 +317,6 @@ class _Scan:
         return np.full(count, PageKind.PLAIN, np.uint8)
 
 
-def left_out(source: Guest, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
-    """Tell which pages of `page_size` a source, whose own pages may have another size, excludes in part."""
-    begin, end = pfn * page_size, (pfn + count) * page_size
-    first, last = begin // source.page_size, -(-end // source.page_size)
-    excluded = source.excluded_pages(first, last - first)
-    if excluded is None:
-        return np.zeros(count, np.bool_)
-    unit = min(source.page_size, page_size)
-    units = np.repeat(excluded, source.page_size // unit)
-    skip = (begin - first * source.page_size) // unit
-    pages = np.zeros(count, np.bool_)
-    np.any(units[skip : skip + (end - begin) // unit].reshape(count, -1), axis=1, out=pages)
-    return pages
-
-
 def _scan(
     dump: Guest, guest: Guest | None, threads: int, progress: Callable[[int, int], None] | None
 ) -> Verification:
@@ -355,7 +340,7 @@ def _scan(
     comparison = None
     if guest is not None:
         theirs = page_runs(guest.blocks, page_size)
-        excluded, excluded_bytes = _count_left_out(dump, guest, list(common_ranges(mine, theirs)), common)
+        excluded, excluded_bytes = _count_excluded(dump, guest, list(common_ranges(mine, theirs)), common)
         comparison = Comparison(
             common.size - excluded_bytes - found.damaged_bytes,
             tuple(found.different),
@@ -367,7 +352,7 @@ def _scan(
     return Verification(
         dump.page_size,
         pages,
-        name_kinds(found.kinds, pages, dump, found.damaged_pages),
+        name_kinds(found.kinds, pages, dump.excluded_size // page_size, found.damaged_pages),
         tuple(found.damaged),
         found.damaged_pages,
         comparison,
@@ -386,7 +371,7 @@ def _beyond(source: Guest, other: Guest) -> Iterator[Range]:
         yield begin * page_size, end * page_size
 
 
-def _count_left_out(dump: Guest, guest: Guest, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
+def _count_excluded(dump: Guest, guest: Guest, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
     """Count the pages of the dump that either leaves out, of those of which both have memory.
 
     Returns
@@ -400,9 +385,10 @@ def _count_left_out(dump: Guest, guest: Guest, pages: list[Range], common: Commo
     for first, last in pages:
         for pfn in range(first, last, _PAGES_COUNTED):
             count = min(_PAGES_COUNTED, last - pfn)
-            out = left_out(dump, pfn, count, dump.page_size) | left_out(guest, pfn, count, dump.page_size)
-            total += int(np.count_nonzero(out))
-            size += common.size_of(pfn, out)
+            excluded = partly_excluded(dump, pfn, count, dump.page_size)
+            excluded |= partly_excluded(guest, pfn, count, dump.page_size)
+            total += int(np.count_nonzero(excluded))
+            size += common.size_of(pfn, excluded)
     return total, size
 
 
@@ -412,7 +398,7 @@ def _pieces(dump: Guest, guest: Guest | None) -> Iterator[_Piece]:
     All in whole pages of the dump.
     """
     sources = (dump,) if guest is None else (dump, guest)
-    runs = merge_runs(heapq.merge(*(data_runs(source, dump.page_size) for source in sources)))
+    runs = merge_runs(heapq.merge(*(data_runs(source.blocks, dump.page_size) for source in sources)))
     mine = iter(whole_pages(dump.blocks, dump.page_size))
     theirs = iter(() if guest is None else whole_pages(guest.blocks, dump.page_size))
     block, other = next(mine, None), next(theirs, None)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["PageKind"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PageKind", "name_kinds"]
 
 
 class PageKind(IntEnum):
@@ -23,3 +26,29 @@ class PageKind(IntEnum):
     LZO = 5
     SNAPPY = 6
     ZSTD = 7
+
+
+def name_kinds(counts: NDArray[np.int64], pages: int, excluded: int, damaged: int = 0) -> dict[str, int]:
+    """Name the kinds of a guest's pages, of which those that may not be zero were counted.
+
+    Parameters
+    ----------
+    counts : (len(PageKind),) int64
+        Pages by kind, of all :func:`vmdump.guest.whole.data_runs` at least.
+    pages : int
+        All pages of the guest.
+    excluded : int
+        Those that are excluded.
+    damaged : int
+        Those that have no kind.
+
+    Returns
+    -------
+    dict of str to int
+        Pages by the kind's name in lower case; only kinds that come up. All the others are zero.
+    """
+    named = {kind: int(counts[kind]) for kind in PageKind}
+    named[PageKind.EXCLUDED] = excluded
+    named[PageKind.MISSING] = named[PageKind.ZERO] = 0
+    named[PageKind.ZERO] = max(pages - damaged - sum(named.values()), 0)
+    return {kind.name.lower(): count for kind, count in named.items() if count}
