@@ -1,4 +1,4 @@
-"""Sizes, addresses and ranges, as people write them and as people read them."""
+"""Sizes, addresses, ranges and numbers of things, as people write them and as people read them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from vmdump.errors import RequestError
 __all__ = [
     "ADDRESS_LIMIT",
     "align_up",
+    "counted",
     "format_size",
     "is_power_of_two",
     "merge_runs",
@@ -115,6 +116,17 @@ def align_up(value: int, unit: int) -> int:
     8
     """
     return -(-value // unit) * unit
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Write how many there are of something; its plural ends with an s, if not given.
+
+    Examples
+    --------
+    >>> counted(1, "page"), counted(2, "page"), counted(0, "page differs", "pages differ")
+    ('1 page', '2 pages', '0 pages differ')
+    """
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
 
 
 def is_power_of_two(value: int) -> bool:

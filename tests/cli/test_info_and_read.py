@@ -81,6 +81,24 @@ def test_info_escapes_what_the_file_says(run_vmdump: RunVmdump, tmp_path: Path) 
     assert b"OSRELEASE=6.1\\x1b[2J\n" in shown
 
 
+def test_what_is_counted_agrees_with_its_number(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    dump, other = tmp_path / "dump", tmp_path / "other"
+    vmdump.dump(np.full(PAGE, 1, np.uint8), dump)
+    vmdump.dump(np.full(PAGE, 2, np.uint8), other)
+    text = run_vmdump("info", dump).stdout.decode()
+    assert "little-endian, 1 vCPU, pages of 4096 bytes\n" in text
+    assert "memory       4.0 KiB in 1 block\n" in text
+    with vmdump.open(dump) as opened:
+        assert repr(opened).endswith("1 block, 4.0 KiB, pages of 4096, 1 vCPU>")
+    done = run_vmdump("verify", dump, "--against", other)
+    assert f"{dump}: 1 page: " in done.stdout.decode()
+    assert "1 page differs, 0 excluded pages not compared" in done.stdout.decode()
+    assert "1 page differs from" in done.stderr.decode()
+    with dump.open("r+b") as file:
+        file.truncate(dump.stat().st_size - 1)
+    assert "incomplete   1 descriptor is damaged, " in run_vmdump("info", dump).stdout.decode()
+
+
 def test_info_of_a_huge_hole(tmp_path: Path) -> None:
     with (tmp_path / "ram").open("wb") as file:
         file.truncate(1 << 43)

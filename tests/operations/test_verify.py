@@ -90,7 +90,7 @@ def test_differences_by_pfn(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     done = run_vmdump("verify", elf, "--against", other, "-q")
     assert done.returncode == DIFFERENT
     assert f"different: pfn {last:#x}\n" in done.stdout.decode()
-    assert done.stderr.decode().endswith(f"1 pages differ from {other}, the first is pfn {last:#x}\n")
+    assert done.stderr.decode().endswith(f"1 page differs from {other}, the first is pfn {last:#x}\n")
     same = run_vmdump("verify", elf, "--against", GUEST)
     assert same.returncode == 0, same.stderr
     assert "0 pages differ" in same.stdout.decode()

@@ -16,7 +16,7 @@ from vmdump.cli.progress import progress_bar
 from vmdump.errors import RequestError
 from vmdump.operations.bench.bench import Benchmark, Candidate, bench
 from vmdump.sinks.opening import open_sink
-from vmdump.units import format_size
+from vmdump.units import counted, format_size
 
 __all__ = ["bench_command"]
 
@@ -112,14 +112,16 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     terminal.print(table)
     say("Letters: none is both faster and smaller. *: the default of its format.")
     say("MB/s, ratio: of pages that are not zero, by one processor; ±%: in three rounds.")
-    say(f"MiB, s: the whole dump with {found.threads} threads; limit: what the other one waits for.")
+    threads = counted(found.threads, "thread")
+    say(f"MiB, s: the whole dump with {threads}; limit: what the other one waits for.")
     hidden = len(found.candidates) - len(shown)
     if hidden:
-        say(f"{hidden} more are beaten by one above; --all shows them.")
+        say(f"{counted(hidden, 'more is', 'more are')} beaten by one above; --all shows all.")
     room = found.disk.room
     too_large = sum(each.output_bytes > room for each in found.candidates)
     if too_large:
-        say(f"{too_large} of {len(found.candidates)} are larger than the {format_size(room)} free there.")
+        dumps = counted(too_large, "of them is", "of them are")
+        say(f"{dumps} larger than the {format_size(room)} free there.")
     for name, reason in found.missing.items():
         say(f"{name}: {reason}")
     if terminal.is_terminal:

@@ -22,6 +22,7 @@ from vmdump.cli.options import (
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.errors import IncompleteDump
+from vmdump.units import counted
 
 __all__ = ["convert_command"]
 
@@ -91,7 +92,7 @@ def convert_command(
         say(summary(report), err=True)
     if report.lost_pages:
         raise IncompleteDump(
-            f"{report.output}: the dump is written, but {report.lost_pages} pages of {source_name(source)} "
-            "cannot be read; they are excluded, and it is marked as incomplete",
+            f"{report.output}: the dump is written, but {counted(report.lost_pages, 'page')} of "
+            f"{source_name(source)} cannot be read; what is lost is excluded, and it is marked as incomplete",
             unreadable=(),
         )

@@ -20,7 +20,7 @@ from vmdump.errors import FormatError
 from vmdump.opening import opened
 from vmdump.operations.verify import compare
 from vmdump.pipeline.workers import check_threads
-from vmdump.units import format_size
+from vmdump.units import counted, format_size
 
 __all__ = ["demo_command"]
 
@@ -75,7 +75,8 @@ def _verify(source: str, path: str, threads: int) -> int:
     with opened(source) as guest, open_dump(path) as written:
         found = compare(guest, written, threads=threads)
         if not found.equal:
-            where = f"{found.different_pages} pages differ" if found.different else "its blocks are others"
+            differing = counted(found.different_pages, "page differs", "pages differ")
+            where = differing if found.different else "its blocks are others"
             raise FormatError(f"the dump does not hold the guest: {where}", path=path)
         return found.bytes_compared // written.page_size
 
@@ -92,7 +93,7 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     guest_size = format_size(rows[0][0].guest_bytes)
     # 79 columns: the width of a terminal nobody has resized.
     table = Table(
-        title=f"{source}: {guest_size} of guest memory, {threads} threads",
+        title=f"{source}: {guest_size} of guest memory, {counted(threads, 'thread')}",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )

@@ -11,7 +11,7 @@ from vmdump import DumpInfo, info
 from vmdump.cli.options import as_source, search_option, source_name
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import late_bar
-from vmdump.units import format_size
+from vmdump.units import counted, format_size
 
 __all__ = ["info_command"]
 
@@ -45,8 +45,12 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     if found.damage:
         yield "damaged", f"{found.damage}; what is there is told"
     if found.damaged_pages:
-        what = "pages are not there" if found.damage else "descriptors are damaged"
-        yield "incomplete", f"{found.damaged_pages} {what}, see 'vmdump verify', 'vmdump repair'"
+        lacking = (
+            counted(found.damaged_pages, "page is not there", "pages are not there")
+            if found.damage
+            else counted(found.damaged_pages, "descriptor is damaged", "descriptors are damaged")
+        )
+        yield "incomplete", f"{lacking}, see 'vmdump verify', 'vmdump repair'"
     marked = found.incomplete and not found.damage
     marks = [name for name, on in (("incomplete", marked), ("fuzzy", found.fuzzy)) if on]
     if marks:
@@ -58,14 +62,14 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
         )
     yield (
         "guest",
-        f"{found.arch}, {found.bits}-bit, {found.byteorder}-endian, {found.cpus} vCPUs, "
+        f"{found.arch}, {found.bits}-bit, {found.byteorder}-endian, {counted(found.cpus, 'vCPU')}, "
         f"pages of {found.page_size} bytes",
     )
     names = " ".join(text for text in found.utsname.values() if text)
     if names:
         yield "system", names
     yield "phys_base", f"{found.phys_base:#x}"
-    yield "memory", f"{format_size(found.guest_bytes)} in {len(found.blocks)} blocks"
+    yield "memory", f"{format_size(found.guest_bytes)} in {counted(len(found.blocks), 'block')}"
     for begin, end in found.blocks[:_BLOCKS_SHOWN]:
         yield "", f"{begin:#x}-{end:#x}"
     if len(found.blocks) > _BLOCKS_SHOWN:
@@ -73,15 +77,14 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
     yield "pages", f"{found.pages}{': ' if kinds else ''}{kinds}"
     if found.partial_pages:
-        name = "pages" if found.partial_pages > 1 else "page"
-        yield "partial", f"{found.partial_pages} {name}, inside which memory ends"
+        yield "partial", f"{counted(found.partial_pages, 'page')}, inside which memory ends"
     yield "notes", ", ".join(f"{count} {name}" for name, count in found.notes.items()) or "none"
     for place in found.vmcoreinfo_found:
         crashed = "" if place.crashtime is None else f", crashed at {place.crashtime}"
         yield (
             f"found:{place.number}",
             f"VMCOREINFO found in memory at {place.address:#x}: {place.osrelease}{crashed}, "
-            f"{place.cpus} vCPUs in it, {place.verdict}{', taken' if place.chosen else ''}",
+            f"{counted(place.cpus, 'vCPU')} in it, {place.verdict}{', taken' if place.chosen else ''}",
         )
     if not found.vmcoreinfo:
         yield "VMCOREINFO", "none is taken of those found" if found.vmcoreinfo_found else "none"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from vmdump.cli.printing import console, harmless
 from vmdump.operations.report import Report
-from vmdump.units import format_size
+from vmdump.units import counted, format_size
 
 __all__ = ["late_bar", "progress_bar", "summary"]
 
@@ -75,12 +75,9 @@ def summary(report: Report) -> str:
 
 
 def _filled_up(report: Report) -> str:
-    count = report.partial_pages
-    return (
-        f"; zeros fill up {count} {'pages' if count > 1 else 'page'} inside which memory ends"
-        if count
-        else ""
-    )
+    if not report.partial_pages:
+        return ""
+    return f"; zeros fill up {counted(report.partial_pages, 'page')} inside which memory ends"
 
 
 def _stood_still(report: Report) -> str:

@@ -10,6 +10,7 @@ from vmdump import repair
 from vmdump.cli.options import as_source, check_report, json_option, quiet_option, threads_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
+from vmdump.units import counted
 
 __all__ = ["repair_command"]
 
@@ -41,4 +42,4 @@ def repair_command(
         say_json(done.as_dict())
         return
     mark = "marked as incomplete" if done.incomplete else "nothing was lost"
-    say(f"{output}: {done.kept_pages} pages kept, {done.lost_pages} lost; {mark}", err=True)
+    say(f"{output}: {counted(done.kept_pages, 'page')} kept, {done.lost_pages} lost; {mark}", err=True)

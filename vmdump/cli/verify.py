@@ -12,7 +12,7 @@ from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
 from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import DamagedPages, DifferentMemory, VmdumpError
-from vmdump.units import format_size
+from vmdump.units import counted, format_size
 
 __all__ = ["verify_command"]
 
@@ -49,7 +49,7 @@ def verify_command(
 
 def _show(dump: str, against: str | None, found: Verification) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-    say(f"{dump}: {found.pages} pages: {kinds or 'none whole'}; {found.damaged_pages} damaged")
+    say(f"{dump}: {counted(found.pages, 'page')}: {kinds or 'none whole'}; {found.damaged_pages} damaged")
     for damage in found.damaged[:_SHOWN]:
         say(f"  damaged: pfn {damage.pfn:#x}: {damage.reason}")
     _tell_more(found.damaged_pages)
@@ -58,7 +58,8 @@ def _show(dump: str, against: str | None, found: Verification) -> None:
         return
     say(
         f"against {against}: {format_size(compared.bytes_compared)} compared, "
-        f"{compared.different_pages} pages differ, {compared.excluded_pages} excluded pages not compared"
+        f"{counted(compared.different_pages, 'page differs', 'pages differ')}, "
+        f"{counted(compared.excluded_pages, 'excluded page')} not compared"
     )
     for address in compared.different[:_SHOWN]:
         say(f"  different: pfn {address // found.page_size:#x}")
@@ -77,14 +78,15 @@ def _tell_more(count: int) -> None:
 def _error(dump: str, against: str | None, found: Verification) -> VmdumpError | None:
     if found.damaged_pages:
         first = found.damaged[0].pfn
-        text = f"{dump}: {found.damaged_pages} pages cannot be read, the first is pfn {first:#x}"
+        text = f"{dump}: {counted(found.damaged_pages, 'page')} cannot be read, the first is pfn {first:#x}"
         return DamagedPages(text, pages=found.damaged_pages)
     compared = found.comparison
     if compared is None or compared.equal:
         return None
     if compared.different_pages:
         first = compared.different[0] // found.page_size
-        text = f"{compared.different_pages} pages differ from {against}, the first is pfn {first:#x}"
+        differing = counted(compared.different_pages, "page differs", "pages differ")
+        text = f"{differing} from {against}, the first is pfn {first:#x}"
     else:
         begin, end = (compared.only_in_guest or compared.only_in_dump)[0]
         text = f"only one of it and {against} has the memory at {begin:#x}-{end:#x}"

@@ -37,7 +37,7 @@ from vmdump.guest.blocks import (
 )
 from vmdump.guest.linux.utsname import UTS_SIZE, Utsname
 from vmdump.guest.virtual import Translating
-from vmdump.units import ADDRESS_LIMIT, is_power_of_two
+from vmdump.units import ADDRESS_LIMIT, counted, is_power_of_two
 
 if TYPE_CHECKING:
     from vmdump.guest.linux.find_vmcoreinfo import Findings, FoundVmcoreinfo
@@ -459,6 +459,6 @@ class Guest(Translating):
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self.arch.name} {self.byteorder}-endian, {len(self.blocks)} blocks, "
-            f"{self.size:#x} bytes, {self.nr_cpus} vCPUs>"
+            f"<{type(self).__name__} {self.arch.name} {self.byteorder}-endian, "
+            f"{counted(len(self.blocks), 'block')}, {self.size:#x} bytes, {counted(self.nr_cpus, 'vCPU')}>"
         )

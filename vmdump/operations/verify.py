@@ -23,7 +23,7 @@ from vmdump.opening import opened, session
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind, name_kinds
-from vmdump.units import ADDRESS_LIMIT, align_up, merge_runs
+from vmdump.units import ADDRESS_LIMIT, align_up, counted, merge_runs
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
@@ -194,9 +194,8 @@ def compare(guest: Guest, dump: Guest, *, threads: int = 1) -> Comparison:
     found = _scan(dump, guest, threads, None)
     if found.damaged:
         first = found.damaged[0]
-        raise FormatError(
-            f"{found.damaged_pages} pages cannot be read, the first is {first.pfn:#x}: {first.reason}"
-        )
+        pages = counted(found.damaged_pages, "page")
+        raise FormatError(f"{pages} cannot be read, the first is {first.pfn:#x}: {first.reason}")
     assert found.comparison is not None
     return found.comparison
 

@@ -17,7 +17,7 @@ from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_orde
 from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import StillSource
-from vmdump.units import ADDRESS_LIMIT, format_size
+from vmdump.units import ADDRESS_LIMIT, counted, format_size
 
 __all__ = ["Dump"]
 
@@ -312,11 +312,11 @@ class Dump(StillSource):
             file.close()
 
     def __repr__(self) -> str:
-        left_out = f", {format_size(self.excluded_size)} excluded" if self.excluded_size else ""
+        excluded = f", {format_size(self.excluded_size)} excluded" if self.excluded_size else ""
         return (
             f"<{type(self).__name__} {self.path!r}: {self.format}, {self.arch.name} {self.byteorder}-endian, "
-            f"{len(self.blocks)} blocks, {format_size(self.size)}{left_out}, pages of {self.page_size}, "
-            f"{self.nr_cpus} vCPUs>"
+            f"{counted(len(self.blocks), 'block')}, {format_size(self.size)}{excluded}, "
+            f"pages of {self.page_size}, {counted(self.nr_cpus, 'vCPU')}>"
         )
 
 

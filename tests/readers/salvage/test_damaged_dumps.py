@@ -74,8 +74,8 @@ def test_info_counts_behind_a_damaged_descriptor(zero_size: Path, run_vmdump: Ru
     assert found["kinds"] == {"zlib": 63}
     assert found["damage"] == ""
     assert found["vmcoreinfo"]
-    assert f"1 descriptors are damaged, {HINT}" in text
-    assert "256.0 KiB in 1 blocks" in text
+    assert f"1 descriptor is damaged, {HINT}" in text
+    assert "256.0 KiB in 1 block\n" in text
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_convert_keeps_going(
     done = run_vmdump("convert", zero_size, tmp_path / "out", "-f", output_format, "--keep-going", "--json")
     assert done.returncode == errors.IncompleteDump.exit_code == 15
     assert len(done.stderr.splitlines()) == 1
-    assert f"1 pages of {zero_size} cannot be read" in done.stderr.decode()
+    assert f"1 page of {zero_size} cannot be read" in done.stderr.decode()
     assert json.loads(done.stdout)["lost_pages"] == 1
     with vmdump.open(tmp_path / "out") as dump:
         assert dump.incomplete
