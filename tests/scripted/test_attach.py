@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import RunVmdump
 from oracles.elf import ElfCore
 from oracles.elf_builder import Load, build_elf, note
 
@@ -74,6 +75,15 @@ def test_paused_seconds_are_those_of_the_events(tmp_path: Path, out: Path) -> No
 
         report = vmdump.dump(guest, out / "guest.elf", format="elf", progress=inside_stop(tell))
     assert report.paused_seconds == TICK + 3 * TICK
+
+
+def test_info_tells_what_it_is_attached_to(tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    with FakeQemu(tmp_path) as qemu:
+        done = run_vmdump("info", qemu.source)
+    assert done.stdout.decode().splitlines()[:2] == [
+        "format       live guest of QEMU",
+        "made by      QEMU 9.2.0",
+    ]
 
 
 def test_paused_guest_stays_paused(tmp_path: Path, out: Path) -> None:

@@ -41,7 +41,8 @@ def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) ->
 
 def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     yield "format", found.format + (f", {found.compression}" if found.compression else "")
-    yield "made by", found.maker or "unknown"
+    if found.maker:
+        yield "made by", found.maker
     if found.damage:
         yield "damaged", f"{found.damage}; what is there is told"
     if found.damaged_pages:

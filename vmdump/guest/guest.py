@@ -112,6 +112,8 @@ class Guest(Translating):
 
     Attributes
     ----------
+    format : str
+        What the guest comes as: the format of a dump, ``raw``, ``buffers``, or what kind of guest it is.
     files : tuple
         Open files that hold its memory, each with a descriptor `fd`; none for memory in buffers.
     fuzzy : bool
@@ -176,6 +178,7 @@ class Guest(Translating):
         have registers already.
     """
 
+    format: str = "guest"
     files: tuple[HasDescriptor, ...] = ()
     fuzzy = False
     unreadable: Sequence[tuple[int, int]] = ()
@@ -325,6 +328,16 @@ class Guest(Translating):
             There are more vCPUs than any guest has.
         """
         return self.arch.cpus(self.notes, self.byteorder)
+
+    @property
+    def maker(self) -> str:
+        """The program that wrote the dump, or that runs the guest; empty where nothing tells."""
+        return ""
+
+    @property
+    def compression(self) -> str:
+        """Codecs of its pages as a dump's header names them; empty where pages are not packed one by one."""
+        return ""
 
     @property
     def eraseinfo(self) -> bytes:

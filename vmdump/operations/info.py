@@ -67,9 +67,11 @@ class DumpInfo:
     Attributes
     ----------
     format : str
-        As of :class:`vmdump.readers.dump.Dump`; the source's class, where it is no dump.
+        As of :class:`vmdump.readers.dump.Dump`; ``raw``, ``buffers``, ``synthetic`` or ``live guest of QEMU``
+        where it is not a dump.
     maker : str
-        The program that wrote it, as far as the file gives it away; empty where it does not.
+        The program that wrote it, as far as the file gives it away, or that runs the guest; empty where
+        nothing tells.
     incomplete : bool
         Its maker, or ``vmdump repair``, marked it as lacking pages that it should have, or it does not open
         as a whole.
@@ -82,7 +84,7 @@ class DumpInfo:
     arch : str
         The guest's architecture.
     bits : int
-        Class of the file, 32 or 64.
+        Of that architecture, 32 or 64. The file of a 32-bit guest may be a 64-bit one.
     byteorder : str
         ``little`` or ``big``.
     page_size : int
@@ -177,16 +179,16 @@ def info(
         blocks = tuple(merge_runs((block.start, block.end) for block in guest.blocks))
         pages = count_pages(guest.blocks, guest.page_size)
         kinds, damaged = _count_kinds(guest, pages) if isinstance(guest, Dump) else ({}, 0)
-        lost = guest.lost_pages * guest.page_size if isinstance(guest, Dump) else 0
+        lost = guest.lost_pages * guest.page_size
         return DumpInfo(
-            format=guest.format if isinstance(guest, Dump) else type(guest).__name__,
-            maker=guest.maker if isinstance(guest, Dump) else "",
-            incomplete=isinstance(guest, Dump) and guest.incomplete,
+            format=guest.format,
+            maker=guest.maker,
+            incomplete=guest.incomplete,
             fuzzy=is_fuzzy(notes, guest.byteorder),
             file_bytes=sum(os.fstat(file.fd).st_size for file in guest.files),
-            compression=guest.compression if isinstance(guest, Dump) else "",
+            compression=guest.compression,
             arch=guest.arch.name,
-            bits=guest.elf_class,
+            bits=guest.arch.elf_class,
             byteorder=guest.byteorder,
             page_size=guest.page_size,
             cpus=count_cpus(notes, guest.byteorder) or 1 if notes_damage else guest.nr_cpus,

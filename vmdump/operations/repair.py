@@ -90,7 +90,7 @@ def repair(
     control = Control(progress)
     checking = Checking(check_threads(threads), control)
     with open_dump(damaged, damaged=True, checking=checking) as source, naming_file(source.path):
-        codec = getattr(source, "codec", "")
+        codec = source.codec
         name = f"kdump-{codec}" if codec else "elf" if source.format == "elf" else DEFAULT_FORMAT
         request = check_request(source, output, format=name, threads=threads, force=force)
         report = request.run(control)

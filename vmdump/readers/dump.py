@@ -41,7 +41,6 @@ class Dump(StillSource):
         Of the file, or of the first that was named; ``buffer`` for a buffer.
     """
 
-    format: str
     path: str
     _opened: Sequence[ByteFile] = ()
     _whole: tuple[int, Sequence[Block]] | None = None
@@ -51,16 +50,6 @@ class Dump(StillSource):
         self._opened = files
         self.files = tuple(opened for file in files for opened in file.files)
         self.path = files[0].path
-
-    @property
-    def compression(self) -> str:
-        """Codecs of its pages as its header names them; empty where pages are not packed one by one."""
-        return ""
-
-    @property
-    def maker(self) -> str:
-        """The program that wrote it, as far as the file gives it away; empty where it does not."""
-        return ""
 
     @property
     def _page_blocks(self) -> Sequence[Block]:

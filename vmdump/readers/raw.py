@@ -20,7 +20,7 @@ class RawDump(Dump):
         The files; closed with the dump.
     """
 
-    format = "raw"
+    format = RawSource.format
 
     def __init__(self, raw: RawSource) -> None:
         self._raw = raw

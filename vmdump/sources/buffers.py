@@ -46,6 +46,7 @@ class BlockSource(StillSource):
     (8192, 8192)
     """
 
+    format = "buffers"
     changes = True
 
     def __init__(

@@ -62,6 +62,8 @@ class RawSource(StillSource):
         The architecture or the machine is not known, several places are given, or `cpus` are wrong.
     """
 
+    format = "raw"
+
     def __init__(
         self,
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | RawPart],

@@ -27,6 +27,8 @@ class QemuGuest(Guest):
         It runs while it is read.
     """
 
+    format = "live guest of QEMU"
+
     def __init__(
         self, layout: GuestLayout, emulator: Emulator, *, changes: bool = False, fuzzy: bool = False
     ) -> None:
@@ -34,6 +36,7 @@ class QemuGuest(Guest):
         self.unreadable = layout.lost
         self.fuzzy = fuzzy
         self.changes = changes
+        self._emulator = emulator
         qemus = layout.headers
         self.qemu = QemuFacts(emulator.target, emulator.machine, qemus.notes, qemus.byteorder)
         headers = in_guests_byte_order(qemus)
@@ -44,3 +47,8 @@ class QemuGuest(Guest):
             elf_class=headers.elf_class,
             notes=headers.notes + (fuzzy_note(headers.byteorder) if fuzzy else b""),
         )
+
+    @property
+    def maker(self) -> str:
+        """QEMU, and its version where it tells."""
+        return f"QEMU {self._emulator.version}".strip()

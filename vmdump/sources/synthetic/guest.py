@@ -142,6 +142,8 @@ class SyntheticSource(StillSource):
         A parameter is out of range.
     """
 
+    format = "synthetic"
+
     def __init__(self, size: int, *, seed: int = 1, fill: float = 0.3) -> None:
         if size % PAGE_SIZE or not _SMALLEST <= size <= _LARGEST:
             raise RequestError(
