@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import or_
@@ -309,10 +310,15 @@ class Guest(Translating):
             return self.blocks.size
         return sum(block.size for block in self.blocks)
 
+    def _naming(self) -> AbstractContextManager[None]:
+        """Give a context whose errors name the file that the guest was read from, if it was."""
+        return nullcontext()
+
     @cached_property
     def nr_cpus(self) -> int:
         """Number of vCPUs by the register notes; 1 where there are none."""
-        return count_cpus(self.notes, self.byteorder) or 1
+        with self._naming():
+            return count_cpus(self.notes, self.byteorder) or 1
 
     @cached_property
     def cpus(self) -> tuple[Mapping[str, int], ...]:
@@ -327,7 +333,8 @@ class Guest(Translating):
         FormatError
             There are more vCPUs than any guest has.
         """
-        return self.arch.cpus(self.notes, self.byteorder)
+        with self._naming():
+            return self.arch.cpus(self.notes, self.byteorder)
 
     @property
     def maker(self) -> str:
@@ -444,31 +451,22 @@ class Guest(Translating):
         if length <= 0:
             return b""
         end = address + length
-        pieces = list(self.pieces(address, end))
-        first = address // self.page_size
-        excluded = self.excluded_pages(first, -(-end // self.page_size) - first)
-        if excluded is not None and excluded.any():
-            raise ExcludedPage.at(max(address, (first + int(excluded.argmax())) * self.page_size))
-        parts = []
-        for block, low, high in pieces:
-            scratch = np.empty(high - low if block.memory.copies else 0, np.uint8)
-            parts.append(block.memory.view(low, high - low, scratch).tobytes())
+        with self._naming():
+            pieces = list(find_pieces(self.blocks, address, end))
+            first = address // self.page_size
+            excluded = self.excluded_pages(first, -(-end // self.page_size) - first)
+            if excluded is not None and excluded.any():
+                raise ExcludedPage.at(max(address, (first + int(excluded.argmax())) * self.page_size))
+            parts = []
+            for block, low, high in pieces:
+                scratch = np.empty(high - low if block.memory.copies else 0, np.uint8)
+                parts.append(block.memory.view(low, high - low, scratch).tobytes())
         return b"".join(parts)
 
     def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
-        """Find the memory of guest-physical addresses ``[begin, end)``.
-
-        Yields
-        ------
-        block, low, high
-            Bytes ``[low, high)`` from the start of the block; ascending, without gaps.
-
-        Raises
-        ------
-        ReadError
-            An address is in no block.
-        """
-        return find_pieces(self.blocks, begin, end)
+        """Find the memory of addresses; see :func:`vmdump.guest.blocks.find_pieces`."""
+        with self._naming():
+            yield from find_pieces(self.blocks, begin, end)
 
     def __repr__(self) -> str:
         return (

@@ -292,20 +292,18 @@ class _Scan:
 
     def _read_whole(self, piece: _Piece, out: Pages, bad: NDArray[np.bool_], found: _Findings) -> bool:
         """Read all pages that can be read at once: to find each of a million by halves takes an hour."""
-        if not isinstance(self.dump, Dump):
-            return False
-        pfn = piece.begin // self.page_size
+        pfn, pages = piece.begin // self.page_size, out.reshape(-1, self.page_size)
         try:
-            told = self.dump.read_whole(pfn, out.reshape(-1, self.page_size))
+            told = self.dump.read_whole(pfn, pages) if isinstance(self.dump, Dump) else None
         except _READ_ERRORS:
             return False
         if told is None:
             return False
         damage, kinds = told
-        pages = sorted(damage)
-        bad[np.array(pages, np.int64) - pfn] = True
-        found.damaged_pages += len(pages)
-        listed = pages[: max(_LISTED - len(found.damaged), 0)]
+        damaged = sorted(damage)
+        bad[np.array(damaged, np.int64) - pfn] = True
+        found.damaged_pages += len(damaged)
+        listed = damaged[: max(_LISTED - len(found.damaged), 0)]
         found.damaged += [Damage(page, damage[page]) for page in listed]
         found.kinds += np.bincount(kinds[~bad], minlength=len(PageKind))
         return True

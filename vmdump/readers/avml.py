@@ -20,7 +20,7 @@ from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 from vmdump.readers.lime import read_range
 
-__all__ = ["AvmlDump", "Frames"]
+__all__ = ["AvmlDump", "Frames", "join_touching"]
 
 _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
@@ -69,9 +69,8 @@ class AvmlDump(Dump):
         starts, sizes = np.array(sorted(ranges), np.uint64).reshape(-1, 2).T
         checked = BlockList(starts, sizes, self._memory_of(starts, sizes))
         # AVML cuts memory into pieces of 16 MiB, which is nothing that the guest has.
-        firsts = np.flatnonzero(np.append(True, starts[1:] != (starts + sizes)[:-1]))
-        lasts = np.append(firsts[1:], len(starts)) - 1
-        starts, sizes = checked.starts[firsts], (starts + sizes)[lasts] - starts[firsts]
+        starts, ends = join_touching(checked.starts, checked.starts + checked.sizes)
+        sizes = ends - starts
         return BlockList(starts, sizes, self._memory_of(starts, sizes))
 
     def _keep(self, frames: NDArray[np.bool_]) -> None:
@@ -218,6 +217,14 @@ class Frames:
     def table(self) -> NDArray[np.uint64]:
         """Give all, ``(n, 4)``."""
         return np.array(self._numbers, np.uint64).reshape(-1, 4)
+
+
+def join_touching(
+    starts: NDArray[np.uint64], ends: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Make one of ranges ``[start, end)`` that touch; they are ascending, and there is one at least."""
+    apart = starts[1:] != ends[:-1]
+    return starts[np.append(True, apart)], ends[np.append(apart, True)]
 
 
 def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager
 from typing import SupportsIndex
 
 import numpy as np
@@ -50,6 +50,9 @@ class Dump(StillSource):
         self._opened = files
         self.files = tuple(opened for file in files for opened in file.files)
         self.path = files[0].path
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming_file(self.path)
 
     @property
     def _page_blocks(self) -> Sequence[Block]:
@@ -111,31 +114,9 @@ class Dump(StillSource):
             pass
         return out
 
-    @cached_property
-    def nr_cpus(self) -> int:
-        """Number of vCPUs; see :attr:`vmdump.guest.guest.Guest.nr_cpus`."""
-        with naming_file(self.path):
-            return super().nr_cpus
-
-    @cached_property
-    def cpus(self) -> tuple[Mapping[str, int], ...]:
-        """Registers; see :attr:`vmdump.guest.guest.Guest.cpus`."""
-        with naming_file(self.path):
-            return super().cpus
-
-    def read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory; see :meth:`vmdump.guest.guest.Guest.read`."""
-        with naming_file(self.path):
-            return super().read(address, length)
-
-    def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
-        """Find memory; see :meth:`vmdump.guest.guest.Guest.pieces`."""
-        with naming_file(self.path):
-            yield from super().pieces(begin, end)
-
     def _demand(self, pfn: int, count: int) -> None:
         """Raise ReadError or ExcludedPage unless all these pages are in the dump."""
-        with naming_file(self.path):
+        with self._naming():
             for _ in find_pieces(self._page_blocks, pfn * self.page_size, (pfn + count) * self.page_size):
                 pass
             excluded = self.excluded_pages(pfn, count)

@@ -24,7 +24,7 @@ from vmdump.guest.guest import Pages
 from vmdump.guest.linux.utsname import Utsname, names_told
 from vmdump.guest.stored import StoredPages
 from vmdump.readers.bitmap import read_bitmap
-from vmdump.readers.bytes.file import ByteFile, naming_file
+from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.cache import BytesCache
 from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
@@ -149,7 +149,7 @@ class KdumpDump(Dump):
     def nr_cpus(self) -> int:
         """By the register notes, else by the header."""
         told: int = self.headers.header["nr_cpus"]
-        with naming_file(self.path):
+        with self._naming():
             counted = count_cpus(self.notes, self.byteorder)
         return counted or (told if 0 < told <= MAX_CPUS else 1)
 

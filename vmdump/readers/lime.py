@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 
-__all__ = ["LimeDump", "read_range"]
+__all__ = ["LimeDump", "blocks_in_file", "read_range"]
 
 
 class LimeDump(Dump):
@@ -36,13 +36,20 @@ class LimeDump(Dump):
 
     def __init__(self, contents: Contents) -> None:
         self._take(contents.files)
-        file = contents.file
-        ranges = np.array(sorted(_ranges(file)), np.uint64).reshape(-1, 3)
-        starts, sizes, offsets = ranges.T
-        blocks = BlockList(
-            starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at]))
-        )
+        blocks = blocks_in_file(contents.file, _ranges(contents.file))
         super().__init__(blocks, contents.arch, byteorder=lime.BYTEORDER)
+
+
+def blocks_in_file(file: ByteFile, ranges: Iterable[tuple[int, int, int]]) -> BlockList:
+    """Make blocks of ranges of memory that lie in a file: first address, bytes, and file offset of each.
+
+    Raises
+    ------
+    LayoutError
+        Ranges overlap, or there is none.
+    """
+    starts, sizes, offsets = np.array(sorted(ranges), np.uint64).reshape(-1, 3).T
+    return BlockList(starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at])))
 
 
 def read_range(file: ByteFile, offset: int, signature: bytes, version: int) -> tuple[int, int]:

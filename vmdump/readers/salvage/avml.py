@@ -11,7 +11,7 @@ from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
 from vmdump.guest.blocks import BlockList
 from vmdump.guest.guest import MIN_PAGE_SIZE, Pages
-from vmdump.readers.avml import AvmlDump, Frames
+from vmdump.readers.avml import AvmlDump, Frames, join_touching
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.checking import Checking
 from vmdump.readers.contents import Contents
@@ -73,12 +73,9 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
             whole = self._whole_frames(self._checking, sum(size for _, size in ranges))
             self._torn = self._torn or not whole.all()
             self._keep(whole)
-        starts, ends = self._addresses, self._addresses + self._lengths
-        if not len(starts):
+        if not len(self._addresses):
             raise FormatError("it has no memory that is whole", path=self.path)
-        firsts = np.flatnonzero(np.append(True, starts[1:] != ends[:-1]))
-        lasts = np.append(firsts[1:], len(starts)) - 1
-        starts, ends = starts[firsts], ends[lasts]
+        starts, ends = join_touching(self._addresses, self._addresses + self._lengths)
         claimed = [(start, start + size) for start, size in ranges]
         edges = merged(claimed, self.path)
         # Inside a page the memory that was lost would be zero.

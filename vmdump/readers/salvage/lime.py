@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from vmdump.errors import FormatError
 from vmdump.formats import lime
-from vmdump.guest.blocks import MAX_BLOCKS, BlockList
+from vmdump.guest.blocks import MAX_BLOCKS
 from vmdump.guest.guest import MIN_PAGE_SIZE
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.contents import Contents
+from vmdump.readers.lime import blocks_in_file
 from vmdump.readers.salvage.ranges import MAX_CLAIMED, RangeHeaders, SalvagedRanges
 
 __all__ = ["SalvagedLime"]
@@ -51,13 +50,10 @@ class SalvagedLime(SalvagedRanges):
             if claimed:
                 ranges.append((start, start + claimed))
             told += lime.HEADER.size + size
-        starts, sizes, offsets = np.array(sorted(pieces), np.uint64).reshape(-1, 3).T
-        if not len(starts):
+        if not pieces:
             raise FormatError("it ends before any memory", path=file.path)
-        blocks = BlockList(
-            starts, sizes, lambda at: file.memory(int(offsets[at]), int(sizes[at]), int(sizes[at]))
-        )
-        super().__init__(self._join(blocks, ranges), contents.arch, byteorder=lime.BYTEORDER)
+        blocks = self._join(blocks_in_file(file, pieces), ranges)
+        super().__init__(blocks, contents.arch, byteorder=lime.BYTEORDER)
         self.incomplete = told != file.size or self.lost_pages > 0
 
 
