@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 
 from vmdump.arch.base import Arch
-from vmdump.arch.paging.aarch64 import aarch64_spaces
 from vmdump.arch.registers import NT_FPREGSET, RegisterNote, numbered, prstatus, wide, words
 from vmdump.errors import RequestError
 from vmdump.formats.layout import ByteOrder, Field, Layout
@@ -118,5 +117,5 @@ ARCH = Arch(
     page_size=65536,
     phys_base=_phys_offset,
     kernel_to_phys=_kernel_to_phys,
-    address_spaces=aarch64_spaces,
+    page_tables="aarch64:aarch64_spaces",
 )

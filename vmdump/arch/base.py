@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from vmdump.arch.paging.tables import AddressSpaces
 from vmdump.arch.registers import RegisterNote, build_cpus, parse_cpus
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.kdump import SubHeaderForm
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
-__all__ = ["Arch", "FindSpaces", "linear_map", "lowest_block"]
+if TYPE_CHECKING:
+    from vmdump.arch.paging.tables import FindSpaces
 
-FindSpaces = Callable[[Sequence[Mapping[str, int]], Vmcoreinfo, int | None], AddressSpaces]
+__all__ = ["Arch", "linear_map", "lowest_block"]
 
 _PAGE_OFFSETS = (0xC0000000, 0x80000000, 0x40000000)
 _NEAR = 0x1FFFFFFF
@@ -83,9 +85,9 @@ class Arch:
     kernel_to_phys_is_sure : bool
         False where that takes for granted what VMCOREINFO does not tell: what is not found there may be
         elsewhere.
-    address_spaces : callable or None
-        ``(registers of each vCPU, vmcoreinfo, guest-physical address of swapper_pg_dir or None) ->
-        AddressSpaces``; None where there is no page-table walk.
+    page_tables : str
+        ``module:function`` in `vmdump.arch.paging` that finds the page tables, loaded only when asked for;
+        empty where there is no page-table walk.
     """
 
     name: str
@@ -102,7 +104,13 @@ class Arch:
     phys_base: Callable[[Vmcoreinfo, int], int] = _zero
     kernel_to_phys: Callable[[Vmcoreinfo, int, int], int | None] = _unknown
     kernel_to_phys_is_sure: bool = True
-    address_spaces: FindSpaces | None = None
+    page_tables: str = ""
+
+    @property
+    def address_spaces(self) -> FindSpaces | None:
+        """The function that finds a guest's page tables; None where there is no page-table walk."""
+        module, _, name = self.page_tables.partition(":")
+        return getattr(import_module(f"vmdump.arch.paging.{module}"), name) if name else None
 
     def notes(self, cpus: Sequence[Mapping[str, int]], byteorder: ByteOrder | None = None) -> bytes:
         """Make the notes of vCPUs, as QEMU would write them.

@@ -7,7 +7,6 @@ names for the registers are the 64-bit ones.
 from __future__ import annotations
 
 from vmdump.arch.base import Arch, linear_map
-from vmdump.arch.paging.x86 import i386_spaces
 from vmdump.arch.registers import prstatus, words
 from vmdump.arch.x86_64 import QEMU_NOTE
 from vmdump.formats.layout import Field
@@ -53,5 +52,5 @@ ARCH = Arch(
     max_end_32=0xFFFFFFFF,
     kernel_to_phys=_kernel_to_phys,
     kernel_to_phys_is_sure=False,
-    address_spaces=i386_spaces,
+    page_tables="x86:i386_spaces",
 )

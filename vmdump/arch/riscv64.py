@@ -7,7 +7,6 @@ no floating-point note.
 from __future__ import annotations
 
 from vmdump.arch.base import Arch
-from vmdump.arch.paging.riscv64 import riscv64_spaces
 from vmdump.arch.registers import prstatus, words
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
@@ -35,5 +34,5 @@ ARCH = Arch(
     byteorder="little",
     register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
     kernel_to_phys=kernel_to_phys,
-    address_spaces=riscv64_spaces,
+    page_tables="riscv64:riscv64_spaces",
 )

@@ -8,7 +8,6 @@ user_regs_struct`` (asm/user_64.h), and ``QEMUCPUState`` of QEMU's
 from __future__ import annotations
 
 from vmdump.arch.base import Arch
-from vmdump.arch.paging.x86 import x86_64_spaces
 from vmdump.arch.registers import RegisterNote, prstatus, words
 from vmdump.formats.layout import Field, Layout
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
@@ -143,5 +142,5 @@ ARCH = Arch(
     register_notes=(PRSTATUS_NOTE, QEMU_NOTE),
     phys_base=_phys_base,
     kernel_to_phys=_kernel_to_phys,
-    address_spaces=x86_64_spaces,
+    page_tables="x86:x86_64_spaces",
 )

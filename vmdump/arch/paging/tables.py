@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import TranslationError
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = [
     "MAX_RUNS",
@@ -17,6 +18,7 @@ __all__ = [
     "AddressSpace",
     "AddressSpaces",
     "Decode",
+    "FindSpaces",
     "ReadTables",
     "Runs",
     "TableFormat",
@@ -189,6 +191,11 @@ class AddressSpaces:
 
     kernel: AddressSpace | None = None
     cpus: tuple[AddressSpace | None, ...] = ()
+
+
+FindSpaces = Callable[[Sequence[Mapping[str, int]], Vmcoreinfo, int | None], AddressSpaces]
+"""``(registers of each vCPU, VMCOREINFO, guest-physical address of swapper_pg_dir or None)``: the page tables
+that a guest is known to have."""
 
 
 def walk(
