@@ -54,7 +54,7 @@ class VmdumpError(Exception):
     def name_file(self, path: str) -> None:
         """Put the path of the file that the error is about in front of its text, unless there is one."""
         text = str(self)
-        # A path may be any word of the text: "a" is one of most.
+        # By chance the path may be a word of the text, "a" for example.
         if f" {path}: " not in f" {text}":
             self.args = (f"{path}: {text}", *self.args[1:])
 
@@ -141,7 +141,7 @@ class _OsError(VmdumpError, OSError):
 
 
 class SourceError(_OsError):
-    """The guest's memory cannot be opened or read.
+    """Opening or reading the guest's memory failed.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class LayoutError(VmdumpError, ValueError):
     layouts : tuple of str
         Of raw memory that may have a hole: the options that would fit, as ``machine=q35``.
     confirmed : str
-        The one of them that the guest's kernel or its QEMU confirms; empty where nothing does.
+        The one of them that the guest's kernel or its QEMU confirms; empty if neither does.
     """
 
     exit_code = 4
@@ -194,25 +194,25 @@ class LayoutError(VmdumpError, ValueError):
 
 
 class SinkError(_OsError):
-    """The output cannot be created or written."""
+    """Creating or writing the output failed."""
 
     exit_code = 5
 
 
 class OutputExists(SinkError):
-    """The output is there already and overwriting it was not asked for."""
+    """The output already exists and overwriting it was not asked for."""
 
     exit_code = 6
 
 
 class CapabilityError(VmdumpError, NotImplementedError):
-    """What was asked for cannot be done with this guest or this build."""
+    """The guest or this build does not support what was asked for."""
 
     exit_code = 7
 
 
 class EngineUnavailable(CapabilityError):
-    """A compression engine or kernel that was named is not there.
+    """A compression engine or kernel that was named is not usable.
 
     Attributes
     ----------
@@ -293,7 +293,7 @@ class ReadError(VmdumpError, LookupError):
 
 
 class ExcludedPage(ReadError):
-    """A page that the guest has, but that was left out of the dump when it was made."""
+    """A page of the guest that was excluded when the dump was made."""
 
     exit_code = 16
 
@@ -307,7 +307,7 @@ class ExcludedPage(ReadError):
 
 
 class TranslationError(ReadError):
-    """A virtual address that the guest's page tables do not map, or page tables that cannot be walked.
+    """A virtual address that the guest's page tables do not map, or page tables that are damaged.
 
     Attributes
     ----------
@@ -319,7 +319,7 @@ class TranslationError(ReadError):
 
 
 class GuestBusy(VmdumpError, RuntimeError):
-    """The guest is in a state in which it cannot be dumped: it migrates, or another dump of it runs.
+    """The state of the guest does not allow a dump: it migrates, or another dump of it runs.
 
     Attributes
     ----------
@@ -335,7 +335,7 @@ class GuestBusy(VmdumpError, RuntimeError):
 
 
 class QmpError(VmdumpError, ConnectionError):
-    """QEMU cannot be asked: its QMP socket is closed, silent, or answers with an error.
+    """Asking QEMU failed: its QMP socket is closed, silent, or answers with an error.
 
     Attributes
     ----------
@@ -376,7 +376,7 @@ class IncompleteDump(VmdumpError, RuntimeError):
 
 
 class DamagedPages(VmdumpError, ValueError):
-    """Pages of a dump cannot be read.
+    """Pages of a dump are damaged.
 
     Attributes
     ----------
@@ -415,7 +415,7 @@ class OutOfResources(VmdumpError, OSError):
     @classmethod
     def of(cls, error: BaseException) -> Self | None:
         """Make the error of one of Python's own; None if that has another cause."""
-        # The second is what the dynamic linker says of a library for which there is no room.
+        # The second is what the dynamic linker says when memory for a library runs out.
         if isinstance(error, MemoryError) or "failed to map segment" in str(error):
             return cls(f"out of memory; {_MEMORY}")
         if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
@@ -431,7 +431,7 @@ class OutOfResources(VmdumpError, OSError):
 
 @contextmanager
 def naming_shortages() -> Iterator[None]:
-    """Raise OutOfResources in the place of what Python raises for want of files, memory or threads.
+    """Raise OutOfResources instead of what Python raises when files, memory or threads run out.
 
     A context manager, and a decorator.
     """

@@ -59,7 +59,7 @@ class Deferred:
             while signal.getsignal(number) is self:
                 try:
                     signal.signal(number, handler)
-                except BaseException as error:  # of a handler that has its place again
+                except BaseException as error:  # of a handler that is back in its place
                     raised = raised or error
         if raised is not None:
             raise raised
@@ -72,7 +72,7 @@ class Deferred:
             self._handlers[self._first](self._first, None)
 
     def settle(self) -> None:
-        """Tell those handlers that want to know that the work is done: signals come too late from now on."""
+        """Call `settle` of the handlers that have it: the work is done, and further signals come too late."""
         for handler in self._handlers.values():
             settle = getattr(handler, "settle", None)
             if settle is not None:

@@ -43,7 +43,7 @@ def parse_size(text: str, *, parameter: str = "size") -> int:
     Raises
     ------
     RequestError
-        The text is no such number, or the number is beyond 64 bits.
+        The text is not such a number, or the number has more than 64 bits.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def parse_size(text: str, *, parameter: str = "size") -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise RequestError(
-            f"{parameter}: {text!r} is no size; write 4096, 0x1000, 64K, 512M, 4G or 1T",
+            f"{parameter}: {text!r} is not a size; write 4096, 0x1000, 64K, 512M, 4G or 1T",
             parameter=parameter,
         )
     number = int(match[1], 0) if match[1][:2].lower() == "0x" else int(match[1])
@@ -64,12 +64,12 @@ def parse_size(text: str, *, parameter: str = "size") -> int:
 
 
 def parse_ranges(text: str, *, parameter: str = "ranges") -> list[tuple[int, int]]:
-    """Read ranges ``BEGIN-END,BEGIN-END,...``; each number as of :func:`parse_size`, the end is outside.
+    """Read ranges ``BEGIN-END,BEGIN-END,...``; numbers as for :func:`parse_size`, the end is exclusive.
 
     Raises
     ------
     RequestError
-        A part is no such range, or an empty one.
+        A part is not such a range, or is empty.
 
     Examples
     --------
