@@ -68,7 +68,7 @@ def arch_by_name(name: str) -> Arch:
     Raises
     ------
     RequestError
-        There is none of that name.
+        No architecture has that name.
     """
     for arch in ARCHES:
         if arch.name == name:
@@ -84,7 +84,7 @@ def arch_by_uts_machine(machine: str, elf_class: ElfClass, byteorder: ByteOrder)
     ----------
     machine : str
         utsname.machine, ``i686`` or ``armv7l`` for example. QEMU writes ``Unknown`` on most architectures:
-        then nothing but class and byte order is known.
+        then only class and byte order are known.
     elf_class, byteorder
         Of the header.
     """
@@ -112,10 +112,10 @@ def arch_of_kdump(
     elf_class, byteorder
         Of the header.
     notes : bytes
-        Its notes: where the machine is not known, the size of NT_PRSTATUS tells, which differs between all
+        Its notes: where the machine is not known, the size of NT_PRSTATUS tells it, which differs between all
         architectures of one class and byte order that QEMU dumps.
     vmcoreinfo : Vmcoreinfo
-        Where there are none, it has a line that one architecture's kernels have.
+        Without such a note, a line that only one architecture's kernels have tells it.
     """
     arch = arch_by_uts_machine(machine, elf_class, byteorder)
     if arch.machine != _EM_NONE:

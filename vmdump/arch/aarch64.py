@@ -52,7 +52,7 @@ class _SveNote(RegisterNote):
     """NT_ARM_SVE, as long as the vectors are: ``sve_vl`` says how many bytes that is."""
 
     def layout_of(self, desc: bytes, byteorder: ByteOrder) -> Layout:
-        """Give the layout for the vector length in the header; for the shortest one, if that cannot be."""
+        """Give the layout for the vector length in the header; for the shortest one, if that is invalid."""
         vector = int.from_bytes(desc[8:10], byteorder)
         return _sve_layout(vector) if _is_vector(vector) else self.layout
 

@@ -22,7 +22,7 @@ ARCH = Arch(
     elf_class=32,
     byteorder="little",
     register_notes=(
-        # Behind cpsr stands ORIG_r0, of a system call.
+        # ORIG_r0, of a system call, follows cpsr.
         prstatus(
             "arm",
             4,

@@ -70,7 +70,7 @@ class Arch:
     short_names : tuple of (str, str)
         Registers by two names, the second one wider: whoever gives one of them gives both.
     page_sizes : tuple of int
-        Sizes in bytes that Linux' pages can have there; what VMCOREINFO tells beyond them is not believed.
+        Sizes in bytes that Linux' pages can have there; any other size in VMCOREINFO is not believed.
     page_size : int
         The dump's block size in bytes where VMCOREINFO does not tell the guest's, as QEMU has it.
     sub_header_32 : str
@@ -83,8 +83,7 @@ class Arch:
         ``(vmcoreinfo, virtual address, start of the lowest block) -> int or None``, the guest-physical
         address of what Linux maps directly, its image above all; None where it takes page tables to know.
     kernel_to_phys_is_sure : bool
-        False where that takes for granted what VMCOREINFO does not tell: what is not found there may be
-        elsewhere.
+        False where that assumes what VMCOREINFO does not tell: what is not found there may be elsewhere.
     page_tables : str
         ``module:function`` in `vmdump.arch.paging` that finds the page tables, loaded only when asked for;
         empty where there is no page-table walk.

@@ -29,7 +29,7 @@ ARCH = Arch(
     byteorder="little",
     page_sizes=(4096, 16384, 65536),
     register_notes=(
-        # era is where the program counter goes, as everywhere where Linux stops a program.
+        # era is the program counter, as wherever Linux stops a program.
         prstatus(
             "loongarch64",
             8,

@@ -1,6 +1,6 @@
 """64-bit MIPS in both byte orders.
 
-Source of the layout: Linux' elf_gregset_t of the n64 ABI (arch/mips/include/asm/reg.h). QEMU has no dump of
+Source of the layout: Linux' elf_gregset_t of the n64 ABI (arch/mips/include/asm/reg.h). QEMU does not dump
 these machines.
 """
 

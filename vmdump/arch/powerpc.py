@@ -48,7 +48,7 @@ def register_notes(arch: str, word: str, others: tuple[Layout, ...] = ()) -> tup
     others : tuple of Layout
         Of NT_PRSTATUS by other writers.
     """
-    # QEMU puts the head of the 64-bit structure also in front of 32-bit registers.
+    # QEMU puts the head of the 64-bit structure in front of 32-bit registers, too.
     status = prstatus(arch, 8, user_registers(word), fpvalid=False, padding=_REGISTERS_PADDING)
     return (
         RegisterNote(status.name, status.type, status.layout, others=others, always=True),

@@ -31,7 +31,7 @@ class QemuTarget:
     lowest_block : bool
         Without that line phys_base is the start of the lowest block, else 0.
     page_tables : bool
-        It walks page tables; of other guests a dump with paging is one without.
+        QEMU walks page tables; of other guests it ignores a demand for paging.
     """
 
     uts_machine: bytes = b"Unknown"
@@ -70,6 +70,6 @@ TARGETS = {
     "riscv64": QemuTarget(),
     "riscv32": QemuTarget(),
 }
-"""By the name of the architecture; what is not here, QEMU 7.2 does not dump.
+"""By the name of the architecture; QEMU 7.2 does not dump others.
 
 An i386 guest is one of qemu-system-i386 here, and a ppc64 guest one of the machine pseries."""

@@ -56,21 +56,21 @@ class RegisterNote:
     Attributes
     ----------
     name : bytes
-        As QEMU writes it. From type 0x100 on, ``CORE`` and ``LINUX`` are taken for each other when reading.
+        As QEMU writes it. From type 0x100 on, ``CORE`` and ``LINUX`` are equal when reading.
     type : int
         Its number under that name.
     layout : Layout
-        Of the descriptor. Fields called ``pad...`` are nothing; those of a code ``V...`` are registers
-        wider than 64 bits. A descriptor that is shorter has the registers that lie in it whole.
+        Of the descriptor. Fields called ``pad...`` are padding; those of a code ``V...`` are registers
+        wider than 64 bits. A shorter descriptor has the registers that fit into it.
     others : tuple of Layout
         Layouts of other writers, told by their size; only read.
     constants : tuple of (str, int)
-        Fields that are no registers, and what is written there. ``pid`` is none either: the number of
-        the vCPU, from 1.
+        Fields that are not registers, and what is written there. Nor is ``pid``, the number of the vCPU,
+        from 1.
     always : bool
         It is written even where none of its registers is given.
     apart : bool
-        It stands behind the notes of all vCPUs that are not apart, in the order of the vCPUs.
+        It follows all notes that are not apart, in the order of the vCPUs.
     """
 
     name: bytes
@@ -90,7 +90,7 @@ class RegisterNote:
         return self.layout if self.always or not self.names.isdisjoint(registers) else None
 
     def constants_for(self, registers: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-        """Give what is written into the fields that are no registers, beside these registers."""
+        """Give what is written into the fields that are not registers, beside these registers."""
         return self.constants
 
     def wide_order(self, byteorder: ByteOrder) -> ByteOrder:

@@ -21,7 +21,7 @@ def _linux(number: int, name: str, *fields: Field) -> RegisterNote:
 def _kernel_to_phys(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     """Do what the kernel's ``__pa`` does (arch/s390/include/asm/page.h)."""
     image_phys = vmcoreinfo.hexadecimal("KERNELOFFPHYS")
-    if image_phys is None:  # before 6.10: all memory is where it is, and KERNELOFFSET only tells of the image
+    if image_phys is None:  # before 6.10: all memory is at its own address; KERNELOFFSET is of the image only
         return address
     image, identity = vmcoreinfo.hexadecimal("KERNELOFFSET"), vmcoreinfo.hexadecimal("IDENTITYBASE")
     if image is None or identity is None:
@@ -36,7 +36,7 @@ ARCH = Arch(
     elf_class=64,
     byteorder="big",
     register_notes=(
-        # Behind the access registers stands orig_gpr2, of a system call.
+        # orig_gpr2, of a system call, follows the access registers.
         prstatus(
             "s390x",
             8,

@@ -66,8 +66,8 @@ def mapped_runs(
     max_tables : int
         Tables in one walk, at most.
     add : Add, optional
-        Adds what one vCPU's tables map to the mappings of those before, with mistakes of its own; also what
-        they share is added again then. Without it, nothing is mistaken.
+        Adds what one vCPU's tables map to the mappings of those before, with mistakes of its own; what they
+        share is then added again, too. Without it the list has no mistakes.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def mapped_runs(
         if after.get(space) == changes:
             continue
         before, orders = listed, created
-        # Of what another one has had added, only mappings that met can make more.
+        # What an earlier one maps as well makes a difference only after mappings have met.
         known = not (add or all_met or space in after)
         found = walks.own(space) if known else walks.everything(space)
         listed, created, met = (add or _added)(before, orders, found, _MAX_MET - all_met)
@@ -102,7 +102,7 @@ def mapped_runs(
             raise TranslationError(
                 "the page tables of the vCPUs stand for more mappings than can be merged", address=space.root
             )
-        # Only what changed nothing itself changes nothing when it is added again.
+        # What changed nothing would change nothing when it is added again.
         after[space] = changes
         changes += not all(map(np.array_equal, before, listed))
     return listed.take(np.lexsort((-created, listed.physical)))
@@ -162,7 +162,7 @@ class _Walks:
         return self._runs[space]
 
     def own(self, space: AddressSpace) -> Runs:
-        """Give what none of the spaces before has."""
+        """Give what no space before has."""
         return space.listed(self._walked(space))
 
     def everything(self, space: AddressSpace) -> Runs:

@@ -41,7 +41,7 @@ _CHUNK = 256
 _MASK64 = (1 << 64) - 1
 
 ReadTables = Callable[[Words, int], NDArray[np.uint8]]
-"""``(guest-physical addresses (n,), bytes of each) -> (n, bytes) uint8``; zeros where there is no memory."""
+"""``(guest-physical addresses (n,), bytes of each) -> (n, bytes) uint8``; zeros outside the memory."""
 
 Decode = Callable[[Words, int, Words], tuple[NDArray[np.bool_], NDArray[np.bool_], Words]]
 """``(entries, level, place of each in its table) -> (names a table, maps a page, address)``, all (n,)."""
@@ -86,7 +86,7 @@ class Runs(NamedTuple):
     def clipped(self, begin: int, end: int) -> Runs:
         """Give what lies in guest-physical memory ``[begin, end)``."""
         low: Words = np.maximum(self.physical, np.uint64(begin))
-        # The last byte and not the end: 2**64 is no number of 64 bits.
+        # The last byte and not the end: 2**64 does not fit into 64 bits.
         high: Words = np.minimum(self.physical + (self.size - np.uint64(1)), np.uint64(end - 1))
         size = high - low + np.uint64(1)
         inside = (low <= high) & (self.size > 0)
@@ -120,7 +120,7 @@ class TableFormat:
     entry_size : int
         Bytes.
     attributes : int
-        Bits of an entry above the address, which are attributes of the page; 0 where nobody asks.
+        Bits of an entry above the address, which are attributes of the page; 0 where they are not needed.
     """
 
     bits: int
@@ -161,7 +161,7 @@ class AddressSpace:
         return _MASK64 & -(1 << self.format.bits)
 
     def offset(self, address: int) -> int | None:
-        """Give the translated bits of a virtual address; None if the others are not what they must be."""
+        """Give the translated bits of a virtual address; None if the others are invalid."""
         offset = address & ~self._above
         ones = self.extension == "ones" or (self.extension == "sign" and offset >> (self.format.bits - 1))
         return offset if address == (offset | self._above if ones else offset) else None

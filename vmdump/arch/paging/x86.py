@@ -94,7 +94,7 @@ def _of_cpu(registers: Mapping[str, int], *, long_mode: bool, encryption: int = 
 
 
 def _known(cpus: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
-    """Give the vCPUs with control registers; a vCPU has none where only NT_PRSTATUS is there."""
+    """Give the vCPUs with control registers; a vCPU with only NT_PRSTATUS has none."""
     return [cpu for cpu in cpus if all(name in cpu for name in ("cr0", "cr3", "cr4"))]
 
 
@@ -127,7 +127,7 @@ def x86_64_spaces(
     root : int or None
         Guest-physical address of ``swapper_pg_dir``.
     """
-    # With secure memory encryption entries and cr3 have a bit that is no part of the address.
+    # With secure memory encryption entries and cr3 have a bit that is not part of the address.
     encryption = vmcoreinfo.number("sme_mask") or 0
     kernel = None
     if root is not None:
