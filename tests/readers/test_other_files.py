@@ -245,7 +245,7 @@ def test_flattened_records_of_one_byte_each() -> None:
 
 def test_more_notes_than_any_guest_has() -> None:
     """A file of 64 MiB can hold five million empty ones."""
-    with pytest.raises(FormatError, match="notes cannot be"):
+    with pytest.raises(FormatError, match="notes, and no guest has so many"):
         vmdump.open(build_elf([Load(0, bytes(PAGE))], notes=struct.pack("<III", 0, 0, 1) * 200_000))
 
 

@@ -33,7 +33,7 @@ __all__ = ["ElfHeaders", "read_headers"]
 
 _IDENT_SIZE = 16
 _MAX_NOTES = 64 << 20
-"""Bytes where nobody knows how large the core is: 16 KiB for each of 4096 vCPUs."""
+"""Bytes where the size of the core is not known: 16 KiB for each of 4096 vCPUs."""
 _MAX_HEADERS = 1 << 20
 """56 MiB of them. A dump with virtual mappings has one for each run of addresses, a guest of 128 MiB 162."""
 _NOWHERE: dict[ElfClass, int] = {32: (1 << 32) - 1, 64: (1 << 64) - 1}
@@ -73,7 +73,7 @@ class ElfHeaders:
     unplaced : int
         PT_LOADs without a physical address.
     lost_notes : bool
-        Notes are damaged or not there; `notes` are those in front of them.
+        Notes are damaged or missing; `notes` are those in front of them.
     """
 
     elf_class: ElfClass
@@ -101,22 +101,22 @@ def read_headers(
     max_notes : int
         Bytes that all notes together may have; the size of the core, where that is known.
     damaged : bool
-        Take the notes in front of one that is damaged or not there.
+        Take the notes in front of one that is damaged or missing.
 
     Raises
     ------
     FormatError
-        It is no ELF core, or a header or note contradicts itself.
+        It is not an ELF core, or a header or note contradicts itself.
     """
     magic = read(0, _IDENT_SIZE)
     elf_class, byteorder = _CLASSES.get(magic[EI_CLASS]), _ORDERS.get(magic[EI_DATA])
     if not magic.startswith(ELFMAG) or elf_class is None or byteorder is None:
-        raise FormatError("no ELF class or byte order that exists", path=path, offset=0)
+        raise FormatError("invalid ELF class or byte order", path=path, offset=0)
     header = EHDR[elf_class].unpack(read(0, EHDR[elf_class].size), 0, byteorder, path=path)
     if header["e_type"] != ET_CORE:
         what = _NO_CORES.get(header["e_type"])
         is_one = f"; this is {what}, which has no memory of a guest" if what else ""
-        raise FormatError(f"ELF type {header['e_type']} is no core file{is_one}", path=path, offset=16)
+        raise FormatError(f"ELF type {header['e_type']} is not a core file{is_one}", path=path, offset=16)
     layout = PHDR[elf_class]
     count = header["e_phnum"]
     if count == PN_XNUM and header["e_shoff"]:
@@ -127,7 +127,9 @@ def read_headers(
             f"program headers of {header['e_phentsize']} bytes, not {layout.size}", path=path, offset=0
         )
     if count > _MAX_HEADERS:
-        raise FormatError(f"{count} program headers cannot be", path=path, offset=header["e_phoff"])
+        raise FormatError(
+            f"{count} program headers, more than {_MAX_HEADERS}", path=path, offset=header["e_phoff"]
+        )
     table = np.frombuffer(read(header["e_phoff"], count * layout.size), layout.dtype(byteorder))
     noted = table[table["p_type"] == PT_NOTE]
     noted = noted[noted["p_filesz"] != 0]

@@ -18,7 +18,7 @@ from vmdump.formats.elf import ELFMAG
 __all__ = ["HEAD", "KINDS", "TAIL", "ForeignKind", "is_text", "read_kind", "recognise"]
 
 HEAD = 64 << 10
-"""Bytes from the begin of a file that :func:`recognise` wants, as far as there are so many."""
+"""Bytes from the start of a file that :func:`recognise` takes, or all of a shorter one."""
 TAIL = 512
 """Bytes from its end."""
 
@@ -78,7 +78,7 @@ class ForeignKind:
 
 
 def _packed(name: str, signature: bytes, command: str, offset: int = 0) -> ForeignKind:
-    # From standard input where that can be: without the usual suffix, which libvirt leaves out, the commands
+    # From standard input where possible: without the usual suffix, which libvirt leaves out, the commands
     # refuse a file.
     redirected = command if "{file}" in command else f"{command} < {{file}}"
     return ForeignKind(name, ((offset, signature),), f"unpack it: {redirected} > {{new}}")
@@ -322,7 +322,7 @@ KINDS: tuple[ForeignKind, ...] = (
         test=lambda head: is_text(head) and _TEXT_LOG.match(head) is not None,
     ),
 )
-"""In the order in which they are asked for: what is more particular comes first."""
+"""In the order in which they are tried: the more specific ones first."""
 
 
 _READ = {
@@ -340,7 +340,7 @@ def read_kind(head: bytes) -> str | None:
 
 
 def recognise(head: bytes, tail: bytes, *, texts: bool = True) -> ForeignKind | None:
-    """Tell which kind a file is of; None where it is of none that is known.
+    """Tell which kind a file is of; None if no known one matches.
 
     Parameters
     ----------
@@ -349,7 +349,7 @@ def recognise(head: bytes, tail: bytes, *, texts: bool = True) -> ForeignKind | 
     tail : bytes
         Its last `TAIL` bytes.
     texts : bool
-        Also those kinds that have no signature; memory may be text.
+        Also try those kinds that have no signature; memory may be text.
     """
     for kind in KINDS:
         if kind.matches(head, tail) and (texts or any(signature for _, signature in kind.signatures)):

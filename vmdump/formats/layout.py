@@ -46,7 +46,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """A structure without any padding but the declared one.
+    """A structure whose padding is declared, too.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Layout:
         room = memoryview(data).nbytes - offset
         if offset < 0 or room < self.size:
             raise FormatError(
-                f"{self.name} needs {self.size} bytes, {max(room, 0)} are there", path=path, offset=offset
+                f"{self.name} needs {self.size} bytes, the data has {max(room, 0)}", path=path, offset=offset
             )
         values = self.struct(byteorder).unpack_from(data, offset)
         # As numpy does it: text ends with its last byte that is not zero.

@@ -47,7 +47,7 @@ def find_format(name: str) -> DumpFormat:
     Raises
     ------
     RequestError
-        There is none of that name.
+        No format has that name.
     """
     for known in FORMATS:
         if known.name == name:
@@ -74,9 +74,9 @@ def find_layout(name: str, dump_format: DumpFormat) -> Layout:
             f"layout: {name!r} is not known; there are {', '.join(LAYOUTS)}", parameter="layout"
         )
     if known == "flattened" and dump_format.codec is None:
-        raise RequestError("layout: an ELF file cannot be flattened", parameter="layout")
+        raise RequestError("layout: ELF has no flattened layout", parameter="layout")
     if dump_format.raw:
         if known == "flattened":
-            raise RequestError(f"layout: {dump_format.name} is the standard layout", parameter="layout")
+            raise RequestError(f"layout: {dump_format.name} demands the standard layout", parameter="layout")
         return "standard"
     return known

@@ -46,7 +46,7 @@ NOTE_ALIGN = 4
 _MAX_NOTES = 1 << 17
 """32 for each of 4096 vCPUs. An empty note takes 12 bytes of a file, and each pass over it 3 us."""
 _MAX_NAME = 256
-"""Bytes of a name that are looked at: the length is the file's, and longer ones are nobody's."""
+"""Bytes of a name that are read: a file may claim any length, and known names are shorter."""
 _ZEROS = re.compile(rb"\0*")
 VMDUMP_NAME = b"VMDUMP"
 _FUZZY_TYPE = 1
@@ -86,12 +86,12 @@ class Note:
 def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator[Note]:
     """Walk the notes in `data`.
 
-    Zeros where a note would begin are none: that is how room for the notes of a CPU that is off looks.
+    Zeros where a note would begin are skipped: a CPU that is off leaves room for its notes so.
 
     Raises
     ------
     FormatError
-        A note claims more bytes than there are, or they are more than any guest has.
+        A note claims more bytes than `data` has, or there are more notes than any guest has.
     """
     position = count = 0
     while position + NHDR.size <= len(data):
@@ -102,7 +102,7 @@ def iter_notes(data: bytes, byteorder: ByteOrder, *, path: str = "") -> Iterator
             continue
         count += 1
         if count > _MAX_NOTES:
-            raise FormatError(f"more than {_MAX_NOTES} notes cannot be", path=path)
+            raise FormatError(f"more than {_MAX_NOTES} notes, and no guest has so many", path=path)
         name_begin = position + NHDR.size
         offset = name_begin + align_up(header["n_namesz"], NOTE_ALIGN)
         size = header["n_descsz"]
@@ -130,7 +130,7 @@ def count_cpus(data: bytes, byteorder: ByteOrder) -> int:
 
 
 def find_vmcoreinfo(data: bytes, byteorder: ByteOrder) -> Note | None:
-    """Find the VMCOREINFO note; None where there is none."""
+    """Find the VMCOREINFO note, or give None."""
     return next((note for note in iter_notes(data, byteorder) if note.name == VMCOREINFO_NAME), None)
 
 
@@ -159,7 +159,7 @@ def is_fuzzy(data: bytes, byteorder: ByteOrder) -> bool:
 def blocks_note(blocks: Sequence[tuple[int, int]], byteorder: ByteOrder) -> bytes:
     """Build the note that tells excluded memory from missing memory: name VMDUMP, type 2, the guest's blocks.
 
-    Only a core from which pages were left out has it. The descriptor is a pair of 64-bit numbers for each
+    Only a core from which pages were excluded has it. The descriptor is a pair of 64-bit numbers for each
     block, ``[begin, end)`` in guest-physical bytes, ascending: what is in a block and in no PT_LOAD is
     excluded.
     """
@@ -173,21 +173,21 @@ def read_blocks(note: Note, byteorder: ByteOrder) -> NDArray[np.uint64]:
     Returns
     -------
     (n, 2) uint64
-        Whatever it says; nothing is checked.
+        As they are stored; nothing is checked.
 
     Raises
     ------
     FormatError
-        It holds no whole number of pairs, or none.
+        It does not hold pairs, or is empty.
     """
     if not note.desc or len(note.desc) % 16:
-        raise FormatError(f"the note of the guest's blocks has {len(note.desc)} bytes, no pairs of numbers")
+        raise FormatError(f"the note of the guest's blocks has {len(note.desc)} bytes, not pairs of numbers")
     table = np.frombuffer(note.desc, "<u8" if byteorder == "little" else ">u8").astype(np.uint64)
     return table.reshape(-1, 2)
 
 
 def split_notes(data: bytes, byteorder: ByteOrder) -> tuple[bytes, Note | None, Note | None]:
-    """Take out of a core's notes what describes the core and not the guest.
+    """Part the notes that describe a core from those that describe its guest.
 
     Returns
     -------

@@ -36,7 +36,7 @@ class Vmcoreinfo(Mapping[str, str]):
 
     def __init__(self, text: bytes) -> None:
         if len(text) > _MAX_SIZE:
-            raise FormatError(f"VMCOREINFO of {len(text)} bytes cannot be")
+            raise FormatError(f"VMCOREINFO has {len(text)} bytes, and no kernel's has more than {_MAX_SIZE}")
         self.text = text
         self._lines: dict[str, str] = {}
         for line in text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape").splitlines():
