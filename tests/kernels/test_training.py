@@ -156,5 +156,5 @@ def test_only_one_level_is_trained(engine: Engine) -> None:
 
 @needs_isal
 def test_a_sample_is_whole_pages() -> None:
-    with pytest.raises(ValueError, match="no whole number of pages"):
+    with pytest.raises(ValueError, match="not a whole number of pages"):
         Packer("isal", PAGE, 0).train(bytes(PAGE + 1))

@@ -10,7 +10,7 @@ __all__ = ["count", "equal", "runs", "set_range"]
 
 def _check_range(begin, end, size) -> None:
     if not 0 <= begin <= end:
-        raise ValueError(f"bits [{begin}, {end}) are no range")
+        raise ValueError(f"bits [{begin}, {end}) are not a range")
     if end > 8 * size:
         raise IndexError(f"bits [{begin}, {end}) leave a bitmap of {8 * size} bits")
 

@@ -34,7 +34,7 @@ def gather(
     Raises
     ------
     ValueError
-        The lengths do not belong together, a piece leaves `data`, or `out` is too small.
+        The lengths do not match, a piece leaves `data`, or `out` is too small.
     """
     cdef size_t n = sizes.shape[0], data_len = data.shape[0], out_len = out.shape[0], used = 0, bad = 0
     cdef const uint8_t *start = &data[0] if data_len else NULL

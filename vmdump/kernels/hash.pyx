@@ -34,7 +34,7 @@ def hash_pages(
     length = data.shape[0]
     check_hashing(page_size, key.shape[0])
     if length % page_size:
-        raise ValueError(f"data: {length} bytes are no whole number of pages of {page_size}")
+        raise ValueError(f"data: {length} bytes are not a whole number of pages of {page_size}")
     if out.shape[0] != length // page_size:
         raise ValueError(f"out: room for {out.shape[0]} hashes, but there are {length // page_size} pages")
     cdef size_t size, count = out.shape[0]

@@ -79,14 +79,14 @@ cdef class Packer:
         Raises
         ------
         ValueError
-            The length is no whole number of pages.
+            The length is not a whole number of pages.
         RuntimeError
             Another thread is in a call of this object.
         """
         cdef size_t n = pages.shape[0] // self.page_size
         cdef int status
         if pages.shape[0] != <Py_ssize_t>(n * self.page_size):
-            raise ValueError(f"{pages.shape[0]} bytes are no whole number of pages of {self.page_size}")
+            raise ValueError(f"{pages.shape[0]} bytes are not a whole number of pages of {self.page_size}")
         if self._packer.engine.train is NULL or self._packer.engine.trained_level != self.level:
             return False
         if n == 0:
@@ -120,7 +120,7 @@ cdef class Packer:
         Raises
         ------
         ValueError
-            The lengths do not belong together.
+            The lengths do not match.
         CodecError
             The engine failed; `page` is the index in this call.
         OSError

@@ -16,7 +16,7 @@ cdef enum:
 
 @cython.final
 cdef class _Stream:
-    """Where a stream is, and what keeps it there."""
+    """Where a stream is, and what keeps it alive."""
 
     cdef vmd_stream where
     cdef const uint8_t[::1] _view
@@ -30,7 +30,7 @@ cdef class _Stream:
         self._view = stream
         if <uint64_t>self._view.shape[0] != self.where.size:
             raise ValueError(f"{self._view.shape[0]} bytes are not a stream of {size}")
-        # Bytes, also where there are none: NULL stands for a descriptor.
+        # Not NULL even without bytes: NULL stands for a descriptor.
         self.where.bytes = &self._view[0] if size else <const uint8_t *>&self.where
 
 
@@ -89,7 +89,7 @@ def read(
     offset,
     uint8_t[::1] out not None,
 ) -> None:
-    """Fill `out` with what the records hold from `offset` on; what none holds is zero.
+    """Fill `out` with what the records hold from `offset` on; the rest is zero.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ cdef class PageScan:
         self._mem = mem
         cdef size_t length = self._mem.shape[0]
         if length % self.scan.page_size:
-            raise ValueError(f"{length} bytes are no whole number of pages of {self.scan.page_size}")
+            raise ValueError(f"{length} bytes are not a whole number of pages of {self.scan.page_size}")
         self.scan.page_count = length // self.scan.page_size
         if length:
             self.scan.bytes = &self._mem[0]

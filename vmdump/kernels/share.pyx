@@ -33,7 +33,7 @@ cdef class SharedPages:
         next_offset,
         uint64_t[::1] offsets not None,
     ) -> int:
-        """Give pages their places, those that are there already their old ones.
+        """Give pages their places; those that are stored already keep their old ones.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ cdef class SharedPages:
         Raises
         ------
         ValueError
-            The lengths do not belong together, or a size is 0.
+            The lengths do not match, or a size is 0.
         """
         cdef size_t n = sizes.shape[0], total = 0, used = 0, i
         cdef uint64_t next = next_offset

@@ -71,10 +71,10 @@ cdef class Unpacker:
         Raises
         ------
         ValueError
-            The lengths do not belong together.
+            The lengths do not match.
         CodecError
-            A page leaves the data, is plain with a wrong size, or is no stream of exactly `page_size` bytes;
-            `page` is the index in this call.
+            A page leaves the data, is plain with a wrong size, or is not a stream of exactly `page_size`
+            bytes; `page` is the index in this call.
         RuntimeError
             Another thread is in a call of this object.
         """
@@ -90,7 +90,7 @@ cdef class Unpacker:
         status = self._run(start, data_len, &offsets[0], &sizes[0], &compressed[0], n, &out[0], &bad)
         if status == VMD_OK:
             return
-        what = f"its {sizes[bad]} bytes at {offsets[bad]} are no stream of {self.page_size} bytes"
+        what = f"its {sizes[bad]} bytes at {offsets[bad]} are not a stream of {self.page_size} bytes"
         if status == VMD_OUTSIDE:
             what = f"its {sizes[bad]} bytes at {offsets[bad]} leave the {data_len} bytes of data"
         elif status == VMD_BAD_SIZE:
@@ -108,7 +108,7 @@ cdef class Unpacker:
         Raises
         ------
         CodecError
-            It is no stream of exactly `page_size` bytes; `page` is 0.
+            It is not a stream of exactly `page_size` bytes; `page` is 0.
         RuntimeError
             Another thread is in a call of this object.
         """
@@ -123,7 +123,7 @@ cdef class Unpacker:
             if self._run(&data[0], length, &offset, &size, &compressed, 1, out, &bad) == VMD_OK:
                 return page
         raise CodecError(
-            f"{self.engine}: {length} bytes are no stream of {self.page_size} bytes",
+            f"{self.engine}: {length} bytes are not a stream of {self.page_size} bytes",
             engine=self.engine,
             page=0,
         )

@@ -12,7 +12,7 @@ __all__ = ["default_kernel", "is_zero", "kernels", "zero_pages"]
 
 
 def kernels() -> dict:
-    """Tell which zero-page kernels there are, and why one cannot be used.
+    """List the zero-page kernels, and why one is not usable.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def default_kernel() -> str:
 
 
 cdef vmd_zero_fn zero_kernel(name) except NULL:
-    """The function of a kernel by its name, or of the default; a name that cannot be served is an error."""
+    """The function of a kernel by its name, or of the default; an error if it is not usable."""
     if name is None:
         return vmd_zero_kernel(vmd_zero_default())
     reasons = kernels()
@@ -62,7 +62,7 @@ def is_zero(const uint8_t[::1] mem not None, kernel=None) -> bool:
     Parameters
     ----------
     mem : (n,) uint8, C-contiguous, may be read-only
-        Any length; nothing is all zero.
+        Any length; no bytes are all zero.
     kernel : str or None
         A kernel that has to be used, or None for the default.
 
@@ -71,7 +71,7 @@ def is_zero(const uint8_t[::1] mem not None, kernel=None) -> bool:
     RequestError
         No kernel has this name.
     EngineUnavailable
-        The kernel cannot be used here.
+        The kernel is not usable here.
     """
     cdef vmd_zero_fn test = zero_kernel(kernel)
     cdef size_t size = mem.shape[0]
@@ -104,13 +104,13 @@ def zero_pages(const uint8_t[::1] mem not None, page_size, kernel=None):
     RequestError
         `page_size` is not positive or does not divide the length, or no kernel has this name.
     EngineUnavailable
-        The kernel cannot be used here.
+        The kernel is not usable here.
     """
     cdef vmd_zero_fn test = zero_kernel(kernel)
     cdef size_t length = mem.shape[0]
     if page_size <= 0 or length % page_size:
         raise RequestError(
-            f"page_size: {length} bytes are no whole number of pages of {page_size}", parameter="page_size"
+            f"page_size: {length} bytes are not a whole number of pages of {page_size}", parameter="page_size"
         )
     cdef size_t size = page_size
     cdef size_t count = length // size
