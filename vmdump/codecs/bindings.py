@@ -103,7 +103,7 @@ class Binding:
 
     def version(self) -> str:
         """Version of the package, or an empty string if it is not installed."""
-        # 30 ms of a start that needs no binding.
+        # It takes 30 ms, and most starts need no binding.
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -112,13 +112,13 @@ class Binding:
             return ""
 
     def missing(self) -> str:
-        """Why the engine cannot be used, or an empty string."""
+        """Why the engine is not usable, or an empty string."""
         if not self.version():
             return f"package {self.package} is not installed"
         try:
             importlib.import_module(self.module)
         except ImportError as error:
-            return f"package {self.package} cannot be imported: {error}"
+            return f"importing package {self.package} failed: {error}"
         return ""
 
     def load(self) -> tuple[_Compress, _Decompress]:
@@ -132,7 +132,7 @@ class Binding:
         Raises
         ------
         EngineUnavailable
-            The package is not installed or cannot be imported.
+            The package is not installed, or importing it failed.
         """
         reason = self.missing()
         if reason:
@@ -249,7 +249,7 @@ class BindingUnpacker:
         """Unpack one page; as of `vmdump.kernels.unpack.Unpacker.unpack_page`."""
         stored = _bytes_of(data).tobytes()
         if not stored:
-            raise CodecError(f"{self.engine}: no bytes are no stream", engine=self.engine, page=0)
+            raise CodecError(f"{self.engine}: an empty stream", engine=self.engine, page=0)
         return self._page(stored, 0, 0, len(stored), is_stream=True)
 
     def _page(self, stored: bytes, index: int, offset: int, size: int, is_stream: bool) -> bytes:
@@ -263,7 +263,7 @@ class BindingUnpacker:
                 return stored
             what = f"it is plain with {size} bytes instead of {self.page_size}"
         else:
-            what = f"its {size} bytes at {offset} are no stream of {self.page_size} bytes"
+            what = f"its {size} bytes at {offset} are not a stream of {self.page_size} bytes"
             try:
                 page = self._decompress(stored, self.page_size)
                 if len(page) == self.page_size:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from vmdump.errors import EngineUnavailable, RequestError
 from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
 
-# Packers, unpackers and bindings are imported by the functions that need them: hardly a process needs all.
+# Packers, unpackers and bindings are imported by the functions that need them: few processes need all.
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -67,13 +67,13 @@ class Engine:
     kind : str
         ``native`` (linked into the kernels) or ``binding`` (a Python package).
     version : str
-        Of the library or package; empty if it is not there.
+        Of the library or package; empty if that is missing.
     min_level, max_level, default_level : int
         The engine's levels; all 0 if a native engine was not built.
     trained_level : int or None
         The level at which `PagePacker.train` is of use.
     missing : str
-        Why the engine cannot be used; empty if it can.
+        Why the engine is not usable; empty if it is.
     """
 
     name: str
@@ -186,7 +186,7 @@ def default_engine(codec: str) -> Engine:
     Raises
     ------
     EngineUnavailable
-        No engine of this codec can be used.
+        No engine of this codec is usable.
     RequestError
         No codec has this name.
     """
@@ -206,7 +206,7 @@ def find_engine(codec: str, name: str | None) -> Engine:
     Raises
     ------
     EngineUnavailable
-        The engine does not exist, belongs to another codec, or cannot be used here.
+        The engine does not exist, belongs to another codec, or is not usable here.
     RequestError
         No codec has this name.
     """
@@ -243,7 +243,7 @@ def make_packer(engine: Engine, page_size: int, level: int | None = None) -> Pag
     Raises
     ------
     EngineUnavailable
-        The engine cannot be used here.
+        The engine is not usable here.
     RequestError
         The page size or the level is out of range.
     """
@@ -271,7 +271,7 @@ def make_unpacker(codec: str, page_size: int, engine: str | None = None) -> Page
     Raises
     ------
     EngineUnavailable
-        The engine cannot be used, or none of the codec can.
+        The engine is not usable, or the codec has no usable one.
     RequestError
         No codec has this name, or the page size is out of range.
     """
