@@ -8,7 +8,7 @@
 void vmd_bits_set_range(uint8_t *bits, uint64_t begin, uint64_t end);
 uint64_t vmd_bits_count(const uint8_t *bits, uint64_t begin, uint64_t end);
 
-/* The first run of set bits in [begin, end): [*run_begin, *run_end). Returns 0 if there is none. */
+/* The first run of set bits in [begin, end): [*run_begin, *run_end). Returns 0 if no bit is set. */
 int vmd_bits_next_run(const uint8_t *bits, uint64_t begin, uint64_t end, uint64_t *run_begin,
                       uint64_t *run_end);
 

@@ -28,7 +28,7 @@ void vmd_packer_close(struct vmd_packer *packer);
 /* Of an engine that has train(): fits the packer to pages like these, which must not change meanwhile. */
 int vmd_packer_train(struct vmd_packer *packer, const uint8_t *pages, size_t page_count);
 
-/* What `out` must hold; SIZE_MAX if that is no size. */
+/* What `out` must hold; SIZE_MAX if that overflows. */
 size_t vmd_pack_bound(const struct vmd_packer *packer, size_t page_count);
 
 /* The memory of `scan` may change during the call: each page becomes what it was at some moment.

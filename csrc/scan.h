@@ -14,7 +14,7 @@ enum vmd_page_kind {
     VMD_PAGE_NEW,     /* not zero, and not known */
 };
 
-/* Bytes [begin, end) of the chunk are in a file at `offset`; runs ascend, and what none covers is zero. */
+/* Bytes [begin, end) of the chunk are in a file at `offset`; runs ascend, and what no run covers is zero. */
 struct vmd_run {
     int64_t begin, end, fd, offset;
 };
@@ -44,7 +44,7 @@ size_t vmd_window_pages(size_t page_size);
 size_t vmd_window_size(size_t page_size);
 
 /* Puts the pages [first, first + count) into `window`, of those in memory only the ones that are not zero, and
- * tells what is there; *pages is where they are. Pages in memory may do without a window, if nobody writes to
+ * tells their kinds; *pages is where they are. Pages in memory may do without a window, if nobody writes to
  * them. VMD_ERRNO with the errno, or 0 where a file ended, in *error. */
 int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uint8_t *window,
                     const uint8_t **pages, uint8_t *kinds, int *error);

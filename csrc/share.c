@@ -2,8 +2,8 @@
  *
  * A page has one possible entry, which its packed bytes choose and not its hash: so what is found does not
  * depend on the random key of the hash, and the same guest gives the same file. Each page is compared with
- * that one entry: two different pages are taken for one with a chance of 2^-63, also where somebody wants
- * them to be who does not know the key. */
+ * that one entry: two different pages are taken for one with a chance of 2^-63, even if somebody who does
+ * not know the key wants them to be. */
 #include "share.h"
 
 #include <string.h>

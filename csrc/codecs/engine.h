@@ -21,7 +21,7 @@ struct vmd_engine {
     /* The most that compress() may write for a page of `size` bytes, if `cap` does not hold it back. */
     size_t (*bound)(size_t size);
 
-    /* An encoder or decoder holds all state of one thread; NULL when there is no memory. */
+    /* An encoder or decoder holds all state of one thread; NULL means out of memory. */
     void *(*encoder_create)(int level, size_t page_size);
     void (*encoder_destroy)(void *encoder);
 

@@ -34,7 +34,7 @@ static int compress_page(void *encoder, const uint8_t *src, size_t n, uint8_t *d
     return VMD_OK;
 }
 
-/* Decompression keeps no state, but NULL means that there is no memory. */
+/* Decompression keeps no state, but NULL means out of memory. */
 static void *decoder_create(void)
 {
     return lzo_init() == LZO_E_OK ? malloc(1) : NULL;

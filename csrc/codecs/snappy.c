@@ -14,7 +14,7 @@ static const char *version(void)
     return VMD_VERSION_SNAPPY;
 }
 
-/* The library keeps no state between calls, but NULL means that there is no memory. */
+/* The library keeps no state between calls, but NULL means out of memory. */
 static void *encoder_create(int level, size_t page_size)
 {
     (void)level;
