@@ -31,7 +31,7 @@ def values(row: Row, figure: Figure) -> list[float]:
 
 
 def median(row: Row | None, figure: Figure = seconds) -> float | None:
-    """The median over the rounds; None if there is nothing."""
+    """The median over the rounds; None if no round has the figure."""
     some = values(row, figure) if row else []
     return statistics.median(some) if some else None
 
@@ -117,7 +117,7 @@ def growth_bytes(sample: Sample) -> float | None:
 
 
 def targets(groups: Iterable[Group], threads: int) -> list[Target]:
-    """Everything that vmdump wants to reach, with what this run has to say about it."""
+    """All that vmdump is to reach, each with the figure of this run."""
     by_name = {group.name: group for group in groups}
 
     def row(group: str, name: str) -> Row | None:

@@ -71,7 +71,7 @@ class Limits:
         return answer
 
     def load(self, source: str) -> None:
-        """Copy a guest's pages, holes left out, in the place of the ones before."""
+        """Copy a guest's pages without its holes; they replace the ones before."""
         self._ask(load=source)
 
     def pack(self, codec: str, threads: int) -> Sample:
@@ -137,7 +137,7 @@ class Pages:
 
 
 def anonymous(size: int) -> Chunk:
-    """Memory of its own, page aligned, as O_DIRECT wants it."""
+    """Memory of its own, page aligned as O_DIRECT demands."""
     demand_memory(size)
     memory = mmap.mmap(-1, max(size, PAGE))
     with contextlib.suppress(OSError):

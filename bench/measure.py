@@ -27,7 +27,7 @@ class Failed(Exception):
 
 @dataclass
 class Sample:
-    """One run; None where there is nothing to tell.
+    """One run; None where nothing was measured.
 
     Attributes
     ----------
@@ -44,11 +44,11 @@ class Sample:
     growth_bytes : int or None
         By how much the guest's RAM grew.
     still_seconds : float or None
-        For how long the guest stood still.
+        For how long the guest was paused.
     output_bytes, disk_bytes : int or None
         Length of the output, and what it takes on the disk.
     data_bytes : int or None
-        Guest memory that is there: all but the holes.
+        Guest memory that is resident: all but the holes.
     engine : str
         Engine and level.
     changed_pages : int or None
@@ -231,7 +231,7 @@ def read_once(path: Path) -> None:
 
 
 def data_size(path: Path) -> int:
-    """Bytes of a file that are no holes."""
+    """Bytes of a file that are not holes."""
     return path.stat().st_blocks * 512
 
 

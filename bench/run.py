@@ -70,7 +70,7 @@ def main() -> None:
                 run_group(bench, groups[-1])
         except KeyboardInterrupt:
             interrupted = True
-            say("interrupted; this is what there is")
+            say("interrupted; the results so far follow")
     reached = targets(groups, arguments.threads)
     about = {
         "command": shlex.join(sys.argv),

@@ -233,7 +233,7 @@ def paused_contestants(bench: Bench, guest: Guest) -> list[Contestant]:
 
 
 def live_warm(bench: Bench, group: Group) -> None:
-    """A guest all of whose memory is there, because QEMU has dumped it before."""
+    """A guest all of whose memory is resident, because QEMU has dumped it before."""
     memory, fill = bench.sizes.warm
     size = parse_size(memory, parameter="memory")
     demand_room(bench.folder, 2 * size)
@@ -286,7 +286,7 @@ def from_elf(bench: Bench, group: Group) -> None:
         return sample
 
     # One thread, makedumpfile's default. --num-threads 2 took 7 to 27 times the CPU seconds on two processors
-    # that others used as well; what it takes where nobody else is at work was not measured.
+    # that others used as well; on an idle machine it was not measured.
     options = [(codec, "-d", level) for codec in ("-c", "-l") for level in ("0", "1", "31")]
     contestants = [
         Contestant(" ".join(("makedumpfile", *some)), "peer", partial(by_makedumpfile, some))
@@ -333,7 +333,7 @@ def raw_file(bench: Bench, group: Group) -> None:
 
 
 def start(bench: Bench, group: Group) -> None:
-    """What a process costs that has nothing to do."""
+    """What a process costs that has next to nothing to do."""
     page = bench.shm / "page"
     page.write_bytes(os.urandom(mmap.PAGESIZE))
     group.about = "a raw file of one page: the start of the process"

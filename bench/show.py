@@ -35,11 +35,11 @@ from vmdump.codecs.registry import engines
 WIDTH = 150
 COLUMNS = (
     "contestant", "engine", "median s", "min-max", "MB/s", "MiB", "on disk", "CPU s", "peak MiB",
-    "growth", "still s", "x peer", "limit s", "of limit", "process",
+    "growth", "paused s", "x peer", "limit s", "of limit", "process",
 )  # fmt: skip
 LEGEND = """\
-MB/s: guest memory that is no hole, a second. MiB, on disk: the output. peak: of the process; of QEMU, what
-it grew beside the guest. growth: of the guest's memory, MiB. still: for how long the guest stood still. x
+MB/s: guest memory without its holes, a second. MiB, on disk: the output. peak: of the process; of QEMU, what
+it grew beside the guest. growth: of the guest's memory, MiB. paused: for how long the guest was. x
 peer: how many times as long the peer takes (QEMU's kdump-zlib or elf; makedumpfile -d 1). limit: the same
 engine over the same pages in a bare loop, output thrown away; what tells zero pages and incompressible ones
 apart is part of it (elf: pages written with O_DIRECT). of limit: the limit's share of vmdump's own seconds;
