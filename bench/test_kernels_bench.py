@@ -19,6 +19,8 @@ import pytest
 from vmdump.codecs.registry import Engine, engines, make_packer, make_unpacker
 from vmdump.kernels import bits
 from vmdump.kernels.cache import WriteCache
+from vmdump.kernels.hash import KEY_WORDS
+from vmdump.kernels.scan import NEW, ZERO, PageScan
 from vmdump.kernels.zero import kernels, zero_pages
 
 Bytes = npt.NDArray[np.uint8]
@@ -77,6 +79,24 @@ def test_zero_pages(benchmark: Any, pages: Bytes, content: str, kernel: str) -> 
     found = benchmark(zero_pages, mem, PAGE, kernel)
     assert found.all() == (content == "zero")
     rate(benchmark, mem.size)
+
+
+@pytest.mark.parametrize("hashed", [False, True], ids=["plain", "hashed"])
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_scan(benchmark: Any, pages: Bytes, tmp_path: Path, place: str, hashed: bool) -> None:
+    path = tmp_path / "pages"
+    path.write_bytes(pages)
+    key = np.random.default_rng(SEED).integers(0, 1 << 64, KEY_WORDS, np.uint64) if hashed else None
+    hashes = np.empty(PAGES, np.uint64) if hashed else None
+    kinds, out = np.empty(PAGES, np.uint8), np.empty_like(pages)
+    with path.open("rb") as file:
+        runs = np.array([[0, pages.size, file.fileno(), 0]])
+        mem = pages if place == "memory" else None
+        scan = PageScan(mem, PAGE, runs=runs, page_count=PAGES, key=key, hashes=hashes)
+        found = benchmark.pedantic(scan.read, (kinds, out), rounds=5, warmup_rounds=1)
+    assert bits.equal(found, pages)
+    assert np.array_equal(kinds, np.where(zero_pages(pages, PAGE), ZERO, NEW))
+    rate(benchmark, pages.size)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
