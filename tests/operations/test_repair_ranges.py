@@ -122,7 +122,7 @@ def test_the_end_of_the_address_space(
 
 
 def test_a_log_that_was_cut_off(run_vmdump: RunVmdump, tmp_path: Path) -> None:
-    """What is not there was not left out by who made the dump."""
+    """What is lost was not excluded by who made the dump."""
     path = tmp_path / "dump"
     vmdump.dump("synthetic:64M?seed=5&fill=0.8", path, format="elf")
     os.truncate(path, 1 << 20)
@@ -131,7 +131,7 @@ def test_a_log_that_was_cut_off(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     assert not done.stdout
     assert done.stderr.startswith(f"vmdump: {path}: the memory at ".encode())
     assert done.stderr.count(bytes(path)) == 1
-    assert done.stderr.endswith(b"; the log is not in what is there\n")
+    assert done.stderr.endswith(b"; the log is not in what is left\n")
 
 
 def test_lime_with_a_damaged_header(tmp_path: Path) -> None:
@@ -384,8 +384,8 @@ def test_what_is_no_set(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"no dump" * 1000)
     (tmp_path / "empty").touch()
     for names, told in (
-        ((paths[0], tmp_path / "other"), b"other: this is no part of the split set"),
-        ((paths[0], tmp_path / "text"), b"text: this is no kdump file"),
+        ((paths[0], tmp_path / "other"), b"other: this is not a part of the split set"),
+        ((paths[0], tmp_path / "text"), b"text: this is not a kdump file"),
         ((tmp_path / "empty", tmp_path / "empty"), b"empty: no part of the set has its headers"),
         ((paths[0], paths[0]), b"are in another part, too"),
     ):

@@ -214,7 +214,7 @@ def test_split_set_that_is_none(tmp_path: Path) -> None:
     for wrong in (("a", "b", "other"), ("a", "b", "c", "whole"), ("a", "b", "b", "c"), ("whole", "whole")):
         with pytest.raises(FormatError):
             opened(*wrong)
-    with pytest.raises(FormatError, match="text: this is no kdump file"):
+    with pytest.raises(FormatError, match="text: this is not a kdump file"):
         opened("a", "text", "c")
     with pytest.raises(vmdump.errors.RequestError):
         vmdump.open([])

@@ -27,8 +27,8 @@ def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) ->
     """Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.
 
     DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. Page
-    descriptors are read; pages only where nothing tells VMCOREINFO, which is looked for in all of them then.
-    Of a dump that is damaged or was cut short, what is there is told.
+    descriptors are read; pages only to look for a VMCOREINFO that DUMP does not tell. Of a dump that is
+    damaged or was cut short, it tells what is left.
     """
     with late_bar(source_name(dump), shown=sys.stderr.isatty()) as progress:
         found = info(dump, search=not no_search, progress=progress)
@@ -44,10 +44,10 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
     if found.maker:
         yield "made by", found.maker
     if found.damage:
-        yield "damaged", f"{found.damage}; what is there is told"
+        yield "damaged", f"{found.damage}; this is what is left"
     if found.damaged_pages:
         lacking = (
-            counted(found.damaged_pages, "page is not there", "pages are not there")
+            counted(found.damaged_pages, "page is lost", "pages are lost")
             if found.damage
             else counted(found.damaged_pages, "descriptor is damaged", "descriptors are damaged")
         )
@@ -88,6 +88,6 @@ def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:
             f"{counted(place.cpus, 'vCPU')} in it, {place.verdict}{', taken' if place.chosen else ''}",
         )
     if not found.vmcoreinfo:
-        yield "VMCOREINFO", "none is taken of those found" if found.vmcoreinfo_found else "none"
+        yield "VMCOREINFO", "none of those found is taken" if found.vmcoreinfo_found else "none"
     for index, (key, value) in enumerate(found.vmcoreinfo.items()):
         yield "" if index else "VMCOREINFO", f"{key}={value}"

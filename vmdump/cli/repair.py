@@ -30,10 +30,10 @@ def repair_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write every page of DAMAGED that is whole to OUTPUT, and mark that as incomplete.
+    """Write all intact pages of DAMAGED to OUTPUT, and mark it as incomplete.
 
     DAMAGED is an ELF core, a kdump, LiME or AVML file that was cut short or is damaged, a flattened one whose
-    end is missing, or what there is of a split set.
+    end is missing, or the parts that are left of a split set.
     """
     check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress:

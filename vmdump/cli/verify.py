@@ -32,8 +32,8 @@ def verify_command(
     """Read and decompress every page of DUMP.
 
     DUMP and SOURCE are dumps or whatever else 'vmdump dump' takes as a source, and DUMP may be all parts of
-    a split set; a live guest stands still while it is compared. Pages that cannot be read make the exit code
-    18, and what differs makes it 19.
+    a split set; a live guest is paused while it is compared. The exit code is 18 if pages cannot be read, and
+    19 if memory differs.
     """
     name = source_name(dump)
     with progress_bar(name, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(against):
@@ -49,7 +49,7 @@ def verify_command(
 
 def _show(dump: str, against: str | None, found: Verification) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-    say(f"{dump}: {counted(found.pages, 'page')}: {kinds or 'none whole'}; {found.damaged_pages} damaged")
+    say(f"{dump}: {counted(found.pages, 'page')}: {kinds or 'none intact'}; {found.damaged_pages} damaged")
     for damage in found.damaged[:_SHOWN]:
         say(f"  damaged: pfn {damage.pfn:#x}: {damage.reason}")
     _tell_more(found.damaged_pages)

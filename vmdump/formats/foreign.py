@@ -78,7 +78,7 @@ class ForeignKind:
 
 
 def _packed(name: str, signature: bytes, command: str, offset: int = 0) -> ForeignKind:
-    # From standard input where possible: without the usual suffix, which libvirt leaves out, the commands
+    # From standard input where possible: without the usual suffix, which libvirt does not add, the commands
     # refuse a file.
     redirected = command if "{file}" in command else f"{command} < {{file}}"
     return ForeignKind(name, ((offset, signature),), f"unpack it: {redirected} > {{new}}")

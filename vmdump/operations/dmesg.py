@@ -42,7 +42,7 @@ def dmesg(
     Raises
     ------
     RequestError
-        `vmcoreinfo` is no VMCOREINFO, or of a number that was not found.
+        `vmcoreinfo` is not VMCOREINFO, or has a number that was not found.
     CapabilityError
         The guest has no VMCOREINFO, or that of a kernel without a log.
     TranslationError
@@ -50,12 +50,12 @@ def dmesg(
     FormatError
         The log's sizes make no sense.
     ReadError, SourceError, CodecError
-        Memory of the log is not there, or cannot be read.
+        Memory of the log is not in the dump, or cannot be read.
     """
     with opened_in_part(source, vmcoreinfo=vmcoreinfo, search=search, progress=progress) as (guest, damage):
         try:
             yield from read_log(guest)
         except VmdumpError as error:
-            if damage:  # it was not excluded, and page tables are not wrong: it is not there
-                error.args = (f"{damage}; the log is not in what is there", *error.args[1:])
+            if damage:  # it is not excluded, and the page tables are not wrong: it is lost
+                error.args = (f"{damage}; the log is not in what is left", *error.args[1:])
             raise

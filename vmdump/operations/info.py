@@ -96,7 +96,7 @@ class DumpInfo:
     utsname : dict of str to str
         The guest's names.
     guest_bytes, excluded_bytes : int
-        Guest memory, and the part of it that was left out of the dump.
+        Guest memory, and the part of it that is excluded from the dump.
     blocks : tuple of (int, int)
         Guest-physical ranges ``[begin, end)`` of memory; those that touch are one.
     pages : int
@@ -105,7 +105,7 @@ class DumpInfo:
         Those of which it has only a part, because memory ends inside them.
     kinds : dict of str to int
         How the dump holds them: names of :class:`vmdump.readers.kinds.PageKind` in lower case that come up.
-        Empty where the source is no dump.
+        Empty where the source is not a dump.
     notes : dict of str to int
         Number of notes by name.
     vmcoreinfo : dict of str to str
@@ -114,10 +114,10 @@ class DumpInfo:
         Where it, and that of other kernels, was found in memory, ascending; empty where nothing was looked
         for, because the guest tells it.
     damaged_pages : int
-        Pages whose descriptors are wrong, or, of a dump that does not open as a whole, those that are not
-        there. Neither `kinds` nor `excluded_bytes` counts them.
+        Pages whose descriptors are invalid, or, of a dump that does not open as a whole, those that are lost.
+        Neither `kinds` nor `excluded_bytes` counts them.
     damage : str
-        Why the dump does not open as a whole, or its notes are not all told; empty where nothing is wrong.
+        Why the dump does not open as a whole, or not all notes are counted; empty where nothing is wrong.
     """
 
     format: str
@@ -155,9 +155,9 @@ def info(
 ) -> DumpInfo:
     """Tell what a dump is.
 
-    Descriptors are read. Pages are where nothing tells VMCOREINFO: it is looked for in all of them.
+    Page descriptors are read; pages only to look for a VMCOREINFO that the dump does not tell.
 
-    Of a dump that is damaged or was cut short, what is there is told, and how much is not.
+    Of a dump that is damaged or was cut short, it tells what is left, and how much is lost.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def _searched(source: Guest) -> Guest:
     except SourceError:
         if source.qemu is not None:
             raise
-        return source.without_search()  # a disk with a bad sector; what the headers tell is known
+        return source.without_search()  # a disk with a bad sector; the headers were read
 
 
 def _places(guest: Guest) -> Iterator[VmcoreinfoPlace]:

@@ -1,4 +1,4 @@
-"""What can be had of a damaged dump, as a dump that is none any more."""
+"""Make an intact dump of what is left of a damaged one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Repair:
     Attributes
     ----------
     kept_pages, lost_pages : int
-        Pages of the damaged dump that are in the output, and those that are not; where a kdump file has lost
-        the bitmap of these, all other pages of the guest.
+        Pages of the damaged dump that are in the output, and those that are lost; where a kdump file has lost
+        the bitmap of its pages, too, all other pages of the guest.
     incomplete : bool
         The output is marked as incomplete. It is not if nothing at all was lost.
     report : Report
@@ -56,9 +56,9 @@ def repair(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Repair:
-    """Write every page that is whole of a dump that was cut short or has lost parts.
+    """Write all intact pages of a dump that was cut short or has lost parts.
 
-    The output has the format and the codec of the damaged dump; pages are copied as they lie in it. What is
+    The output has the format and the codec of the damaged dump; pages are copied as they are stored. What is
     lost counts as excluded, and the output is marked: 0x8 in the status of a kdump header, bit 0 of an
     ELF header's e_flags.
 
@@ -83,9 +83,9 @@ def repair(
     Raises
     ------
     FormatError, LayoutError
-        It is no such file, or not even its headers are there.
+        It is not such a file, or has lost even its headers.
     SourceError, SinkError, OutputExists
-        It cannot be read, or the output not be written.
+        It cannot be read, or the output cannot be written.
     """
     control = Control(progress)
     checking = Checking(check_threads(threads), control)

@@ -68,10 +68,10 @@ class Comparison:
     different_pages : int
         How many differ.
     excluded_pages : int
-        Pages that one of them leaves out, and that were not compared.
+        Pages that are excluded from one of them, and were not compared.
     only_in_guest, only_in_dump : tuple of (int, int)
         Ranges ``[begin, end)`` of memory that the other does not have, the first 100, in whole pages: where
-        the memory of one ends inside a page, as it cannot in a kdump file, what both have is compared.
+        the memory of one ends inside a page, as it never does in a kdump file, what both have is compared.
     """
 
     bytes_compared: int
@@ -144,7 +144,7 @@ def verify(
     dump : str, path, sequence of paths, Source, buffer, or list of blocks
         What :func:`vmdump.dump` takes as a source.
     against : str, path, sequence of paths, Source, buffer, or list of blocks, optional
-        Another dump, or a guest; one that runs stands still meanwhile. Pages that either leaves out are
+        Another dump, or a guest; one that runs is paused meanwhile. Pages that are excluded from either are
         counted and not compared.
     threads : int, optional
         Threads that read and compare; the processors this process may use, if not given.
@@ -154,7 +154,7 @@ def verify(
     Returns
     -------
     Verification
-        Pages that cannot be read are in it, and no error; they are not compared.
+        It lists pages that cannot be read; they are not compared.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def verify(
     SourceError, FormatError, CodecError
         The other guest cannot be read.
     GuestBusy, QmpError, AccessDenied
-        Nor can a live one now.
+        A live guest cannot be read now.
     """
     threads = check_threads(threads)
     with opened(dump, search=False) as source:
@@ -208,7 +208,7 @@ class _Findings:
     damaged: list[Damage] = field(default_factory=list)
     damaged_pages: int = 0
     damaged_bytes: int = 0
-    """That both have: what is not compared."""
+    """Of these pages, what both have: it is not compared."""
     different: list[int] = field(default_factory=list)
     different_pages: int = 0
 
@@ -291,7 +291,7 @@ class _Scan:
         return data
 
     def _read_whole(self, piece: _Piece, out: Pages, bad: NDArray[np.bool_], found: _Findings) -> bool:
-        """Read all pages that can be read at once: to find each of a million by halves takes an hour."""
+        """Read all intact pages at once: to find a million damaged ones by halves takes an hour."""
         pfn, pages = piece.begin // self.page_size, out.reshape(-1, self.page_size)
         try:
             told = self.dump.read_whole(pfn, pages) if isinstance(self.dump, Dump) else None
@@ -369,7 +369,7 @@ def _beyond(source: Guest, other: Guest) -> Iterator[Range]:
 
 
 def _count_excluded(dump: Guest, guest: Guest, pages: list[Range], common: CommonMemory) -> tuple[int, int]:
-    """Count the pages of the dump that either leaves out, of those of which both have memory.
+    """Count the pages that are excluded from either, of those of which both have memory.
 
     Returns
     -------

@@ -26,14 +26,14 @@ _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
 """Frames that are kept: 2 MiB."""
 _MOST_PER_BYTE = 22
-"""Bytes of memory for each that is packed: snappy copies at most 64 with 3. Whoever verifies frames that
-cannot be unpacks each of their pages in vain, and 64 MiB hold five million frames."""
+"""Bytes of memory that a packed byte can give: snappy copies at most 64 with 3. Without this limit, five million
+frames in a file of 64 MiB could claim 64 KiB each, and verify would try to unpack every page of them."""
 _MIN_FRAMES = 1 << 16
-"""Frames that any file may have; more only with 4 KiB of memory each. Writers put 64 KiB into one."""
+"""Frames that every file may have; more only with 4 KiB of memory each. Writers put 64 KiB into one."""
 
 
 class AvmlDump(Dump):
-    """An AVML file of version 2. The checksums of its frames are not looked at.
+    """An AVML file of version 2. The checksums of its frames are not checked.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ class AvmlDump(Dump):
     def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
         starts, sizes = np.array(sorted(ranges), np.uint64).reshape(-1, 2).T
         checked = BlockList(starts, sizes, self._memory_of(starts, sizes))
-        # AVML cuts memory into pieces of 16 MiB, which is nothing that the guest has.
+        # AVML cuts memory into pieces of 16 MiB; the guest's memory is not cut there.
         starts, ends = join_touching(checked.starts, checked.starts + checked.sizes)
         sizes = ends - starts
         return BlockList(starts, sizes, self._memory_of(starts, sizes))
 
     def _keep(self, frames: NDArray[np.bool_]) -> None:
-        """Forget all other frames."""
+        """Drop all other frames."""
         self._addresses, self._lengths = self._addresses[frames], self._lengths[frames]
         self._places, self._sizes = self._places[frames], self._sizes[frames]
 
@@ -195,7 +195,7 @@ class Frames:
         Raises
         ------
         FormatError
-            One is damaged, or they are too many for all memory so far; those in front of it are added.
+            One is damaged, or there are too many for all memory so far; those in front of it are added.
         """
         path, done = self._file.path, 0
         self.end = offset
@@ -203,7 +203,7 @@ class Frames:
         while done < size:
             self._walked += 1
             if self._walked > max(_MIN_FRAMES, self._memory // MIN_PAGE_SIZE):
-                raise FormatError("frames of a few bytes each cannot be", path=path, offset=self.end)
+                raise FormatError("too many frames for so little memory", path=path, offset=self.end)
             length, place, packed, end = _read_frame(self._file, self.end)
             if length > size - done:
                 raise FormatError(
@@ -241,7 +241,7 @@ def _frames(file: ByteFile, ranges: list[tuple[int, int]]) -> Frames:
 
 
 def _read_frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
-    """Look at the frame at an offset: bytes of memory in it (0: none), place of these, packed, and end."""
+    """Read the header of a frame: its bytes of memory (or 0), their file offset, packed or not, its end."""
     head = file.read(offset, min(_FRAME_HEADER + _CHECKSUM + _VARINT, max(file.size - offset, 0)))
     if len(head) < _FRAME_HEADER + _CHECKSUM:
         raise FormatError("the file is cut short, see 'vmdump repair'", path=file.path, offset=offset)
@@ -259,13 +259,13 @@ def _read_frame(file: ByteFile, offset: int) -> tuple[int, int, int, int]:
     elif kind >= lime.SNAPPY_FRAME["first skippable"]:
         stream = file.read(offset + _FRAME_HEADER, min(end - offset - _FRAME_HEADER, 6))
         if kind == lime.SNAPPY_FRAME["stream"] and stream != lime.SNAPPY_STREAM:
-            raise FormatError("no snappy stream begins here", path=file.path, offset=offset)
+            raise FormatError("this is not the beginning of a snappy stream", path=file.path, offset=offset)
         return 0, place, 0, end
     else:
-        raise FormatError(f"snappy frames of kind {kind:#x} do not exist", path=file.path, offset=offset)
+        raise FormatError(f"a snappy frame is of the unknown kind {kind:#x}", path=file.path, offset=offset)
     if not 0 < length <= min(lime.SNAPPY_MAX, _MOST_PER_BYTE * (end - place)):
         raise FormatError(
-            f"a snappy frame of {length} bytes of memory cannot be", path=file.path, offset=offset
+            f"a snappy frame has an invalid length, {length} bytes of memory", path=file.path, offset=offset
         )
     return length, place, int(kind == lime.SNAPPY_FRAME["packed"]), end
 

@@ -22,11 +22,11 @@ _RUN_WINDOWS = 32
 """Windows whose runs are looked for at once: 8 MiB of them at most."""
 _CHUNK = 4 << 20
 _MAX_ROWS = 1 << 14
-"""64 MiB of windows, 2 TiB of a guest, that any file may have; more where it is larger."""
+"""64 MiB of windows, 2 TiB of a guest, that every file may have; a larger file may have more."""
 
 
 class PageBitmap:
-    """A bitmap of pages. Of windows without pages nothing is kept: memory of a device may be at 32 TiB.
+    """A bitmap of pages. Windows without pages are not kept: memory of a device may be at 32 TiB.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class PageBitmap:
         return next(filter(len, self._pieces(begin, end)), np.empty((0, 2), np.uint64))
 
     def runs(self, limit: int) -> NDArray[np.uint64] | None:
-        """Give all runs ``[begin, end)`` of set bits, ``(k, 2)``; None where they are more than `limit`."""
+        """Give all runs ``[begin, end)`` of set bits, ``(k, 2)``; None if there are more than `limit`."""
         parts: list[NDArray[np.uint64]] = []
         total = 0
         for part in self._pieces(0, self.size):

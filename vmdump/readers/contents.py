@@ -25,8 +25,8 @@ class Contents:
     arch : Arch
         The guest's, where the file does not tell.
     checking : Checking or None
-        Of a damaged dump, how to find out which pages unpack; None to leave it open, for that takes reading
-        all of them.
+        For a damaged dump: how to find out which pages unpack, which takes reading all of them. None to skip
+        that.
     """
 
     files: Sequence[ByteFile]

@@ -63,7 +63,7 @@ def masked_crc32c(data: Pages) -> _Words:
     """
     count, size = data.shape
     pieces = 1 << max(-(-size // _PIECE) - 1, 0).bit_length()
-    # Zeros in front change nothing of a checksum that begins with 0.
+    # Leading zeros do not change a checksum that begins with 0.
     padded = np.zeros((count, pieces * _PIECE), np.uint8)
     padded[:, pieces * _PIECE - size :] = data
     columns = np.ascontiguousarray(padded.reshape(-1, _PIECE).T)

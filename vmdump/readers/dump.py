@@ -28,9 +28,8 @@ _BATCH = 4 << 20
 class Dump(StillSource):
     """A dump file as a guest.
 
-    `blocks` is the memory that the guest had. Pages inside them that the dump leaves out are excluded:
-    reading one raises ExcludedPage, and reading what is in no block ReadError, so neither is ever taken for
-    a page of zeros.
+    `blocks` is the memory that the guest had. Pages of it that are not in the dump are excluded: reading one
+    raises ExcludedPage. Reading outside the blocks raises ReadError. Neither is ever taken for zeros.
 
     Attributes
     ----------
@@ -73,7 +72,7 @@ class Dump(StillSource):
         out : (count, page_size) uint8, C-contiguous, optional
             Filled instead of a new array.
         threads : int
-            Side by side; without the GIL but for some 2 % of the time.
+            Threads that read side by side; they hold the GIL for some 2 % of the time.
 
         Returns
         -------
@@ -85,7 +84,7 @@ class Dump(StillSource):
         ReadError
             A page is in no block of the dump.
         ExcludedPage
-            A page was left out of it.
+            A page is excluded.
         FormatError, CodecError, SourceError
             The dump is damaged or cannot be read.
         RequestError
@@ -148,7 +147,7 @@ class Dump(StillSource):
         return self.batches()
 
     def batches(self, *, threads: int = 1) -> Iterator[tuple[int, Pages]]:
-        """Give all pages that are in the dump, excluded ones left out, by ascending frame number.
+        """Give all pages that are in the dump, by ascending frame number.
 
         Where a page has no memory, because a block ends inside it, there are zeros; :meth:`read` refuses that
         part.
@@ -156,7 +155,7 @@ class Dump(StillSource):
         Parameters
         ----------
         threads : int
-            Side by side; they read ahead by some batches.
+            Threads that read side by side, some batches ahead.
 
         Yields
         ------
@@ -201,7 +200,7 @@ class Dump(StillSource):
         Parameters
         ----------
         pfn, count : int
-            Any pages; those that no address has are missing.
+            Any pages; those in no block are MISSING.
 
         Returns
         -------
@@ -224,7 +223,7 @@ class Dump(StillSource):
         return kinds
 
     def kinds_and_damage(self, pfn: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Tell how the dump holds pages, and which of them it says impossible things of.
+        """Tell how the dump holds pages, and which of them have invalid descriptors.
 
         Parameters
         ----------
@@ -236,7 +235,7 @@ class Dump(StillSource):
         kinds : (count,) uint8
             What :meth:`page_kinds` tells; MISSING of damaged pages.
         damaged : (count,) bool
-            Pages whose descriptors are wrong. Reading one of these is a FormatError.
+            Pages whose descriptors are invalid. Reading one of these is a FormatError.
 
         Raises
         ------
@@ -254,20 +253,20 @@ class Dump(StillSource):
             index += 1
 
     def read_whole(self, pfn: int, out: Pages) -> tuple[Mapping[int, str], NDArray[np.uint8]] | None:
-        """Read pages of which some cannot be read, in one go.
+        """Read pages of which some are damaged, in one go.
 
         Parameters
         ----------
         pfn : int
             Frame number of the first page; all must be in one block.
         out : (count, page_size) uint8, C-contiguous
-            Filled; pages that cannot be read are undefined, excluded ones zero.
+            Filled; damaged pages are undefined, excluded ones zero.
 
         Returns
         -------
         (damage, kinds) or None
-            Why a page cannot be read, by frame number, and what :meth:`page_kinds` tells of the others. None
-            where the file does not hold pages one by one.
+            What is wrong with damaged pages, by frame number, and what :meth:`page_kinds` tells of the
+            others. None if the file does not store pages one by one.
 
         Raises
         ------

@@ -29,8 +29,8 @@ class ElfDump(PiecesDump):
 
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
     address, as a dump with virtual mappings has them, become one, and so do those that hold the same bytes
-    twice, as /proc/vmcore holds the kernel's text. PT_LOADs without a physical address are no memory. Where a
-    note of vmdump tells the guest's blocks, pages were left out: what no PT_LOAD has of these is excluded.
+    twice, as /proc/vmcore holds the kernel's text. PT_LOADs without a physical address are not memory. A note
+    of vmdump lists the guest's blocks if pages are excluded: those that are in no PT_LOAD.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class ElfDump(PiecesDump):
     Raises
     ------
     FormatError
-        A header, note or segment is not inside the file, or it is no core.
+        A header, note or segment is not inside the file, or it is not a core.
     LayoutError
-        Two PT_LOADs hold different bytes for one address, or there is none.
+        Two PT_LOADs hold different bytes for one address, or there is no PT_LOAD.
     CapabilityError
         The machine is not known, or it is the core of a process, or one of Xen.
     """
@@ -58,7 +58,7 @@ class ElfDump(PiecesDump):
         check_guest(headers, file.path)
         if headers.unplaced and not len(headers.loads):
             raise FormatError(
-                f"none of its {headers.unplaced} PT_LOADs has a physical address: no memory of a guest",
+                f"none of its {headers.unplaced} PT_LOADs has a physical address: not a guest's memory",
                 path=file.path,
             )
         notes, told, erased = split_notes(headers.notes, headers.byteorder)
@@ -148,7 +148,7 @@ def _blocks(file: ByteFile, loads: NDArray[np.void]) -> BlockList:
 
 
 def _without_shadowed(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Cut what a PT_LOAD has beyond its bytes in the file off where another one has bytes.
+    """Cut the zeros behind a PT_LOAD's bytes in the file where another PT_LOAD has bytes.
 
     A mapping that begins in one piece of memory and ends in another one has the bytes of the first only.
     """
@@ -186,7 +186,7 @@ def _check(
     wrong = (filesz > memsz) | (memsz - np.uint64(1) > ~paddr)
     if wrong.any():
         raise FormatError(
-            f"the PT_LOAD of {int(paddr[wrong.argmax()]):#x} contradicts itself", path=file.path
+            f"the PT_LOAD at {int(paddr[wrong.argmax()]):#x} contradicts itself", path=file.path
         )
 
 

@@ -71,7 +71,7 @@ def check_guest(headers: ElfHeaders, path: str) -> None:
     script = shlex.quote(f"dump-guest-memory {shlex.quote(f'{path}.elf')} {arch}")
     raise CapabilityError(
         f"{path}: this is the core of the process {os.path.basename(program)}, not of its guest ({why}); "
-        "QEMU's script for gdb takes the guest out of it: gdb --batch -ex 'source dump-guest-memory.py' "
+        "QEMU's script for gdb extracts the guest: gdb --batch -ex 'source dump-guest-memory.py' "
         f"-ex {script} {shlex.quote(program)} {shlex.quote(path)}"
     )
 

@@ -23,8 +23,8 @@ __all__ = ["blocks_of_copies"]
 _WINDOW = 64 << 10
 """Bytes compared at a time."""
 _MOST_WINDOWS = 4096
-"""That are compared, in 0.1 s: 256 MiB, and a kernel's text has 20 to 60. Of more, as only files have that
-somebody made up, so many samples are compared, spread evenly."""
+"""Windows that are compared, 256 MiB in 0.1 s; a kernel's text has 20 to 60 MiB. Of a larger copy, which only
+a hostile file has, as many samples are compared, evenly spread."""
 _SAMPLE = 4096
 
 _Column = NDArray[np.uint64]

@@ -27,7 +27,7 @@ def refusal(file: ByteFile, kinds: Sequence[str]) -> VmdumpError:
     kinds : sequence of str
         What is read.
     """
-    read = f"{', '.join(kinds[:-1])} or {kinds[-1]} file"
+    read = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
     head = file.read(0, min(HEAD, file.size))
     tail_size = min(TAIL, file.size)
     kind = recognise(head, file.read(file.size - tail_size, tail_size))
@@ -40,9 +40,9 @@ def refusal(file: ByteFile, kinds: Sequence[str]) -> VmdumpError:
     if _only_zeros(file):
         return FormatError("the file holds nothing but zeros", path=file.path)
     if is_text(head):
-        return FormatError(f"this is a text, and no {read}", path=file.path)
+        return FormatError(f"this is a text file, not a dump ({read})", path=file.path)
     return FormatError(
-        f"no {read}, nor of any other kind that is known by its first bytes; raw "
+        f"not a dump ({read}), and of no other kind that is known by its first bytes; raw "
         f"memory is written {shlex.quote(f'raw:{file.path}')}",
         path=file.path,
     )

@@ -66,7 +66,7 @@ class KdumpDump(Dump):
     Raises
     ------
     FormatError
-        An offset, size or count of the headers is wrong, or the files are no split set.
+        An offset, size or count of the headers is wrong, or the files are not a split set.
     CapabilityError
         Parts of a split set are missing.
     """
@@ -166,7 +166,7 @@ class KdumpDump(Dump):
         itemsize, base = self._descriptor.itemsize, 0
         for file, headers in found:
             if headers.split and headers.begin_pfn == headers.end_pfn:
-                continue  # makedumpfile cuts at multiples of 2^20 pages, and makes parts without any
+                continue  # makedumpfile cuts at multiples of 2^20 pages, and makes empty parts
             begin = min(headers.begin_pfn, self._stored.size)
             rank = self._stored.rank(begin)
             length = self._stored.rank(min(headers.end_pfn, self._stored.size)) - rank
@@ -235,7 +235,7 @@ class KdumpDump(Dump):
         return kinds
 
     def stored_pages(self, pfn: int, count: int) -> StoredPages:
-        """Give pages as they lie in the file; see :meth:`vmdump.guest.guest.Guest.stored_pages`."""
+        """Give pages as they are stored; see :meth:`vmdump.guest.guest.Guest.stored_pages`."""
         for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
             pass
         pieces: list[Pages] = []
@@ -369,7 +369,7 @@ class KdumpDump(Dump):
         return check_table(part.file, pfn, present, rows, self.page_size, part.zero, damage)
 
     def read_whole(self, pfn: int, out: Pages) -> tuple[dict[int, str], NDArray[np.uint8]]:
-        """Read pages of which some cannot be read; see :meth:`Dump.read_whole`."""
+        """Read pages of which some are damaged; see :meth:`Dump.read_whole`."""
         damage: dict[int, str] = {}
         self.read_pages(pfn, out, damage)
         return damage, self._kinds(pfn, len(out), damage)
@@ -377,7 +377,7 @@ class KdumpDump(Dump):
     def read_pages(self, pfn: int, out: Pages, damage: dict[int, str] | None = None) -> None:
         """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero.
 
-        Pages that cannot be read go to `damage`, if given, with the reason; else the first one is an error.
+        Damaged pages go to `damage`, if given, with the reason; else the first one is an error.
         """
         batch = max(_BATCH // self.page_size, 1)
         for first in range(0, len(out), batch):

@@ -38,7 +38,7 @@ class KdumpPart:
     table : int
         Offset of the descriptor of the first page.
     zero : int
-        Offset of the page that zero pages share, -1 where there is none.
+        Offset of the page that zero pages share, or -1.
     base : int
         Bytes of the files before this one.
     """
@@ -128,14 +128,14 @@ def check_table(
     page_size : int
         Bytes.
     zero_offset : int
-        Of the page that zero pages share; -1 where there is none.
+        Of the page that zero pages share, or -1.
     damage : dict of int to str, (n,) bool, or None
-        Pages of wrong descriptors are left out, and go there: with the reason, or as a mark.
+        Pages with invalid descriptors are skipped, and go there: with the reason, or as a mark.
 
     Raises
     ------
     FormatError
-        A descriptor is wrong, and `damage` was not given.
+        A descriptor is invalid, and `damage` is not given.
     """
     offsets = rows["offset"].astype(np.uint64)
     sizes = rows["size"].astype(np.uint32)
@@ -163,7 +163,7 @@ def check_table(
 
 def _wrong(file: ByteFile, pfn: int, offset: int, size: int, flags: int) -> FormatError:
     """Say what is wrong with the descriptor of a page."""
-    text = f"page {pfn:#x} is said to be {size} bytes at {offset:#x}"
+    text = f"the descriptor of page {pfn:#x} says {size} bytes at {offset:#x}"
     if offset + size > file.size:
         text += f", the file ends at {file.size:#x}: it is cut short or damaged"
     elif flags not in KINDS:

@@ -38,7 +38,7 @@ class KdumpHeaders:
     max_mapnr : int
         The pages end here.
     begin_pfn, end_pfn : int
-        The part of a split set that the file is; all pages, if it is none.
+        The pages in this part of a split set; all pages, if the file is not a part.
     bitmap_offsets : (int, int)
         Of the bitmap of the guest's memory, and of that of the pages in the dump; they are one in files that
         have only one.
@@ -118,7 +118,7 @@ def read_headers(file: ByteFile) -> KdumpHeaders:
         begin, end = second[f"start_pfn{wide}"], second[f"end_pfn{wide}"]
         if not begin <= end <= max_mapnr:
             raise FormatError(
-                f"a split part from page {begin:#x} to {end:#x} of {max_mapnr:#x} cannot be",
+                f"a part of a split set claims the pages {begin:#x} to {end:#x} of {max_mapnr:#x}",
                 path=file.path,
                 offset=block_size,
             )
@@ -152,10 +152,8 @@ def _read_header(file: ByteFile) -> tuple[ElfClass, ByteOrder, dict[str, Any]]:
                 continue
             if header["sub_hdr_size"] > 0 and header["bitmap_blocks"] > 0:
                 return elf_class, byteorder, header
-    found = f"version {versions.pop()}" if versions else "no version that exists"
-    raise FormatError(
-        f"the kdump header has {found}, and block sizes that make no sense", path=file.path, offset=8
-    )
+    found = f"version {versions.pop()}" if versions else "an unknown version"
+    raise FormatError(f"the kdump header has {found}, and invalid block sizes", path=file.path, offset=8)
 
 
 def _read_sub_header(
@@ -182,7 +180,7 @@ def _read_sub_header(
 
 
 def _sense(second: dict[str, Any], header: dict[str, Any], file_size: int) -> int:
-    """Count what makes sense in one form of a sub-header, packed or padded; -1 where something makes none.
+    """Count the plausible fields in one form of a sub-header, packed or padded; -1 if one is impossible.
 
     Version 6 repeats the header's 32-bit max_mapnr; before, only where offsets point tells.
     """
@@ -242,7 +240,7 @@ def sort_parts(
     first_file, first = parts[0]
     for file, headers in parts[1:]:
         if not (first.split and headers.split) or _shared(headers) != _shared(first):
-            raise FormatError(f"this is no part of the split set of {first_file.path}", path=file.path)
+            raise FormatError(f"this is not a part of the split set of {first_file.path}", path=file.path)
     if complete and sum(file.size for file, _ in parts) > 1 << 63:
         raise FormatError("the parts are larger than any file", path=first_file.path)
     parts = sorted(parts, key=lambda part: (part[1].begin_pfn, part[1].end_pfn))
@@ -254,7 +252,7 @@ def sort_parts(
         if begin > reached and complete:
             raise CapabilityError(
                 f"{first_file.path}: of this split set the pages {reached:#x} to {begin:#x} are missing; "
-                "open all of its parts together; 'vmdump repair' takes what is there"
+                "open all of its parts together; 'vmdump repair' does without them"
             )
         reached = end
     return parts

@@ -13,8 +13,8 @@ __all__ = ["PageKind", "name_kinds"]
 class PageKind(IntEnum):
     """How a dump holds a page.
 
-    MISSING is a page in no block: the guest has no memory there. EXCLUDED is one of the guest's that was
-    left out of the dump. ZERO is known to be zero from the dump's structure; others may be zero, too.
+    MISSING is a page in no block: the guest has no memory there. EXCLUDED is one of the guest's that is not
+    in the dump. ZERO is known to be zero from the dump's structure; others may be zero, too.
     PLAIN is stored as it was, the others are compressed with the codec of that name.
     """
 

@@ -1,4 +1,4 @@
-"""LiME files, and AVML files of version 1, which are the same: ranges of memory as they were."""
+"""LiME files, and AVML files of version 1, which are the same: ranges of memory, not packed."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def read_range(file: ByteFile, offset: int, signature: bytes, version: int) -> t
     Raises
     ------
     FormatError
-        It is no such header, or no such range.
+        It is not such a header, or its range is invalid.
     """
     header = lime.HEADER.unpack(file.read(offset, lime.HEADER.size), 0, lime.BYTEORDER, path=file.path)
     start, last = header["s_addr"], header["e_addr"]
     if header["signature"] != signature or header["version"] != version:
         raise FormatError(
-            f"no header of {signature.decode()} version {version} where one must be",
+            f"there is no header of {signature.decode()} version {version}",
             path=file.path,
             offset=offset,
         )
     if last < start or last - start + 1 >= 1 << 64:
-        raise FormatError(f"a range from {start:#x} to {last:#x} cannot be", path=file.path, offset=offset)
+        raise FormatError(f"invalid range: {start:#x} to {last:#x}", path=file.path, offset=offset)
     return start, last - start + 1
 
 

@@ -40,7 +40,7 @@ class PieceList:
     Raises
     ------
     FormatError
-        A piece is in no block, a block ends before it begins, or more memory is excluded than there can be.
+        A piece is in no block, a block ends before it begins, or too much memory is excluded.
     LayoutError
         The blocks overlap, or there is none.
     """
@@ -68,7 +68,7 @@ class PieceList:
         self._gaps: dict[int, NDArray[np.uint64]] = {}
 
     def page_size(self, largest: int, smallest: int) -> int:
-        """Halve the largest page size until what is left out inside of blocks is made of whole pages."""
+        """Halve the largest page size until what is excluded inside blocks is made of whole pages."""
         begins, ends = self._blocks_bounds
         gap = self._gap_begins < self._gap_ends
         cuts = [
@@ -80,10 +80,10 @@ class PieceList:
             largest //= 2
         return largest
 
-    def leave_out(self, page_size: int) -> int:
+    def exclude(self, page_size: int) -> int:
         """Find out which pages of this size are excluded; give their bytes.
 
-        A page of which a part is there is not excluded.
+        A page of which a part is in the dump is not excluded.
         """
         guest, there = (
             runs_of_pages(begins, ends - begins, page_size)
@@ -101,7 +101,7 @@ class PieceList:
         yield from map(tuple, runs_of_pages(begins, ends - begins, page_size).tolist())
 
     def excluded(self, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
-        """Tell which of `count` pages from `pfn` on are excluded, by what :meth:`leave_out` has found."""
+        """Tell which of `count` pages from `pfn` on are excluded, by what :meth:`exclude` has found."""
         gaps = self._gaps[page_size]
         begin, end = pfn, pfn + count
         low = int(np.searchsorted(gaps[:, 1], np.uint64(begin), side="right"))
@@ -121,7 +121,7 @@ class PiecesDump(Dump):
     def _set_vmcoreinfo(self, text: bytes | None) -> None:
         super()._set_vmcoreinfo(text)
         if self._pieces is not None:
-            self.excluded_size = self._pieces.leave_out(self.page_size)
+            self.excluded_size = self._pieces.exclude(self.page_size)
 
     def _natural_page_size(self) -> int:
         size = super()._natural_page_size()

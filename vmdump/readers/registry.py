@@ -89,7 +89,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("LiME", (lime.LIME_SIGNATURE,), "lime.LimeDump", "salvage.lime.SalvagedLime", tells_arch=False),
     Kind("AVML", (lime.AVML_SIGNATURE,), "avml.AvmlDump", "salvage.avml.SalvagedAvml", tells_arch=False),
 )
-"""In the order in which they are asked for."""
+"""In the order in which they are tried."""
 
 
 def open_dump(
@@ -104,9 +104,9 @@ def open_dump(
     arch : str, optional
         The guest's architecture, for LiME and AVML files, which do not tell; x86_64, if not given.
     damaged : bool
-        Take what is there of a dump that was cut short or has lost parts: all else is excluded.
+        Take what is left of a dump that was cut short or has lost parts: all else is excluded.
     checking : Checking, optional
-        Of a damaged dump, exclude also what does not unpack, which takes reading all of it.
+        For a damaged dump: also exclude what does not unpack, which takes reading all of it.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def open_dump(
     SourceError
         The file is missing or unreadable.
     FormatError, LayoutError
-        It is no such file, or damaged.
+        It is not such a file, or damaged.
     CapabilityError
         It is of a kind that is not read: compressed as a whole, a saved state, a disk, the core of a process;
         or a split set that lacks a part.
@@ -153,7 +153,7 @@ def _open_one(raw: RawBytes, arch: Arch | None, damaged: bool, checking: Checkin
     kind = _kind_of(raw)
     if kind is None or kind.tells_arch:
         names = " or ".join(known.name for known in KINDS if not known.tells_arch)
-        _refuse(arch, f"{raw.path} is no {names} file; others name their own")
+        _refuse(arch, f"{raw.path} is not a {names} file; others name their own")
     file, layout = _put_in_place(raw, damaged)
     if file is not raw:
         kind = _kind_of(file)
@@ -181,7 +181,7 @@ def _open_set(
             kinds.add(kind)
         elif not (damaged and _lost_its_head(file)):
             names = " or ".join(known.name for known in KINDS if known.split)
-            raise FormatError(f"this is no {names} file, and nothing else is split", path=raw.path)
+            raise FormatError(f"this is not a {names} file, and no other kind is split", path=raw.path)
         files.append(file)
         layouts.add(layout)
     if not files:
@@ -210,7 +210,7 @@ def _put_in_place(raw: RawBytes, damaged: bool) -> tuple[ByteFile, str]:
 
 
 def _lost_its_head(file: ByteFile) -> bool:
-    """Tell whether the begin of a part of a set is not there: it reads as zeros, or the file ends in it."""
+    """Tell whether a part of a set has lost its beginning: it reads as zeros, or the file ends in it."""
     head = _head(file)
     begins = [flattened.SIGNATURE, *(begin for kind in KINDS if kind.split for begin in kind.signatures)]
     return not any(head) or any(begin.startswith(head) for begin in begins)

@@ -179,8 +179,8 @@ def test_old_records_that_go_round(name: str) -> None:
 @pytest.mark.parametrize(
     ("buffer", "first", "end"),
     [
-        (bytes(256), 0, 64),  # no length at all: it would stand still
-        (bytes(256), 64, 32),  # back to the start, and there it stands still
+        (bytes(256), 0, 64),  # no length at all: it would stay there
+        (bytes(256), 64, 32),  # back to the start, and there it would stay
         (old_record(b"round", 1) * 10, 0, 5),  # never meets its end
         (old_record(b"long", 1)[:8] + b"\xff\xff" + bytes(100), 0, 64),
         (old_record(b"short", 1), 0xFFFFFFFF, 0),
@@ -268,7 +268,7 @@ def test_characters_without_a_newline_are_not_gathered() -> None:
 @pytest.mark.parametrize(
     ("lines", "what"),
     [
-        ("OSRELEASE=6.1.0\nPAGESIZE=4096\n", "it tells of no log"),
+        ("OSRELEASE=6.1.0\nPAGESIZE=4096\n", "it does not tell where the log is"),
         ("OSRELEASE=6.1.0\nPAGESIZE=4096\nSYMBOL(prb)=0\n", r"printk_ringbuffer.desc_ring|page table"),
         (LINES.replace("SIZE(prb_desc)=24", "SIZE(prb_desc)=0"), "prb_desc"),
         (LINES.replace("count_bits)=0", "count_bits)=-1"), "count_bits"),

@@ -1,4 +1,4 @@
-"""Dumps that are damaged or were cut short: what is there is told and read, whatever is missing elsewhere."""
+"""Dumps that are damaged or were cut short: what is left is told and read, whatever is missing elsewhere."""
 
 from __future__ import annotations
 

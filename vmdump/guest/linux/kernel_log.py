@@ -34,7 +34,7 @@ _CPU = 0x80000000
 _WINDOW = 4096
 _WINDOWS_KEPT = 512
 _LONGEST_LINE = 64 << 10
-"""Text without a newline is cut here: what is no log must not be gathered in memory."""
+"""Text without a newline is cut here: what is not a log must not be gathered in memory."""
 _NANOSECONDS = 1_000_000_000
 _PREFIX = re.compile(rb"<(\d{1,3})>")
 _LEVEL_BITS = 3
@@ -74,7 +74,7 @@ class LogRecord:
     def line(self) -> str:
         r"""Format the record as ``makedumpfile --dump-dmesg`` does, without the newline at its end.
 
-        Lines after the first are indented as far as its text; bytes that are no printable ASCII are written
+        Lines after the first are indented as far as its text; bytes that are not printable ASCII are written
         as ``\xHH``. (makedumpfile writes ``\xffffffHH`` for those above 0x7f where C's char has a sign.)
         """
         if self.timestamp is not None:
@@ -107,15 +107,17 @@ def read_log(guest: Guest) -> Iterator[LogRecord]:
     FormatError
         The log's sizes make no sense.
     ReadError, SourceError, CodecError
-        Memory of the log is not there, or cannot be read.
+        Memory of the log is not in the dump, or cannot be read.
     """
     if not guest.vmcoreinfo:
-        raise CapabilityError("no VMCOREINFO: the guest is no Linux, or does not tell where its log is")
+        raise CapabilityError("no VMCOREINFO: the guest is not Linux, or does not tell where its log is")
     for symbol, read in (("prb", _ring), ("log_first_idx", _records), ("log_end", _characters)):
         if guest.vmcoreinfo.symbol(symbol) is not None:
             yield from read(_Kernel(guest))
             return
-    raise CapabilityError("VMCOREINFO names none of prb, log_first_idx and log_end: it tells of no log")
+    raise CapabilityError(
+        "VMCOREINFO has no symbol prb, log_first_idx or log_end: it does not tell where the log is"
+    )
 
 
 class _Kernel:
@@ -184,7 +186,7 @@ class _Kernel:
         try:
             return self._guest.read_virtual(address, _WINDOW)
         except (CapabilityError, ReadError):
-            # Without page tables, in the dump or in this program, there still is what needs none.
+            # What is mapped directly needs neither page tables nor a walk.
             physical = self._guest.kernel_to_phys(address)
             if physical is None or not self._is_memory(physical):
                 raise

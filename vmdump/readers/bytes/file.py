@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _NOTES_IN_HOLES = 256 << 20
-"""Bytes of notes that any file may have; more have to be in the file, not in a hole."""
+"""Bytes of notes that every file may have; more have to be in the file, not in a hole."""
 
 
 @contextmanager

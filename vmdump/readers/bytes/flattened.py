@@ -17,7 +17,7 @@ from vmdump.readers.bytes.file import PartMemory, RawBytes, demand_inside, read_
 __all__ = ["FlattenedBytes"]
 
 _MAX_OVERLAPPING = 1 << 16
-"""Records: makedumpfile writes a header a second time, not a file."""
+"""Records: makedumpfile writes a header twice, never a file."""
 
 _LAST_OFFSET = 1 << 62
 
@@ -35,8 +35,8 @@ class FlattenedBytes:
     raw : RawBytes
         The flattened file; owned from now on.
     damaged : bool
-        Take what is there: the records up to the first that cannot be, and of one that the end of the file
-        cuts its first part.
+        Take what is left: the records up to the first invalid one, and the first part of one that the end
+        of the file cuts.
 
     Raises
     ------
@@ -70,7 +70,7 @@ class FlattenedBytes:
     def _with_cut_record(
         self, begins: _Numbers, ends: _Numbers, places: _Numbers, at: int
     ) -> tuple[_Numbers, ...]:
-        """Add what there is of the record at `at`, if the end of the file cuts it."""
+        """Add the first part of the record at `at`, if the end of the file cuts it."""
         place = at + flattened.RECORD.size
         there = self._raw.size - place
         if there <= 0:

@@ -1,1 +1,1 @@
-"""What is whole of damaged dumps: one file for each kind, and what they have in common."""
+"""What is left of damaged dumps: one file for each kind, and what they have in common."""

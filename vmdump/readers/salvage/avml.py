@@ -1,4 +1,4 @@
-"""What is whole of an AVML file of version 2 that was cut short or is damaged."""
+"""What is left of an AVML file of version 2 that was cut short or is damaged."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CHECKED = 16
 
 
 class SalvagedAvml(SalvagedRanges, AvmlDump):
-    """The memory of a damaged AVML file of version 2 whose frames are whole; all else is excluded.
+    """The memory of a damaged AVML file of version 2 whose frames are intact; all else is excluded.
 
-    A frame is whole if it is there, unpacks, and has its checksum; one that is zero was not computed. Behind
+    A frame is intact if all of it is in the file, it unpacks, and has its checksum, or one of zero. Behind
     damage that hides where the next frame begins, the next header is looked for.
 
     Parameters
@@ -38,7 +38,7 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
     Raises
     ------
     FormatError
-        No memory is there.
+        None of its memory is left.
     LayoutError
         Ranges overlap.
     """
@@ -70,15 +70,15 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
 
     def _blocks_of(self, ranges: list[tuple[int, int]]) -> BlockList:
         if self._checking is not None:
-            whole = self._whole_frames(self._checking, sum(size for _, size in ranges))
+            whole = self._intact_frames(self._checking, sum(size for _, size in ranges))
             self._torn = self._torn or not whole.all()
             self._keep(whole)
         if not len(self._addresses):
-            raise FormatError("it has no memory that is whole", path=self.path)
+            raise FormatError("none of its memory is intact", path=self.path)
         starts, ends = join_touching(self._addresses, self._addresses + self._lengths)
         claimed = [(start, start + size) for start, size in ranges]
         edges = merged(claimed, self.path)
-        # Inside a page the memory that was lost would be zero.
+        # A page of which a part is lost would have zeros there.
         page = np.uint64(MIN_PAGE_SIZE)
         starts = np.where(np.isin(starts, edges[:, 0]), starts, -(-starts // page) * page)
         ends = np.where(np.isin(ends, edges[:, 1]), ends, ends // page * page)
@@ -86,13 +86,13 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
         sizes = ends - starts
         return self._join(BlockList(starts, sizes, self._memory_of(starts, sizes)), claimed)
 
-    def _whole_frames(self, checking: Checking, guest_size: int) -> NDArray[np.bool_]:
-        """Unpack all frames; tell which are whole."""
+    def _intact_frames(self, checking: Checking, guest_size: int) -> NDArray[np.bool_]:
+        """Unpack all frames; tell which are intact."""
         count = len(self._addresses)
         whole = np.zeros(count, np.bool_)
 
         def work(out: Pages, begin: int) -> NDArray[np.bool_]:
-            return self._whole_of(begin, min(begin + _CHECKED, count), out)
+            return self._intact_of(begin, min(begin + _CHECKED, count), out)
 
         def take(begin: int, found: NDArray[np.bool_]) -> int:
             whole[begin : begin + len(found)] = found
@@ -108,8 +108,8 @@ class SalvagedAvml(SalvagedRanges, AvmlDump):
         )
         return whole
 
-    def _whole_of(self, begin: int, end: int, out: Pages) -> NDArray[np.bool_]:
-        """Unpack the frames ``[begin, end)`` into the rows of `out`; tell which are whole."""
+    def _intact_of(self, begin: int, end: int, out: Pages) -> NDArray[np.bool_]:
+        """Unpack the frames ``[begin, end)`` into the rows of `out`; tell which are intact."""
         whole = np.zeros(end - begin, np.bool_)
         lengths = self._lengths[begin:end]
         for row, length in enumerate(lengths.tolist()):

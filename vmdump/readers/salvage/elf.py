@@ -1,4 +1,4 @@
-"""What is there of an ELF core that was cut short, or whose notes are damaged."""
+"""What is left of an ELF core that was cut short, or whose notes are damaged."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class SalvagedElf(ElfDump):
     Attributes
     ----------
     lost_pages : int
-        Pages that were excluded for this reason.
+        Pages that were behind the end.
 
     Raises
     ------
     FormatError
-        No memory is there; and as of :class:`vmdump.readers.elf.ElfDump`.
+        None of its memory is left; and as of :class:`vmdump.readers.elf.ElfDump`.
     """
 
     _damaged = True
@@ -54,7 +54,7 @@ class SalvagedElf(ElfDump):
 
 
 def _cut_short(loads: NDArray[np.void], size: int) -> NDArray[np.void]:
-    """Cut PT_LOADs where the file ends, in whole pages; what they say to be zero behind is still known."""
+    """Cut PT_LOADs where the file ends, in whole pages; the zeros behind their bytes are kept."""
     offset, filesz, memsz = (loads[name].astype(np.uint64) for name in ("p_offset", "p_filesz", "p_memsz"))
     paddr = loads["p_paddr"].astype(np.uint64)
     there = np.minimum(np.uint64(size) - np.minimum(offset, np.uint64(size)), filesz)

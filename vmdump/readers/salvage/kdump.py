@@ -1,4 +1,4 @@
-"""What is whole of a kdump file that was cut short, or of which parts were lost, or of a split set."""
+"""What is left of a kdump file that was cut short, or has lost parts, or of a split set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SalvagedBytes:
     Parameters
     ----------
     file : ByteFile
-        What there is; owned from now on.
+        Its file; owned from now on.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class SalvagedBytes:
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes; FormatError where they are more than a header ever asks for."""
         if not 0 <= length <= _MAX_READ:
-            raise FormatError(f"{length} bytes of headers cannot be", path=self.path, offset=offset)
+            raise FormatError(f"headers of {length} bytes are too large", path=self.path, offset=offset)
         out = np.empty(length, np.uint8)
         self.read_into(offset, out)
         return out.tobytes()
@@ -106,27 +106,26 @@ class SalvagedBytes:
 
 
 class SalvagedKdump(KdumpDump):
-    """The pages of a damaged kdump file, or of a split set, that are whole; all others are excluded.
+    """The intact pages of a damaged kdump file, or of a split set; all others are excluded.
 
-    A page is whole if its descriptor is there and makes sense, and its data are there and, if that is
-    checked, unpack. Parts of a set may be missing.
+    A page is intact if its descriptor is there and valid, and its data are there and, if that is checked,
+    unpack. Parts of a set may be missing.
 
     Parameters
     ----------
     contents : Contents
-        One file, or what there is of a split set; of its parts, those that have lost their headers are not
-        read.
+        One file, or some parts of a split set; those that have lost their headers are not read.
 
     Attributes
     ----------
     lost_pages : int
-        Pages that the dump had and that are not whole. Where the bitmap of these is not there, all pages of
-        the guest that are not had.
+        Pages that the dump had and that are not intact. Where the bitmap of these is lost, too, all pages of
+        the guest that are not intact.
 
     Raises
     ------
     FormatError
-        The headers or the bitmaps are not there, or the files are no set.
+        The headers or the bitmaps are lost, or the files are not a set.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -134,7 +133,7 @@ class SalvagedKdump(KdumpDump):
         try:
             super().__init__(replace(contents, files=parts))
         except LayoutError as error:
-            raise FormatError(f"it ends before it tells of any memory: {error}", path=self.path) from error
+            raise FormatError(f"it ends before any memory: {error}", path=self.path) from error
         self._parts = list(self._with_zero_pages())
         windows, rows = self._stored.windows, np.zeros_like(self._stored.rows)
         for window, row in zip(windows.tolist(), rows[:-1], strict=True):
@@ -213,7 +212,7 @@ class SalvagedKdump(KdumpDump):
         return present, rows[present[stored]]
 
     def _readable(self, pfn: int, count: int) -> NDArray[np.bool_]:
-        """Tell of which pages descriptor and data are there."""
+        """Tell which pages still have descriptor and data."""
         found = np.zeros(count, np.bool_)
         for part, begin, end in self._cut(pfn, count):
             found[begin - pfn : end - pfn] = self._readable_of(part, begin, end - begin)
@@ -230,7 +229,7 @@ class SalvagedKdump(KdumpDump):
         flags = rows["flags"].astype(np.uint32)
         whole = file.has(places, np.full(len(rows), itemsize))
         whole &= file.has(offsets, sizes)
-        # Descriptors that were never written are zero; so were those that are not there.
+        # Descriptors that were never written are zero; missing ones read as zero.
         whole &= (sizes > 0) & (sizes <= self.page_size) & (offsets >= np.uint64(part.table))
         whole &= np.where(flags == 0, sizes == self.page_size, np.isin(flags, list(kdump.FLAG_CODECS)))
         readable = stored.copy()
@@ -252,7 +251,7 @@ def _parts_of(contents: Contents) -> list[SalvagedBytes]:
 
 
 def _has_headers(file: SalvagedBytes) -> bool:
-    """Tell whether the headers of a part of a split set are there; all of its pages are behind them."""
+    """Tell whether a part of a split set still has its headers; all of its pages are behind them."""
     try:
         headers = read_headers(file)
     except FormatError:

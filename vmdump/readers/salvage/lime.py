@@ -1,4 +1,4 @@
-"""What is there of a LiME file that was cut short or is damaged."""
+"""What is left of a LiME file that was cut short or is damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SalvagedLime"]
 
 
 class SalvagedLime(SalvagedRanges):
-    """The memory of a damaged LiME file, in whole pages; what its headers tell and is not there is excluded.
+    """The memory of a damaged LiME file, in whole pages; what its headers name but it lacks is excluded.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class SalvagedLime(SalvagedRanges):
     Raises
     ------
     FormatError
-        No memory is there.
+        None of its memory is left.
     LayoutError
         Ranges overlap.
     """
@@ -58,7 +58,7 @@ class SalvagedLime(SalvagedRanges):
 
 
 def _ranges(file: ByteFile) -> Iterator[tuple[int, int, int]]:
-    """Give address, size and place of the ranges whose headers are there; the last one may be cut."""
+    """Give address, size and place of the ranges whose headers are left; the last one may be cut."""
     headers = RangeHeaders(file, lime.LIME_SIGNATURE, lime.LIME_VERSION)
     offset = count = after = 0
     while offset < file.size and count < MAX_BLOCKS:

@@ -16,27 +16,27 @@ from vmdump.units import ADDRESS_LIMIT, merge_runs
 __all__ = ["MAX_CLAIMED", "RangeHeaders", "SalvagedRanges", "merged"]
 
 MAX_CLAIMED = 1 << 44
-"""Bytes: of a longer range that is cut, only what is there is taken for the guest's."""
+"""Bytes: of a longer range that is cut, only what is left is taken for the guest's."""
 _SCANNED = 1 << 20
 _MAX_TRIED = 1 << 16
-"""Places of a file that are taken for headers and looked at."""
+"""Places in a file that are tried as headers."""
 _STREAM = 10
 """Bytes of the frame that begins a snappy stream."""
 
 
 class SalvagedRanges(PiecesDump):
-    """Pieces that are whole, and the ranges that the headers tell; all else of these is excluded.
+    """Intact pieces, and the ranges that the headers name; what is missing of these is excluded.
 
     Behind damage that hides where the next range begins, the next header is looked for by its signature.
 
     Attributes
     ----------
     lost_pages : int
-        Pages of ranges whose headers are there. Nothing tells of others.
+        Pages missing from ranges whose headers are left. Others are not known.
     """
 
     def _join(self, pieces: BlockList, ranges: list[tuple[int, int]]) -> BlockList:
-        """Give the blocks of the guest, by the ranges ``[begin, end)`` that the headers tell."""
+        """Give the blocks of the guest, by the ranges ``[begin, end)`` that the headers name."""
         self._pieces = PieceList(pieces, merged(ranges, self.path), self.path)
         return self._pieces.blocks
 
@@ -65,11 +65,11 @@ class RangeHeaders:
         self._left = _MAX_TRIED
 
     def read(self, offset: int) -> tuple[int, int]:
-        """Read the header there: address and size of its range; FormatError where there is none."""
+        """Read a header: address and size of its range; FormatError if it is not one."""
         return read_range(self._file, offset, self._signature, self._version)
 
     def next(self, offset: int, after: int) -> int:
-        """Look for a header of memory at `after` or above; the end of the file where there is none."""
+        """Look for a header of memory at `after` or above; give its offset, or the end of the file."""
         file, step = self._file, 4 << 10
         wanted = self._signature + self._version.to_bytes(4, lime.BYTEORDER)
         while offset < file.size:
