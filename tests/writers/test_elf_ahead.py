@@ -1,4 +1,4 @@
-"""An ELF file that is written while the guest runs, then set right when it stands still."""
+"""An ELF file that is written while the guest runs, then set right during the pause."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = st.sampled_from(["as it was", "noise", "zero", "last byte", "first bit"]
 
 @st.composite
 def lives(draw: st.DrawFn) -> tuple[Blocks, Blocks]:
-    """Draw what a guest holds while it runs, and what of it has changed when it stands still.
+    """Draw what a guest holds while it runs, and what of it has changed when it is paused.
 
     Data stands between holes of both lengths: those that are skipped, and those too short for it.
     """
@@ -181,7 +181,7 @@ def test_only_what_changed_is_written_again(tmp_path: Path, memory: type[Ram]) -
 
 
 def test_memory_that_was_given_back(tmp_path: Path) -> None:
-    """Data while the guest ran, and a hole of the guest when it stood still: a range far from other data."""
+    """Data while the guest ran, and a hole of the guest when it was paused: a range far from other data."""
     before = noise(2, 4000)
     after = before.copy()
     after[500 * PAGE : 3500 * PAGE] = 0

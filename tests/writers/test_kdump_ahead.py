@@ -1,4 +1,4 @@
-"""A guest that runs while its pages are packed, then stands still: the dump is of that moment."""
+"""A guest that runs while its pages are packed, then is paused: the dump is of that moment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KINDS = st.sampled_from(["same", "noise", "zero", "last byte", "text", "first bi
 
 @st.composite
 def lives(draw: st.DrawFn) -> tuple[Blocks, Blocks]:
-    """Draw what a guest holds while it runs, and what of it has changed when it stands still."""
+    """Draw what a guest holds while it runs, and what of it has changed when it is paused."""
     running, still = [], []
     pfn = draw(st.sampled_from([0, 1, 1000, (1 << 20) - 3]))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))

@@ -57,7 +57,7 @@ class PagesAhead:
     Raises
     ------
     SinkError
-        The file cannot be made.
+        Creating the file failed.
     """
 
     def __init__(self, page_size: int, folder: str | None) -> None:
@@ -80,12 +80,12 @@ class PagesAhead:
         hashes : (n,) uint64
             Of what they held, 0 for zeros.
         places : (n,) PLACE, optional
-            Where that went, if it cannot be computed.
+            Where that went; not needed where the frame number tells it.
 
         Raises
         ------
         SinkError
-            They cannot be kept.
+            Writing the file failed.
         """
         entries: NDArray[np.void] = np.zeros(hashes.size, _ENTRY)
         entries["hash"] = hashes
@@ -103,7 +103,7 @@ class PagesAhead:
         return range(pfn // _REGION, -(-(pfn + count) // _REGION))
 
     def read(self, pfn: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.void]] | None:
-        """Look up pages from frame number `pfn` on; None if none of them was recorded.
+        """Look up pages from frame number `pfn` on; None if no page of them was recorded.
 
         Returns
         -------

@@ -144,7 +144,7 @@ class _Worker(threading.local):
         hashes, options, places = self._hashing(run)
         runs = file_runs(run.block.memory, run.offset, run.length)
         if runs is not None:
-            # Where that fails, the memory itself knows what there is to say or to do.
+            # Where that fails, the memory itself reads again, or raises the right error.
             with suppress(OSError):
                 used = packer.pack(self._scan_files(runs, pages, options), out, sizes)
                 return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, places)
@@ -155,7 +155,7 @@ class _Worker(threading.local):
         return Packed(out[: align_up(used, ALIGNMENT)], sizes, hashes, places)
 
     def _copy(self, copied: CopiedPages, slot: _Slot, run: Run) -> Packed | None:
-        """Take pages of a run that are packed as they are wanted, and pack the others; None if none is."""
+        """Copy pages of a run that are packed as wanted, pack the others; None if all are to be packed."""
         page_size = self._page_size
         stored = copied.stored((run.block.start + run.offset) // page_size, run.length // page_size)
         if stored is None:
@@ -247,7 +247,7 @@ def packed(
     threads : int
         Worker threads.
     key : (KEY_WORDS,) uint64, optional
-        Of the pages' hashes; without it there are none.
+        Of the pages' hashes; without it no page is hashed.
     ahead : PagesAhead, optional
         Pages that need not be packed again where they hold what they held; with its `key`.
     copied : CopiedPages, optional

@@ -1,4 +1,4 @@
-"""Pages that are taken from a dump as they lie in it: packed already, with the codec that is wanted."""
+"""Pages that are copied as they are stored in a dump: packed already, with the codec that is wanted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["CopiedPages"]
 
 @dataclass(frozen=True)
 class CopiedPages:
-    """Which pages are copied as they lie in a dump.
+    """Which pages are copied as they are stored in a dump.
 
     What is copied is not unpacked, so damage in it is copied too: only its bounds were checked.
 
     Attributes
     ----------
     stored : callable
-        ``(pfn, count) -> StoredPages``, or None for pages that are not held one by one. Called in worker
+        ``(pfn, count) -> StoredPages``, or None where pages are not stored one by one. Called in worker
         threads.
     flag : int
         Flag of the pages that are packed as wanted.
@@ -52,14 +52,14 @@ class CopiedPages:
 
     @staticmethod
     def without_data(run: StoredPages) -> NDArray[np.bool_]:
-        """Tell which pages have no data of their own: zeros, and what is not in the dump; (count,)."""
+        """Tell which pages have no data of their own: zero and excluded ones; (count,)."""
         result: NDArray[np.bool_] = run.zero | run.excluded
         return result
 
     def hashes(self, run: StoredPages) -> NDArray[np.uint64]:
         """Make hashes that are equal for pages that share their bytes, and for no others; (count,) uint64.
 
-        They are none of contents. That one equals such a one has a chance of 2^-63, as the key is random.
+        They are not of contents. One equals a hash of contents with a chance of 2^-63: the key is random.
         """
         # A one-to-one map: an odd factor, and a sum, modulo 2^64.
         hashes: NDArray[np.uint64] = (

@@ -78,7 +78,7 @@ def chosen_blocks(blocks: Sequence[Block], within: tuple[int, int] | None) -> li
     Raises
     ------
     RequestError
-        The range is no range of addresses, or holds no memory.
+        The range exceeds 64-bit addresses, is empty, or has no memory in it.
     """
     if within is None:
         return whole_blocks(blocks)
@@ -86,7 +86,7 @@ def chosen_blocks(blocks: Sequence[Block], within: tuple[int, int] | None) -> li
     end = begin + length
     if begin < 0 or length <= 0 or end > ADDRESS_LIMIT:
         raise RequestError(
-            f"length: [{begin:#x}, {end:#x}) is no range of 64-bit addresses", parameter="length"
+            f"length: [{begin:#x}, {end:#x}) is not a range of 64-bit addresses", parameter="length"
         )
     slices = cut_blocks(blocks, begin, end)
     if not slices:

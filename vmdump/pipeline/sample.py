@@ -93,7 +93,7 @@ def take_sample(blocks: Sequence[Block], *, page_size: int, size: int) -> Sample
     page_size : int
         Bytes.
     size : int
-        Bytes to take, rounded up to a piece; all data, if there is no more.
+        Bytes to take, rounded up to a piece; at most all data.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def reading_speed(blocks: Sequence[Block], sample: Sample) -> float:
     page_size, data_bytes = sample.pages.shape[1], sample.data_bytes
     starts, length = _starts(data_bytes, _STRETCHES * _STRETCH_SIZE, _STRETCH_SIZE, page_size)
     stretches = [(begin, min(begin + length, data_bytes), 0) for begin in starts]
-    # Filled, so that it is in memory: page faults of a new buffer are none of the guest's time.
+    # Filled, so that it is resident: page faults of a new buffer would be counted as the guest's.
     scratch: Pages = np.full(length, 1, np.uint8)
     seconds = _read(blocks, page_size, stretches, scratch)
     return sum(end - begin for begin, end, _ in stretches) / max(seconds, 1e-9)
@@ -148,7 +148,7 @@ def _read(
 ) -> float:
     """Read pieces of the data, which ascend, into their places; give the seconds that it took.
 
-    A piece that is not there any more, because a live guest gave memory back, leaves `out` as it is.
+    A piece that a live guest has given back meanwhile leaves `out` as it is.
     """
     seconds = 0.0
     position = at = 0

@@ -31,7 +31,7 @@ def training_pages(blocks: Sequence[Block], *, page_size: int) -> Pages:
     Returns
     -------
     (n * page_size,) uint8
-        About 1 MiB, or less where there is no more; may be empty.
+        About 1 MiB, or less if the guest has less; may be empty.
 
     Raises
     ------

@@ -34,7 +34,7 @@ def check_threads(threads: int | None) -> int:
     Raises
     ------
     RequestError
-        Nobody can have so many, or so few.
+        It is not from 1 to 1024.
     """
     if threads is None:
         return len(os.sched_getaffinity(0))
@@ -65,7 +65,7 @@ def in_order(
     threads : int
         At least 1.
     idle : callable
-        Tells of a task that there is nothing to work on; its result is None.
+        Tells of a task that it needs no work; its result is None.
 
     Yields
     ------

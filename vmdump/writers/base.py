@@ -1,4 +1,4 @@
-"""What an output format has to be able to do: refuse, lay a guest out, and write it."""
+"""An output format: it checks a guest, lays it out, and writes it."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class Ahead(ABC):
 
     @abstractmethod
     def plan(self, guest: Guest) -> Plan:
-        """Lay out the guest that is held around what was written; where that is of no use, clear the sink.
+        """Lay out the guest that is held around what was written; where that no longer fits, clear the sink.
 
         Raises
         ------
         VmdumpError
             As of :meth:`Writer.plan`.
         SinkError
-            The sink cannot be cleared.
+            Clearing the sink failed.
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Writer(ABC):
     level : int or None
         Of the engine.
     takes_found_vmcoreinfo : bool
-        True if VMCOREINFO that nobody tells is looked for in the guest's memory.
+        True if VMCOREINFO is searched for in the memory of a guest that does not tell it.
     """
 
     codec = ""
@@ -95,7 +95,7 @@ class Writer(ABC):
     takes_found_vmcoreinfo = True
 
     def check(self, guest: Guest) -> None:
-        """Refuse a guest that cannot be written so, at little cost and before anything is created.
+        """Refuse a guest that the format does not fit, at little cost and before anything is created.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Writer(ABC):
         Raises
         ------
         SinkError
-            It has to be seekable for the layout that is asked for.
+            The layout that is asked for needs a seekable sink.
         """
         return "standard"
 
@@ -129,7 +129,7 @@ class Writer(ABC):
         """
 
     def writes_ahead(self, sink: Sink) -> bool:
-        """Tell whether :meth:`write_ahead` is of any use there."""
+        """Tell whether :meth:`write_ahead` helps there."""
         return False
 
     def write_ahead(self, guest: Guest, sink: Sink, *, threads: int, control: Control) -> Ahead | None:
@@ -147,7 +147,7 @@ class Writer(ABC):
         Returns
         -------
         Ahead or None
-            None where nothing was written.
+            None if nothing was written.
 
         Raises
         ------
@@ -162,7 +162,7 @@ class Writer(ABC):
         Raises
         ------
         RequestError
-            Files of this kind are no parts of a set.
+            Files of this kind are never parts of a set.
         """
         raise RequestError(
             "split: only kdump files of the standard layout can be parts of a set", parameter="split"
@@ -187,7 +187,7 @@ def demand_seekable(sink: Sink) -> None:
     Raises
     ------
     SinkError
-        It is one of these.
+        It takes bytes in order only.
     """
     if not sink.seekable:
         raise SinkError(

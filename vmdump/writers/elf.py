@@ -27,7 +27,7 @@ class ElfWriter(Writer):
         self.selection = selection
 
     def check(self, guest: Guest) -> None:
-        """Refuse a guest whose page tables nobody can walk, or without memory in the range."""
+        """Refuse a guest whose kind of page tables is unknown, or without memory in the range."""
         if self.selection.paging and guest.arch.address_spaces is None:
             raise CapabilityError(f"paging: no page-table walk for {guest.arch.name} in this version")
         self.selection.slices(guest)

@@ -36,7 +36,7 @@ from vmdump.writers.loads import cut_mappings, program_headers
 __all__ = ["UNIT", "ElfHead", "elf_head"]
 
 UNIT = 4096
-"""Memory begins on a file system block, and is written or left out in such units: holes of the file."""
+"""Memory begins on a file system block, and is written or skipped in such units: holes of the file."""
 _LAST_32BIT = 0xFFFFFFFF
 _MAX_FILE = (1 << 63) - 1
 """Bytes: file offsets are signed."""

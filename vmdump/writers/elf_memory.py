@@ -42,7 +42,7 @@ def write_memory(
     Parameters
     ----------
     guest : Guest
-        The guest; what it excludes is left out.
+        The guest; what it excludes is not written.
     lane : Lane
         Where it goes; what is zero is skipped. It stays unfinished.
     slices : sequence of Slice

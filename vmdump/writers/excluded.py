@@ -1,4 +1,4 @@
-"""Pages that are in a guest and excluded from its dumps, as a writer needs them: in pieces, and never all."""
+"""Pages that are in a guest and excluded from its dumps: found in windows, so that masks stay small."""
 
 from __future__ import annotations
 
@@ -112,4 +112,4 @@ def nth_page(guest: Guest, index: int) -> int:
             index -= kept.size
             position = pfn + mask.size
         return position + index
-    raise ValueError(f"the dump has no page {index} more")
+    raise ValueError("the dump has fewer pages")

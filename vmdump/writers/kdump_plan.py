@@ -139,7 +139,7 @@ class KdumpPlan(Plan):
             front.write(head.content)
             write_bitmap(front, pfns, head.bitmap_size)
             if flatten and guest.excluded_size:
-                # What a dump excludes is known; of a guest it is known only later what could be read.
+                # What a dump excludes is known now; which pages are unreadable is known only later.
                 write_bitmap(front, pfns, head.bitmap_size, excluding=guest)
             front.finish()
             table = file.lane(head.descriptors_offset)
@@ -177,7 +177,7 @@ class KdumpPlan(Plan):
                     checkpoints.finish(data, descriptors)
                 else:
                     data.finish()
-                    # Which pages are in the dump is known only now that all have been read.
+                    # Which pages are unreadable is known only now that all have been read.
                     present = without(pfns, list(merge_runs(pages.unreadable)))
                     write_bitmap(bitmap, present, head.bitmap_size, excluding=guest)
                     bitmap.finish()

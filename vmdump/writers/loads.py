@@ -45,7 +45,7 @@ class Selection:
         Raises
         ------
         RequestError
-            There is none in the range.
+            The range has no memory in it.
         """
         return chosen_blocks(guest.blocks, self.within)
 
@@ -55,7 +55,7 @@ class Selection:
         Raises
         ------
         CapabilityError, TranslationError, SourceError
-            They cannot be walked.
+            Walking the page tables failed.
         """
         if not self.paging:
             return None
@@ -122,7 +122,7 @@ def _virtual_loads(starts: _Column, sizes: _Column, offsets: _Column, mappings: 
 
 
 def cut_mappings(mappings: Runs, starts: _Column, sizes: _Column) -> Runs:
-    """Cut mappings where memory is left out of the file: what is left out would be read as zeros.
+    """Cut mappings where memory is excluded: it would be read as zeros.
 
     Parameters
     ----------

@@ -19,13 +19,13 @@ class Tally:
     zero_pages, plain_pages, compressed_pages : int
         Pages of a kdump file by kind; zero pages include those in holes.
     copied_pages : int
-        Pages of a kdump file that were taken as the source has them, without packing.
+        Pages of a kdump file that were copied as they are stored in the source.
     excluded_pages : int
-        Pages that are marked as not in the dump: the source excludes them, or the host could not read them.
+        Pages that are not in the dump: the source excludes them, or they were unreadable.
     partial_pages : int
         Pages of a kdump file of which the guest has only a part, excluded ones included.
     changed_pages : int
-        Pages packed when the guest stood still, because they had changed since all were packed while it ran.
+        Pages packed during the pause, because they had changed since they were packed ahead.
     hole_bytes : int
         Guest memory that was known to be zero and not read, in bytes.
     """

@@ -48,25 +48,23 @@ def check_compat(
     Raises
     ------
     RequestError
-        The name is not known, or QEMU has no such option.
+        The name is unknown, or QEMU has no such option.
     EngineUnavailable
         This build has no zlib, or another library in its place.
     """
     if name != "qemu":
-        raise RequestError(f"compat: {name!r} is not known; there is qemu", parameter="compat")
+        raise RequestError(f"compat: {name!r} is unknown; qemu is the only one", parameter="compat")
     if not pause:
-        raise RequestError(
-            "compat: QEMU stops the guest, so --no-pause does not go with it", parameter="compat"
-        )
+        raise RequestError("compat: QEMU pauses the guest, so --no-pause contradicts it", parameter="compat")
     if vmcoreinfo:
         raise RequestError(
-            "compat: QEMU takes VMCOREINFO from the guest only, so none can be given", parameter="compat"
+            "compat: QEMU takes VMCOREINFO from the guest only; do not give one", parameter="compat"
         )
     if dump_format.codec is None:
         return
     if dump_format.codec != "zlib":
         raise RequestError(
-            f"compat: {dump_format.name} is none of QEMU's files that are known; elf and kdump-zlib are",
+            f"compat: {dump_format.name} is not supported; elf and kdump-zlib are",
             parameter="compat",
         )
     if engine not in (None, ENGINE) or level not in (None, LEVEL):
@@ -94,14 +92,14 @@ def qemu_target(guest: Guest) -> QemuTarget:
     Raises
     ------
     CapabilityError
-        QEMU 7.2 does not dump guests of this architecture, or the source is a dump that leaves pages out.
+        QEMU 7.2 does not dump guests of this architecture, or the source is a dump with excluded pages.
     """
     target = TARGETS.get(guest.arch.name)
     if target is None:
         raise CapabilityError(f"compat: QEMU 7.2 dumps no guests of {guest.arch.name}")
     if guest.excluded_size:
         raise CapabilityError(
-            f"compat: QEMU leaves no memory out, and this source lacks {guest.excluded_size} bytes of it"
+            f"compat: QEMU excludes no memory, and {guest.excluded_size} bytes of this source are excluded"
         )
     qemu = guest.qemu
     if guest.arch.name == "i386":
@@ -130,7 +128,7 @@ def _has_32bit_cpu(guest: Guest) -> bool:
 
 
 def _cpu_signature(guest: Guest) -> int | None:
-    """Read what CPUID leaf 1 gives in EAX from SMBIOS; None if there is none."""
+    """Read what CPUID leaf 1 gives in EAX from SMBIOS; None without SMBIOS."""
     try:
         area = guest.read(_SMBIOS_AREA, _SMBIOS_AREA_END - _SMBIOS_AREA)
         for at in range(0, len(area) - _ANCHOR_SIZE, 16):
