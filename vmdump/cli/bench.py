@@ -41,7 +41,7 @@ __all__ = ["bench_command"]
 @click.option(
     "--picture", metavar="FILE", help="Draw ratio against speed: a .svg, .png or .pdf (needs matplotlib)."
 )
-@click.option("--force", is_flag=True, help="Replace a picture that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
 @quiet_option
 def bench_command(
@@ -110,10 +110,10 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     rate, slowest, fastest = (f"{each / 1e6:.0f}" for each in rates)
     say(f"{found.disk.folder}: {rate} MB/s ({slowest} to {fastest}); {found.machine}")
     terminal.print(table)
-    say("Letters: none is both faster and smaller. *: the default of its format.")
+    say("Letters: no other is both faster and smaller. *: the default of its format.")
     say("MB/s, ratio: of pages that are not zero, by one processor; ±%: in three rounds.")
     threads = counted(found.threads, "thread")
-    say(f"MiB, s: the whole dump with {threads}; limit: what the other one waits for.")
+    say(f"MiB, s: the whole dump with {threads}; limit: the bottleneck.")
     hidden = len(found.candidates) - len(shown)
     if hidden:
         say(f"{counted(hidden, 'more is', 'more are')} beaten by one above; --all shows all.")

@@ -35,7 +35,7 @@ _ANGLES = (-90, 90, -60, 60, -120, 120, 0, 180, -30, 30, -150, 150)
 
 
 def letters(candidates: Sequence[Candidate]) -> dict[Candidate, str]:
-    """Give the efficient ones letters, the fastest first; those behind z get capitals, then none."""
+    """Give the efficient ones letters, the fastest first: a to z, A to Z, and then no letter."""
     best = sorted((each for each in candidates if each.efficient), key=lambda each: -each.speed)
     return dict(zip(best, string.ascii_letters, strict=False))
 
@@ -214,13 +214,13 @@ def _frontier(found: Benchmark) -> list[tuple[float, float]]:
 
 
 def _draw_frontier(axes: Axes, found: Benchmark) -> None:
-    """Draw what can be had: at a speed, the smallest ratio of all that are at least as fast."""
+    """Draw the frontier: at a speed, the smallest ratio of all that are at least as fast."""
     best = _frontier(found)
     axes.step(
         [speed for speed, _ in best],
         [ratio for _, ratio in best],
         where="pre",
-        label="none is both faster and smaller",
+        label="no other is both faster and smaller",
         color="0.25",
         linewidth=1.2,
         linestyle="--",

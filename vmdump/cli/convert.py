@@ -40,8 +40,8 @@ __all__ = ["convert_command"]
 @threads_option
 @vmcoreinfo_option
 @search_option
-@click.option("--keep-going", is_flag=True, help="Leave out pages of a damaged dump that cannot be read.")
-@click.option("--force", is_flag=True, help="Replace output files that are there.")
+@click.option("--keep-going", is_flag=True, help="Exclude the lost pages of a damaged dump.")
+@click.option("--force", is_flag=True, help="Replace existing output files.")
 @json_option
 @quiet_option
 def convert_command(
@@ -65,8 +65,8 @@ def convert_command(
     SOURCE is the path of a dump of any kind, raw:PATH?machine=q35&arch=x86_64&page_size=4K (see 'vmdump dump
     --help'), or the paths of all parts of a split set. OUTPUT is a path, - for standard output, or fd:N.
     Pages that are compressed with the codec of FORMAT already are copied as they are, unless --engine or
-    --level is given. With --keep-going, pages that cannot be read are excluded, OUTPUT is marked as
-    incomplete, and the exit code is 15.
+    --level is given. With --keep-going, lost pages are excluded, OUTPUT is marked as incomplete, and
+    the exit code is 15.
     """
     check_report(output, as_json=as_json)
     shown = sys.stderr.isatty() and not quiet

@@ -76,7 +76,7 @@ def _verify(source: str, path: str, threads: int) -> int:
         found = compare(guest, written, threads=threads)
         if not found.equal:
             differing = counted(found.different_pages, "page differs", "pages differ")
-            where = differing if found.different else "its blocks are others"
+            where = differing if found.different else "its blocks differ"
             raise FormatError(f"the dump does not hold the guest: {where}", path=path)
         return found.bytes_compared // written.page_size
 
@@ -91,7 +91,7 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     from rich.text import Text
 
     guest_size = format_size(rows[0][0].guest_bytes)
-    # 79 columns: the width of a terminal nobody has resized.
+    # 79 columns: they fit a terminal of the usual width.
     table = Table(
         title=f"{source}: {guest_size} of guest memory, {counted(threads, 'thread')}",
         box=box.SIMPLE_HEAD,

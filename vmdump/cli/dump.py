@@ -50,7 +50,7 @@ _SHOWN = 3
 @vmcoreinfo_option
 @search_option
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
-@click.option("--force", is_flag=True, help="Replace an output file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing output file.")
 @json_option
 @quiet_option
 def dump_command(
@@ -74,7 +74,7 @@ def dump_command(
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
-    SOURCE is qmp:SOCKET for a live guest of QEMU, which stands still meanwhile,
+    SOURCE is qmp:SOCKET for a live guest of QEMU, which is paused meanwhile,
     raw:PATH?machine=q35&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or
     those of all parts of a split set. Where raw memory lies is said by machine=, as in QEMU, with
     max_ram_below_4g=, by blocks=0-2G,4G-6G, or by base=; several raw:PATH are one guest. OUTPUT is a path, -
@@ -109,11 +109,11 @@ def dump_command(
 
 
 def _incomplete(report: Report) -> IncompleteDump:
-    lost = sum(end - begin for begin, end in report.unreadable)
+    unreadable = sum(end - begin for begin, end in report.unreadable)
     first = ", ".join(f"{begin:#x}-{end:#x}" for begin, end in report.unreadable[:_SHOWN])
     more = f" and {len(report.unreadable) - _SHOWN} more" if len(report.unreadable) > _SHOWN else ""
     return IncompleteDump(
-        f"{report.output}: the dump is written, but the host could not read {format_size(lost)} of the "
+        f"{report.output}: the dump is written, but the host could not read {format_size(unreadable)} of the "
         f"guest, at {first}{more}; --json lists all",
         unreadable=report.unreadable,
     )

@@ -1,4 +1,4 @@
-"""What commands tell on standard error while they work, and at the end."""
+"""Progress and summary of commands on standard error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def progress_bar(
 
 @contextmanager
 def late_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar from the first time on that something is told: most often, nothing is."""
+    """Show a progress bar from the first report of progress on: most often, there is no report."""
     if not shown:
         yield None
         return
@@ -61,7 +61,7 @@ def late_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] 
 
 
 def summary(report: Report) -> str:
-    """Say in one line what a finished dump is."""
+    """Summarize a finished dump in one line."""
     share = report.output_bytes / report.guest_bytes
     by = f" by {report.engine} level {report.level}" if report.engine else ""
     return (
@@ -70,7 +70,7 @@ def summary(report: Report) -> str:
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
         f"{_filled_up(report)}"
-        f"{_stood_still(report)}"
+        f"{_paused(report)}"
     )
 
 
@@ -80,8 +80,8 @@ def _filled_up(report: Report) -> str:
     return f"; zeros fill up {counted(report.partial_pages, 'page')} inside which memory ends"
 
 
-def _stood_still(report: Report) -> str:
+def _paused(report: Report) -> str:
     if report.paused_seconds is None:
         return ""
-    how = "ran on (fuzzy) but for" if report.fuzzy else "stood still for"
+    how = "ran on (fuzzy) but for" if report.fuzzy else "was paused for"
     return f"; the guest {how} {report.paused_seconds:.3f} s"

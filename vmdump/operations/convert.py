@@ -55,9 +55,9 @@ def convert(
     """Write a dump again in another format or layout, as one file or as a split set.
 
     Notes, VMCOREINFO, and which pages are excluded go along. Pages of a kdump file that are compressed with
-    the codec that is wanted are copied as they are and not packed again; they are not unpacked either, so
-    damage inside them goes along, too. With `engine` or `level` every page is packed anew. Damage that
-    comes to light is an error, unless `keep_going` leaves it out.
+    the codec that is wanted are copied as they are stored; they are not unpacked either, so damage inside
+    them goes along, too. With `engine` or `level` every page is packed anew. Damage that comes to light is
+    an error, unless `keep_going` excludes it.
 
     Parameters
     ----------
@@ -73,26 +73,25 @@ def convert(
         Write so many files, 2 or more, ``output.1``, ``output.2`` and so on: a split set of kdump files of
         the standard layout, as ``makedumpfile --split`` makes them. All of them appear, or none.
     keep_going : bool
-        Of a dump that is damaged or was cut short, leave out the pages that cannot be read, as
-        :func:`vmdump.repair` does: they are excluded, and the output is marked as incomplete. All pages are
-        read once more for it.
+        Exclude the lost pages of a dump that is damaged or was cut short, as :func:`vmdump.repair` does, and
+        mark the output as incomplete. All pages are read once more for it.
 
     Returns
     -------
     Report
         Its `copied_pages` says how many pages were not packed again, its `parts` names the files of a set,
-        its `lost_pages` says how many pages could not be read.
+        its `lost_pages` says how many pages were lost.
 
     Raises
     ------
     RequestError
         The request contradicts itself.
     EngineUnavailable, CapabilityError
-        This build, or this dump, cannot do it.
+        This build or this dump does not support it.
     SourceError, FormatError, LayoutError, CodecError
-        The dump is damaged or cannot be read.
+        The dump is damaged, or reading it failed.
     SinkError, OutputExists
-        The output cannot be written.
+        Writing the output failed.
     """
     control = Control(progress)
     return _check(source, output, control, **options).run(control)
@@ -114,7 +113,7 @@ def _check(
     force: bool = False,
     keep_going: bool = False,
 ) -> Request:
-    """Refuse what cannot be done before anything is created."""
+    """Open the dump and check the request, before anything is created."""
     parts: list[str] = []
     if split is not None:
         if not 2 <= split <= _MAX_PARTS:

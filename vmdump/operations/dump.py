@@ -74,9 +74,9 @@ def dump(
     paging : bool
         Describe memory by the guest's page tables.
     force : bool
-        Replace an output file that is there.
+        Replace an existing output file.
     pause : bool
-        Stop a running guest while it is read, and let it run again. Without it the dump of a running guest
+        Pause a running guest while it is read, and resume it. Without it the dump of a running guest
         is fuzzy: each page is valid, but not all are of one moment.
     vmcoreinfo : bytes, str or path, optional
         VMCOREINFO in the place of what the guest gives: its text, a file of it, or ``"found:N"``, the Nth of
@@ -97,13 +97,13 @@ def dump(
     RequestError
         The request contradicts itself.
     EngineUnavailable, CapabilityError
-        This build or this guest cannot do it.
+        This build or this guest does not support it.
     SourceError, AccessDenied, LayoutError, FormatError
-        The guest cannot be read or its blocks are wrong.
+        Reading the guest failed, or its blocks are wrong.
     GuestBusy, QmpError
-        A live guest cannot be dumped now, or its QEMU has ended.
+        A live guest is busy, or its QEMU has ended.
     SinkError, OutputExists
-        The output cannot be written.
+        Writing the output failed.
     """
     return check_request(source, output, **options).run(Control(progress))
 

@@ -1,4 +1,4 @@
-"""What a finished dump is."""
+"""The report of a finished dump."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What a finished dump is.
+    """The report of a finished dump.
 
     Attributes
     ----------
@@ -33,32 +33,32 @@ class Report:
     zero_pages, plain_pages, compressed_pages : int
         Pages of a kdump file by kind.
     copied_pages : int
-        Those of them that were taken from another kdump file as they lay there, not packed again.
+        Those of them that were copied as they are stored in another kdump file, not packed again.
     excluded_pages : int
-        Pages of the guest that are not in the dump: left out of the dump that was its source, or, in a kdump
-        file, not to be read.
+        Pages of the guest that are not in the dump: excluded from the dump that was its source, or, in a
+        kdump file, unreadable.
     partial_pages : int
         Pages of which the guest has only a part, as blocks that end inside a page have it: a kdump file has
-        zeros in the rest. 0 in an ELF file, which has the bytes that there are.
+        zeros in the rest. 0 in an ELF file, which has no more than the guest's bytes.
     changed_pages : int
-        Pages packed when the guest stood still, because they had changed since all were packed while it ran;
-        0 where nothing was packed before.
+        Pages packed during the pause, because they had changed since they were packed ahead, while the guest
+        ran; 0 where nothing was packed ahead.
     unreadable : tuple of (int, int)
         Guest-physical ranges ``[begin, end)`` that the host could not read: excluded from a kdump file,
         zeros in an ELF file.
     fuzzy : bool
         True if the guest ran while it was read. The dump has a note that says so.
     paused_seconds : float or None
-        For how long the guest stood still; None if it was not a live one.
+        For how long a live guest was paused; None of any other.
     seconds : float
         From the first to the last byte, syncing included.
     parts : tuple of str
         The files of a split set; empty for a dump in one file.
     vmcoreinfo_found : int or None
         Guest-physical address at which the dump's VMCOREINFO was found; None if the source told it, if it
-        was given, or if there is none.
+        was given, or if the dump has no VMCOREINFO.
     lost_pages : int
-        Pages of a damaged dump that could not be had; they are excluded, and the output is marked as
+        Pages of a damaged dump that it does not have any more; they are excluded, and the output is marked as
         incomplete.
     """
 

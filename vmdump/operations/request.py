@@ -37,7 +37,7 @@ class Target:
     threads : int
         Worker threads.
     force : bool
-        Replace an output file that is there.
+        Replace an existing output file.
     parts : sequence of str
         The files of a split set, which the writer can write; empty for a dump in one file.
     """

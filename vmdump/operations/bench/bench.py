@@ -66,7 +66,7 @@ class Candidate:
     seconds : float
         That the whole dump would take.
     limited_by : str
-        ``processor`` or ``disk``: what the other one would wait for.
+        ``processor`` or ``disk``: the bottleneck.
     efficient : bool
         True if no other engine and level is both faster and smaller; always false for ELF.
     """
@@ -114,11 +114,11 @@ class Benchmark:
     machine : str
         The processor.
     threads : int
-        That the dump would have.
+        Of the dump.
     page_size, guest_bytes : int
         Of the guest.
     data_bytes : int
-        Guest memory that is no hole.
+        Guest memory without its holes.
     sample_bytes : int
         Part of it that was looked at.
     zero_share : float
@@ -130,7 +130,7 @@ class Benchmark:
     candidates : tuple of Candidate
         By seconds, then by bytes.
     missing : dict of str to str
-        Engines that cannot be used, and why.
+        Engines that this build does not have, and why.
     """
 
     source: str
@@ -148,7 +148,7 @@ class Benchmark:
 
     @property
     def fitting(self) -> tuple[Candidate, ...]:
-        """Those for which the disk has room; all, if it has room for none."""
+        """Those for which the disk has room; all, if even the smallest is too large."""
         return (
             tuple(each for each in self.candidates if each.output_bytes <= self.disk.room) or self.candidates
         )
@@ -165,7 +165,7 @@ class Benchmark:
 
     @property
     def smallest_at_disk_speed(self) -> Candidate | None:
-        """The smallest dump that fits and that the disk would not wait for; None if there is none."""
+        """The smallest dump that fits and whose bottleneck is the disk; None if the disk always waits."""
         keep_up = [each for each in self.fitting if each.limited_by == "disk"]
         return min(keep_up, key=lambda each: (each.output_bytes, each.seconds), default=None)
 
@@ -181,7 +181,7 @@ class Benchmark:
 
 
 def efficient(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Tell which points no other one beats: none is as fast and as small, and better in one of the two.
+    """Tell which points no other one beats by being as fast and as small, and better in one of the two.
 
     Parameters
     ----------
@@ -244,11 +244,11 @@ def bench(
     Raises
     ------
     RequestError
-        `threads` is none that a dump can have, or `sample` is not positive.
+        `threads` is not from 1 to 1024, or `sample` is not positive.
     SourceError, AccessDenied, LayoutError, FormatError, CapabilityError, GuestBusy, QmpError
-        The guest cannot be read, has no data, or fits no kdump file.
+        Reading the guest failed, it has no data, or it fits no kdump file.
     SinkError
-        Nothing can be written to the folder.
+        Writing to the folder failed.
     CodecError
         An engine failed, or packed what does not unpack to the page.
     """
@@ -302,7 +302,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Guest:
-    """What the forecast has to know of the guest; nothing of it is open any more."""
+    """What the forecast needs of the guest, which is closed already."""
 
     sample: Sample
     pages: Pages
@@ -321,7 +321,7 @@ class _Guest:
     def _cost(
         self, pack_seconds: float, written: float, threads: int, disk: DiskSpeed
     ) -> tuple[int, float, Limit]:
-        """Give the bytes written, the seconds, and what limits them."""
+        """Give the bytes written, the seconds, and the bottleneck."""
         scan_seconds = self.sample.data_bytes * self.scan_seconds_per_byte
         # Threads beyond the processors only take turns on them.
         at_once = min(threads, len(os.sched_getaffinity(0)))
@@ -395,7 +395,7 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
     test_seconds = time.thread_time() - began
     if zero.all():
         raise SourceError(
-            "there is nothing to compress: the guest's memory is zero, as far as the sample tells",
+            "nothing to compress: all pages of the sample are zero",
             hint="a dump of it is small in any format",
         )
     return _Guest(

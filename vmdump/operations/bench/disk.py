@@ -1,4 +1,4 @@
-"""How fast a folder takes a dump: written as a dump is written, and no file is left."""
+"""How fast a dump is written to a folder: tried with a file that is removed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def measure_disk(
     Raises
     ------
     SinkError
-        Nothing can be written there.
+        Writing there failed.
     Cancelled
         `cancelled` returned true.
     """

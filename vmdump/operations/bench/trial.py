@@ -32,7 +32,7 @@ class Trial:
     level : int
         Of the engine.
     pages : (n, page_size) uint8, C-contiguous
-        At least one; none of them zero.
+        At least one; all with data.
     training : (m * page_size,) uint8, C-contiguous
         What the engine is trained on before, where this is a level of that kind.
 
@@ -81,7 +81,7 @@ class Trial:
             if packed:
                 count = min(max(int(packed / seconds * (_BUDGET - seconds)), 1), most)
             count = min(count, len(self._pages) - packed, len(self._pages) - self._at)
-            # The processor's time and not the clock's: what others run on this machine is none of this.
+            # The processor's time, not the clock's: it leaves out what others run on this machine.
             began = time.thread_time()
             self._pack(count)
             seconds += max(time.thread_time() - began, 1e-9)
@@ -116,7 +116,7 @@ class Trial:
 def estimate_ratios(
     sizes: Sequence[NDArray[np.uint32]], covered: Sequence[int], page_size: int
 ) -> list[float]:
-    """Tell how small each trial packs all pages, packed to plain, from the pages that it had time for.
+    """Tell how small each trial packs all pages, packed to plain, from the pages it had time for.
 
     Where a trial did not see all pages, its result is scaled by what another one, which has, got on the same
     pages and on all: pages differ far more from each other than engines do. (Of 32 MiB of a guest, zstd 19
