@@ -56,18 +56,18 @@ class ElfAhead(Ahead):
         control.start(sum(piece.size for piece in slices))
         self._written = PagesAhead(UNIT, sink.folder)
         try:
-            with PlainFile(sink, control.cancelled) as file:
-                lane = file.lane(len(self._head.content))
-                write_memory(
-                    guest,
-                    lane,
-                    slices,
-                    Tally(),
-                    threads=threads,
-                    control=control,
-                    record=self._written,
-                )
-                lane.finish()
+            file = PlainFile(sink, control.cancelled)
+            lane = file.lane(len(self._head.content))
+            write_memory(
+                guest,
+                lane,
+                slices,
+                Tally(),
+                threads=threads,
+                control=control,
+                record=self._written,
+            )
+            lane.finish()
         except BaseException:
             self.close()
             raise

@@ -41,21 +41,21 @@ class ElfPlan(Plan):
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the core, or of what was written ahead what has changed."""
         tally = Tally(output_bytes=self.head.file_size)
-        with PlainFile(sink, control.cancelled) as file:
-            lane = file.lane(0)
-            lane.write(self.head.content)
-            write_memory(
-                self.guest,
-                lane,
-                self.slices,
-                tally,
-                threads=threads,
-                control=control,
-                ahead=self.ahead,
-            )
-            release()
-            lane.finish()
-            file.finish()
+        file = PlainFile(sink, control.cancelled)
+        lane = file.lane(0)
+        lane.write(self.head.content)
+        write_memory(
+            self.guest,
+            lane,
+            self.slices,
+            tally,
+            threads=threads,
+            control=control,
+            ahead=self.ahead,
+        )
+        release()
+        lane.finish()
+        file.finish()
         return tally
 
 

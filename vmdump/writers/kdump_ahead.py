@@ -62,14 +62,14 @@ class KdumpAhead(Ahead):
 
     def _pack(self, plan: KdumpPlan, threads: int, control: Control) -> DataAhead:
         offset, shared = plan.head.data_offset, SharedPages()
-        with PlainFile(self._sink, control.cancelled) as file:
-            data = PageData(file.lane(offset), offset, plan.guest.page_size, shared=shared)
-            with closing(plan.pack(threads, key=self._pages.key)) as runs:
-                for pfn, run, result in runs:
-                    if result is not None and result.hashes is not None and result.data.size:
-                        self._pages.record(pfn, result.hashes, data.append(result))
-                    control.advance(run.length)
-            data.finish()
+        file = PlainFile(self._sink, control.cancelled)
+        data = PageData(file.lane(offset), offset, plan.guest.page_size, shared=shared)
+        with closing(plan.pack(threads, key=self._pages.key)) as runs:
+            for pfn, run, result in runs:
+                if result is not None and result.hashes is not None and result.data.size:
+                    self._pages.record(pfn, result.hashes, data.append(result))
+                control.advance(run.length)
+        data.finish()
         return DataAhead(self._pages, shared, offset, data.next_offset)
 
     def plan(self, guest: Guest) -> KdumpPlan:

@@ -134,56 +134,56 @@ class KdumpPlan(Plan):
         sink.demand(head.page_count * kdump.PAGE_DESCRIPTOR.size)
         tally = Tally(partial_pages=self._count_partial_pages())
         pfns = page_runs(guest.blocks, guest.page_size)
-        with (FlattenedFile if flatten else PlainFile)(sink, control.cancelled) as file:
-            front = file.lane(0)
-            front.write(head.content)
-            write_bitmap(front, pfns, head.bitmap_size)
-            if flatten and guest.excluded_size:
-                # What a dump excludes is known now; which pages are unreadable is known only later.
-                write_bitmap(front, pfns, head.bitmap_size, excluding=guest)
-            front.finish()
-            table = file.lane(head.descriptors_offset)
-            bitmap = file.lane(len(head.content) + head.bitmap_size)
-            checkpoints = None
-            if flatten:
-                from vmdump.writers.checkpoints import Checkpoints  # most files are of the standard layout
+        file = (FlattenedFile if flatten else PlainFile)(sink, control.cancelled)
+        front = file.lane(0)
+        front.write(head.content)
+        write_bitmap(front, pfns, head.bitmap_size)
+        if flatten and guest.excluded_size:
+            # What a dump excludes is known now; which pages are unreadable is known only later.
+            write_bitmap(front, pfns, head.bitmap_size, excluding=guest)
+        front.finish()
+        table = file.lane(head.descriptors_offset)
+        bitmap = file.lane(len(head.content) + head.bitmap_size)
+        checkpoints = None
+        if flatten:
+            from vmdump.writers.checkpoints import Checkpoints  # most files are of the standard layout
 
-                checkpoints = Checkpoints(
-                    table, None if guest.excluded_size else bitmap, head.bitmap_size, head.data_offset
-                )
-            if ahead and ahead.data_offset != head.data_offset:
-                zeros = file.lane(head.data_offset)
-                zeros.write(bytes(guest.page_size))
-                zeros.finish()
-            data = self._page_data(file)
-            descriptors = DescriptorTable(
-                guest.byteorder,
-                kdump.CODEC_FLAGS[self.form.codec],
-                guest.page_size,
-                head.data_offset,
-                None if flatten else table,
-                tally,
+            checkpoints = Checkpoints(
+                table, None if guest.excluded_size else bitmap, head.bitmap_size, head.data_offset
             )
-            with closing(descriptors), closing(self._packed(threads)) as runs:
-                pages = _Pages(guest, data, descriptors, tally, count_changed=ahead is not None)
-                for pfn, run, result in runs:
-                    end_pfn = pfn + run.length // guest.page_size
-                    unreadable = pages.add(pfn, end_pfn, result)
-                    if checkpoints and checkpoints.add(without([(pfn, end_pfn)], unreadable), data):
-                        checkpoints.write(data, descriptors, end_pfn)
-                    control.advance(run.length)
-                release()
-                if checkpoints:
-                    checkpoints.finish(data, descriptors)
-                else:
-                    data.finish()
-                    # Which pages are unreadable is known only now that all have been read.
-                    present = without(pfns, list(merge_runs(pages.unreadable)))
-                    write_bitmap(bitmap, present, head.bitmap_size, excluding=guest)
-                    bitmap.finish()
-                    descriptors.finish(table)
-            file.finish()
-            tally.output_bytes = file.size
+        if ahead and ahead.data_offset != head.data_offset:
+            zeros = file.lane(head.data_offset)
+            zeros.write(bytes(guest.page_size))
+            zeros.finish()
+        data = self._page_data(file)
+        descriptors = DescriptorTable(
+            guest.byteorder,
+            kdump.CODEC_FLAGS[self.form.codec],
+            guest.page_size,
+            head.data_offset,
+            None if flatten else table,
+            tally,
+        )
+        with closing(descriptors), closing(self._packed(threads)) as runs:
+            pages = _Pages(guest, data, descriptors, tally, count_changed=ahead is not None)
+            for pfn, run, result in runs:
+                end_pfn = pfn + run.length // guest.page_size
+                unreadable = pages.add(pfn, end_pfn, result)
+                if checkpoints and checkpoints.add(without([(pfn, end_pfn)], unreadable), data):
+                    checkpoints.write(data, descriptors, end_pfn)
+                control.advance(run.length)
+            release()
+            if checkpoints:
+                checkpoints.finish(data, descriptors)
+            else:
+                data.finish()
+                # Which pages are unreadable is known only now that all have been read.
+                present = without(pfns, list(merge_runs(pages.unreadable)))
+                write_bitmap(bitmap, present, head.bitmap_size, excluding=guest)
+                bitmap.finish()
+                descriptors.finish(table)
+        file.finish()
+        tally.output_bytes = file.size
         return tally
 
     def _count_partial_pages(self) -> int:

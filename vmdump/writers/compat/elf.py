@@ -86,14 +86,14 @@ class CompatElfPlan(Plan):
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the core."""
         tally = Tally(output_bytes=len(self.head) + self.guest_size + len(_SECTION_NAMES))
-        with PlainFile(sink, control.cancelled) as file:
-            lane = file.lane(0)
-            lane.write(self.head)
-            write_memory(self.guest, lane, self.slices, tally, threads=threads, control=control)
-            release()
-            lane.write(_SECTION_NAMES)
-            lane.finish()
-            file.finish()
+        file = PlainFile(sink, control.cancelled)
+        lane = file.lane(0)
+        lane.write(self.head)
+        write_memory(self.guest, lane, self.slices, tally, threads=threads, control=control)
+        release()
+        lane.write(_SECTION_NAMES)
+        lane.finish()
+        file.finish()
         return tally
 
 

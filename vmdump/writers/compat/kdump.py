@@ -89,10 +89,10 @@ class CompatKdumpPlan(Plan):
         """Write the records, or what they make."""
         flatten = self.writer.layout_for(sink) == "flattened"
         tally = Tally()
-        with (FlattenedFile if flatten else PlainFile)(sink, control.cancelled) as file:
-            self._write_file(file, tally, threads, control, release)
-            file.finish()
-            tally.output_bytes = file.size
+        file = (FlattenedFile if flatten else PlainFile)(sink, control.cancelled)
+        self._write_file(file, tally, threads, control, release)
+        file.finish()
+        tally.output_bytes = file.size
         return tally
 
     def _write_file(
