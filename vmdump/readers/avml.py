@@ -26,7 +26,7 @@ _FRAME_HEADER, _CHECKSUM, _VARINT = 4, 4, 5
 _CACHED = 32
 """Frames that are kept: 2 MiB."""
 _MOST_PER_BYTE = 22
-"""Bytes of memory that a packed byte can give: snappy copies at most 64 with 3. Without this limit, five million
+"""Bytes of memory that a packed byte can give: snappy copies at most 64 with 3. Without it, five million
 frames in a file of 64 MiB could claim 64 KiB each, and verify would try to unpack every page of them."""
 _MIN_FRAMES = 1 << 16
 """Frames that every file may have; more only with 4 KiB of memory each. Writers put 64 KiB into one."""
