@@ -23,7 +23,10 @@ class ExcludingSource(vmdump.BlockSource):
     ) -> None:
         super().__init__(list(blocks), arch=arch, page_size=page_size)
         self._pfns = np.array(sorted(pfns), np.int64)
-        self.excluded_size = len(self._pfns) * page_size
+
+    @property
+    def excluded_size(self) -> int:
+        return len(self._pfns) * self.page_size
 
     def excluded_pages(self, pfn: int, count: int) -> np.ndarray:
         return np.isin(np.arange(pfn, pfn + count), self._pfns)

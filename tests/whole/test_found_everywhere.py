@@ -144,7 +144,7 @@ def test_a_split_set(sources: dict[str, str], text: bytes, place: int, tmp_path:
     report = vmdump.convert(sources["lime"], tmp_path / "set", split=3)
     assert report.vmcoreinfo_found == place
     with vmdump.open([tmp_path / f"set.{part}" for part in (1, 2, 3)]) as dump:
-        assert dump.told_vmcoreinfo.text == text
+        assert dump.told.lines.text == text
 
 
 @pytest.mark.parametrize("kind", KINDS)

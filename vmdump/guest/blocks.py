@@ -16,9 +16,12 @@ from vmdump.units import ADDRESS_LIMIT
 
 __all__ = [
     "MAX_BLOCKS",
+    "MAX_PAGE_SIZE",
+    "MIN_PAGE_SIZE",
     "Block",
     "BlockList",
     "FileRuns",
+    "HasDescriptor",
     "Memory",
     "Pages",
     "block_bounds",
@@ -32,8 +35,20 @@ __all__ = [
 MAX_BLOCKS = 1 << 18
 """That a file may claim: whoever lists them holds an object for each, some 500 bytes."""
 
+MIN_PAGE_SIZE = 4096
+MAX_PAGE_SIZE = 65536
+"""Of any guest, in bytes."""
+
 Pages = NDArray[np.uint8]
 FileRuns = list[tuple[int, int, int, int]]
+
+
+class HasDescriptor(Protocol):
+    """Something with an open file descriptor."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
 
 
 class Memory(Protocol):

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from vmdump.errors import SourceError
-from vmdump.guest.guest import FileRuns, Pages
+from vmdump.guest.blocks import FileRuns, Pages
 
 __all__ = ["FileMemory", "GuestFile"]
 

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from operator import or_
-from typing import TYPE_CHECKING, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vmdump.arch import Arch, arch_by_uts_machine
-from vmdump.errors import CodecError, ExcludedPage, FormatError, LayoutError, ReadError, RequestError
+from vmdump.arch import Arch
+from vmdump.arch.paging import Runs
+from vmdump.errors import LayoutError, RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
-from vmdump.formats.notes import (
-    VMCOREINFO_NAME,
-    build_note,
-    count_cpus,
-    find_vmcoreinfo,
-    without_notes,
-)
+from vmdump.formats.notes import count_cpus
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
 from vmdump.guest.blocks import (
+    MAX_PAGE_SIZE,
+    MIN_PAGE_SIZE,
     Block,
-    BlockList,
     FileRuns,
+    HasDescriptor,
     Memory,
     Pages,
     check_blocks,
     file_runs,
     find_block,
-    find_pieces,
 )
-from vmdump.guest.linux.utsname import UTS_SIZE, Utsname
-from vmdump.guest.virtual import Translating
-from vmdump.units import ADDRESS_LIMIT, counted, is_power_of_two
+from vmdump.guest.linux.found import FoundVmcoreinfo, Searched
+from vmdump.guest.linux.kernel import Kernel, Told
+from vmdump.guest.linux.utsname import Utsname
+from vmdump.guest.memory import GuestMemory, largest_page
+from vmdump.guest.views import view_of
+from vmdump.guest.virtual import VirtualMemory
+from vmdump.units import counted, is_power_of_two
 
 if TYPE_CHECKING:
-    from vmdump.guest.linux.find_vmcoreinfo import Findings, FoundVmcoreinfo
-    from vmdump.guest.stored import StoredPages
+    from vmdump.guest.qemu import QemuFacts
 
 __all__ = [
     "MAX_PAGE_SIZE",
@@ -53,62 +46,14 @@ __all__ = [
     "HasDescriptor",
     "Memory",
     "Pages",
-    "QemuFacts",
-    "Searched",
     "Utsname",
     "check_blocks",
     "file_runs",
     "find_block",
 ]
 
-MIN_PAGE_SIZE = 4096
-MAX_PAGE_SIZE = 65536
 
-
-class HasDescriptor(Protocol):
-    """Something with an open file descriptor."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-
-
-@dataclass(frozen=True)
-class QemuFacts:
-    """What only the QEMU of a live guest tells, for files that have to be as QEMU writes them.
-
-    Attributes
-    ----------
-    target : str
-        ``x86_64`` of qemu-system-x86_64, and so on.
-    machine : str
-        QOM type of the machine: ``pc-q35-7.2-machine``.
-    notes : bytes
-        The guest's notes as QEMU gives them.
-    byteorder : {"little", "big"}
-        Of these; QEMU may take it from the wrong register.
-    """
-
-    target: str
-    machine: str
-    notes: bytes
-    byteorder: ByteOrder
-
-
-@dataclass
-class Searched:
-    """What was found in memory: views of a guest share it, since they share the memory.
-
-    Attributes
-    ----------
-    findings : Findings or None
-        None until VMCOREINFO was looked for.
-    """
-
-    findings: Findings | None = None
-
-
-class Guest(Translating):
+class Guest(GuestMemory):
     """A guest of one moment: its blocks, its notes, and what follows from them. Nothing of it changes.
 
     Attributes
@@ -122,18 +67,10 @@ class Guest(Translating):
     unreadable : sequence of (int, int)
         Guest-physical ranges ``[begin, end)`` of which a read has failed so far, ascending. Reading them
         gave zeros.
-    excluded_size : int
-        Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`.
     qemu : QemuFacts or None
         What the QEMU of a live guest tells; None of any other.
-    told_vmcoreinfo : Vmcoreinfo
-        What the notes tell; empty where they have none.
-    search : bool
-        VMCOREINFO is looked for in memory where it is not told, when it is first asked for.
-    search_progress : callable or None
-        Told (done, total) in bytes of memory by a search that takes longer than a second.
-    found_vmcoreinfo : FoundVmcoreinfo or None
-        Where `told_vmcoreinfo` was found, if it was.
+    told : Told
+        The VMCOREINFO that the notes tell, or that was given or found, and whether another is looked for.
     searched : Searched
         All that was found in its memory, once it was looked for.
     changes : bool
@@ -142,8 +79,6 @@ class Guest(Translating):
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
         Which kinds of pages a dump leaves out, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
-    lost_pages : int
-        Pages that a damaged dump does not have any more.
     codec : str or None
         Of the pages of a kdump file, where they shrank; empty where that was not tried. None of any other.
 
@@ -183,15 +118,10 @@ class Guest(Translating):
     files: tuple[HasDescriptor, ...] = ()
     fuzzy = False
     unreadable: Sequence[tuple[int, int]] = ()
-    excluded_size = 0
     qemu: QemuFacts | None = None
-    search = True
-    search_progress: Callable[[int, int], object] | None = None
-    found_vmcoreinfo: FoundVmcoreinfo | None = None
     changes = False
     incomplete = False
     dump_level = 1
-    lost_pages = 0
     codec: str | None = None
 
     def __init__(
@@ -206,31 +136,22 @@ class Guest(Translating):
         vmcoreinfo: bytes | None = None,
         cpus: Sequence[Mapping[str, int]] | None = None,
     ) -> None:
-        self.blocks = check_blocks(blocks)
+        super().__init__(blocks)
         self.arch = arch
         self.byteorder: ByteOrder = byteorder or arch.byteorder
         wide = self.blocks[-1].end > arch.max_end_32
         self.elf_class: ElfClass = 64 if wide else elf_class or arch.elf_class
-        self.notes = notes if cpus is None else self._with_registers(notes, cpus)
+        told = Told.by_notes(notes if cpus is None else self._with_registers(notes, cpus), self.byteorder)
+        self.told = told if vmcoreinfo is None else told.with_text(vmcoreinfo)
         self.searched = Searched()
         self._page_size_asked = page_size
-        self._set_vmcoreinfo(vmcoreinfo)
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
-            raise LayoutError(f"page size {self.page_size} is no power of two from 4096 to 65536")
+            raise LayoutError(f"page size {self.page_size} is not a power of two from 4096 to 65536")
 
     def _with_registers(self, notes: bytes, cpus: Sequence[Mapping[str, int]]) -> bytes:
         if count_cpus(notes, self.byteorder):
             raise RequestError("cpus: the notes have registers already", parameter="cpus")
         return self.arch.notes(cpus, self.byteorder) + notes
-
-    def _set_vmcoreinfo(self, text: bytes | None) -> None:
-        if text is not None:
-            others = without_notes(self.notes, VMCOREINFO_NAME, self.byteorder)
-            self.notes = others + build_note(VMCOREINFO_NAME, 0, text, self.byteorder)
-        note = find_vmcoreinfo(self.notes, self.byteorder)
-        self.told_vmcoreinfo = Vmcoreinfo(note.desc if note else b"")
-        asked = self._page_size_asked
-        self.page_size = self._natural_page_size() if asked is None else asked
 
     def with_vmcoreinfo(self, text: bytes, *, found: FoundVmcoreinfo | None = None) -> Self:
         """Give the same guest with another VMCOREINFO; its memory is shared, not copied.
@@ -242,77 +163,32 @@ class Guest(Translating):
         found : FoundVmcoreinfo, optional
             Where they were found.
         """
-        other = self._copy()
-        other.found_vmcoreinfo = found
-        other._set_vmcoreinfo(text)
-        return other
+        return view_of(self, told=self.told.with_text(text, found))
 
     def without_search(self) -> Self:
         """Give the same guest, with the VMCOREINFO that it tells and no other."""
-        other = self._copy()
-        other.search = False
-        return other
+        return view_of(self, told=replace(self.told, search=False))
 
     def telling_progress(self, progress: Callable[[int, int], object] | None) -> Self:
-        """Give the same guest, which tells of its search for VMCOREINFO; see `search_progress`."""
-        other = self._copy()
-        other.search_progress = progress
-        return other
-
-    def _copy(self) -> Self:
-        other = copy.copy(self)
-        for derived in ("utsname", "_virtual"):
-            other.__dict__.pop(derived, None)
-        return other
+        """Give the same guest, which tells (done, total) of a search for VMCOREINFO that takes long."""
+        return view_of(self, told=replace(self.told, progress=progress))
 
     @property
-    def tells_vmcoreinfo(self) -> bool:
-        """Tell whether the notes have a VMCOREINFO that is whole enough to name a release."""
-        return "OSRELEASE" in self.told_vmcoreinfo
+    def notes(self) -> bytes:
+        """ELF notes, in the guest's byte order."""
+        return self.told.notes
 
-    @property
-    def vmcoreinfo(self) -> Vmcoreinfo:
-        """VMCOREINFO that the guest tells; else, if `search` is true, what is found in its memory.
-
-        It is looked for when it is first asked for, which may take as long as reading all memory. What
-        `notes` and `page_size` say does not change with it.
-
-        Raises
-        ------
-        SourceError
-            The memory cannot be read.
-        """
-        if self.tells_vmcoreinfo or not self.search:
-            return self.told_vmcoreinfo
-        # That module is for sources, and needs this one.
-        from vmdump.guest.linux.find_vmcoreinfo import findings_of
-
-        found = findings_of(self).chosen
-        return self.told_vmcoreinfo if found is None else found.lines
+    @cached_property
+    def page_size(self) -> int:
+        """Bytes of a page: what was asked for, else what VMCOREINFO tells, else as QEMU has it."""
+        asked = self._page_size_asked
+        return self._natural_page_size() if asked is None else asked
 
     def _natural_page_size(self) -> int:
-        told = self.told_vmcoreinfo.page_size
+        told = self.told.lines.page_size
         if told in self.arch.page_sizes:
             return told
-        size = self.arch.page_size
-        if isinstance(self.blocks, BlockList):
-            bits = int(np.bitwise_or.reduce(self.blocks.starts) | np.bitwise_or.reduce(self.blocks.sizes))
-        else:
-            bits = reduce(or_, (block.start | block.size for block in self.blocks))
-        while size > MIN_PAGE_SIZE and bits % size:
-            size //= 2
-        return size
-
-    @property
-    def size(self) -> int:
-        """Bytes of guest memory."""
-        if isinstance(self.blocks, BlockList):
-            return self.blocks.size
-        return sum(block.size for block in self.blocks)
-
-    def _naming(self) -> AbstractContextManager[None]:
-        """Give a context whose errors name the file that the guest was read from, if it was."""
-        return nullcontext()
+        return largest_page(self.blocks, self.arch.page_size)
 
     @cached_property
     def nr_cpus(self) -> int:
@@ -352,9 +228,33 @@ class Guest(Translating):
         return b""
 
     @property
+    def vmcoreinfo(self) -> Vmcoreinfo:
+        """VMCOREINFO that the guest tells; else, unless that is not wanted, what is found in its memory.
+
+        It is looked for when it is first asked for, which may take as long as reading all memory. What
+        `notes` and `page_size` say does not change with it.
+
+        Raises
+        ------
+        SourceError
+            The memory cannot be read.
+        """
+        if self.told.is_whole or not self.told.search:
+            return self.told.lines
+        from vmdump.guest.linux.find_vmcoreinfo import findings_of  # few guests have to be searched
+
+        found = findings_of(self).chosen
+        return self.told.lines if found is None else found.lines
+
+    @property
+    def kernel(self) -> Kernel:
+        """The guest's Linux kernel, by `vmcoreinfo`."""
+        return Kernel(self.vmcoreinfo, self.arch, self.blocks[0].start)
+
+    @property
     def phys_base(self) -> int:
         """Where the kernel's image was moved to, as an unsigned 64-bit number."""
-        return self.arch.phys_base(self.vmcoreinfo, self.blocks[0].start) % ADDRESS_LIMIT
+        return self.kernel.phys_base
 
     def kernel_to_phys(self, address: int) -> int | None:
         """Find the guest-physical address of what the guest's Linux maps directly, without page tables.
@@ -370,7 +270,7 @@ class Guest(Translating):
         int or None
             None where it takes page tables to know. VMCOREINFO of another kernel may make it any number.
         """
-        return self.arch.kernel_to_phys(self.vmcoreinfo, address, self.blocks[0].start)
+        return self.kernel.to_phys(address)
 
     @cached_property
     def utsname(self) -> Utsname:
@@ -379,94 +279,70 @@ class Guest(Translating):
         A guest without VMCOREINFO is not known to be Linux; then only the machine is set, unless a dump
         tells more. All of it is what readers take.
         """
-        release = self._os_release
-        names = (self.utsname_in_memory() if release else None) or self._names_told(release)
-        names = names or Utsname.of_release(release)
-        machine, arch = names.machine, self.arch
-        if arch.uts_machine:
-            meant = arch_by_uts_machine(machine.decode("ascii", "replace"), self.elf_class, self.byteorder)
-            machine = machine if meant.machine == arch.machine else arch.uts_machine.encode()
-        return names.completed(machine) if names.release else replace(names, machine=machine)
-
-    @property
-    def _os_release(self) -> bytes:
-        return self.vmcoreinfo.get("OSRELEASE", "").encode("utf-8", "surrogateescape")
+        kernel = self.kernel
+        names = (kernel.names_in(self.read) if kernel.release else None) or self._names_told(kernel.release)
+        return kernel.complete(names, self.elf_class, self.byteorder)
 
     def _names_told(self, release: bytes) -> Utsname | None:
         """Give the names that a file tells in its own header; None where they are not of this release."""
         return None
 
-    def utsname_in_memory(self) -> Utsname | None:
-        """Read ``init_uts_ns`` where VMCOREINFO says it is; None if something else is there."""
-        virtual = self.vmcoreinfo.symbol("init_uts_ns")
-        offset = self.vmcoreinfo.offset("uts_namespace.name")
-        if virtual is None or offset is None:
-            return None
-        address = self.kernel_to_phys(virtual + offset)
-        if address is None:
-            return None
-        try:
-            names = Utsname.unpack(self.read(address, UTS_SIZE))
-        except (ReadError, FormatError, CodecError):  # not there, or damaged
-            return None
-        plausible = names is not None and names.is_of(self._os_release) and names.version and names.machine
-        return names if plausible else None
+    @cached_property
+    def virtual(self) -> VirtualMemory:
+        """What the guest's page tables map where."""
+        find = self.arch.address_spaces
+        spaces = None if find is None else find(self.cpus, self.vmcoreinfo, self.kernel.page_tables)
+        return VirtualMemory(self.blocks, self.arch, spaces)
 
-    def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
-        """Tell which pages inside the blocks are not in the dump that this guest comes from.
+    def mappings(self, *, as_qemu: bool = False) -> Runs:
+        """List what page tables map to memory; see :meth:`vmdump.guest.virtual.VirtualMemory.mappings`."""
+        return self.virtual.mappings(as_qemu=as_qemu)
 
-        Their memory gives zeros; :meth:`read` raises ExcludedPage.
+    def translate(self, address: int, *, cpu: int | None = None) -> int:
+        """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.
 
         Parameters
         ----------
-        pfn, count : int
-            The pages, by frame number in units of `page_size`.
-
-        Returns
-        -------
-        (count,) bool or None
-            None where nothing is excluded.
-        """
-        return None
-
-    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
-        """Give pages inside the blocks as they are stored; None where they are not stored one by one.
-
-        As many as shall be in memory at once; errors as of :meth:`read`.
-        """
-        return None
-
-    def read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory.
+        address : int
+            Virtual address, from 0 to 2**64 - 1.
+        cpu : int, optional
+            Only by the page tables of this vCPU, counted from 0. Without it the kernel's own, by
+            VMCOREINFO, and those of all vCPUs are tried: for addresses of the upper half the kernel's first,
+            else in the order of the vCPUs.
 
         Raises
         ------
-        ReadError
-            Part of ``[address, address + length)`` is in no block.
-        ExcludedPage
-            Part of it was left out of the dump.
+        TranslationError
+            No page table maps it.
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
         SourceError
-            The memory cannot be read.
+            They cannot be read.
+        """
+        return int(self.virtual.runs(address, 1, cpu).physical[0])
+
+    def read_virtual(self, address: int, length: int, *, cpu: int | None = None) -> bytes:
+        """Read virtual memory; `cpu` as for :meth:`translate`.
+
+        Raises
+        ------
+        TranslationError
+            Part of ``[address, address + length)`` is not mapped.
+        ReadError, ExcludedPage
+            Part of it is mapped to what is not in memory, or not in the dump.
+        CapabilityError, SourceError
+            As for :meth:`translate`.
         """
         if length <= 0:
             return b""
-        end = address + length
-        with self._naming():
-            pieces = list(find_pieces(self.blocks, address, end))
-            first = address // self.page_size
-            excluded = self.excluded_pages(first, -(-end // self.page_size) - first)
-            if excluded is not None and excluded.any():
-                raise ExcludedPage.at(max(address, (first + int(excluded.argmax())) * self.page_size))
-            parts = []
-            for block, low, high in pieces:
-                scratch = np.empty(high - low if block.memory.copies else 0, np.uint8)
-                parts.append(block.memory.view(low, high - low, scratch).tobytes())
-        return b"".join(parts)
+        runs = self.virtual.runs(address, length, cpu)
+        places = zip(runs.physical.tolist(), runs.size.tolist(), strict=True)
+        return b"".join(self.read(physical, size) for physical, size in places)
 
-    def pieces(self, begin: int, end: int) -> Iterator[tuple[Block, int, int]]:
-        """Find the memory of addresses; see :func:`vmdump.guest.blocks.find_pieces`."""
-        with self._naming():
-            yield from find_pieces(self.blocks, begin, end)
+    @property
+    def lost_pages(self) -> int:
+        """Pages that a damaged dump does not have any more."""
+        return 0
 
     def __repr__(self) -> str:
         return (

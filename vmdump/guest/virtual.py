@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmdump.arch import Arch
 from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, walk
 from vmdump.arch.paging.tables import MAX_TABLES, Words
 from vmdump.errors import CapabilityError, ReadError, TranslationError
-from vmdump.guest.blocks import Pages, block_bounds, read_into
+from vmdump.guest.blocks import Block, Pages, block_bounds, find_pieces, read_into
 from vmdump.units import ADDRESS_LIMIT
 
-if TYPE_CHECKING:
-    from vmdump.guest.guest import Guest
-
-__all__ = ["Translating"]
+__all__ = ["VirtualMemory"]
 
 _PAGE = 4096
 _PAGES_PER_TABLE = 8
@@ -29,60 +26,66 @@ _SMALL_GUEST = 4096
 """Tables that any guest may have: tables are shared more often the less memory there is."""
 
 
-class _VirtualMemory:
+class VirtualMemory:
     """What a guest has mapped where.
 
     Parameters
     ----------
-    source : Guest
-        The guest.
+    blocks : sequence of Block
+        Its memory.
+    arch : Arch
+        Its architecture.
+    spaces : AddressSpaces or None
+        The page tables that are known; None for an architecture without a walk.
     """
 
-    def __init__(self, source: Guest) -> None:
-        self._source = source
-        self._starts, sizes = block_bounds(source.blocks)
+    def __init__(self, blocks: Sequence[Block], arch: Arch, spaces: AddressSpaces | None) -> None:
+        self._blocks = blocks
+        self._arch = arch
+        self._spaces = spaces
+        self._starts, sizes = block_bounds(blocks)
+        self._size = sum(sizes.tolist())
         # The last address and not the one behind it: that does not fit where a block ends at 2**64.
         self._lasts = self._starts + (sizes - np.uint64(1))
 
-    @cached_property
-    def spaces(self) -> AddressSpaces | None:
-        """The page tables that are known; None for an architecture without a walk."""
-        source = self._source
-        find = source.arch.address_spaces
-        if find is None:
-            return None
-        symbol = source.vmcoreinfo.symbol("swapper_pg_dir")
-        root = None if symbol is None else source.kernel_to_phys(symbol)
-        return find(source.cpus, source.vmcoreinfo, None if root is None else root % ADDRESS_LIMIT)
+    def mappings(self, *, as_qemu: bool = False) -> Runs:
+        """List the virtual memory that all known page tables map to memory of this guest.
 
-    def mappings(self, *, as_qemu: bool) -> Runs:
-        """List what all page tables map to memory.
+        The page tables are those of the vCPUs, by their control registers; without these, the kernel's, by
+        VMCOREINFO. The list has the order, and on x86_64 the addresses, that QEMU gives it: ascending in
+        guest-physical memory, and addresses of the lower half with their highest 16 (7) bits set.
+
+        Parameters
+        ----------
+        as_qemu : bool
+            With QEMU's mistakes: pages whose entries have bits 52 to 62 are missing, and a mapping that grows
+            downwards, by the page tables of another vCPU, shows the wrong memory.
 
         Returns
         -------
         Runs
-            By guest-physical address; a guest whose paging is off has its blocks at their own addresses.
+            Where paging is off on all vCPUs, the blocks at their own addresses.
 
         Raises
         ------
         CapabilityError
             There is no walk for the architecture, or nothing tells where the page tables are.
         TranslationError
-            They stand for more than can be listed.
+            The page tables stand for more than can be listed.
         SourceError
             They cannot be read.
         """
         known = self._known("paging")
         active = [space for space in known.cpus if space is not None]
         if known.cpus and not active:
-            return Runs.identity(*block_bounds(self._source.blocks))
+            return Runs.identity(*block_bounds(self._blocks))
         if not active and known.kernel is not None:
             active = [known.kernel]
         if as_qemu:
             from vmdump.arch.paging.qemu import mapped_runs
         else:
             from vmdump.arch.paging.mappings import mapped_runs
-        pages = self._source.size // _PAGE
+        pages = self._size // _PAGE
         return mapped_runs(
             active,
             self._read_tables,
@@ -91,19 +94,35 @@ class _VirtualMemory:
         )
 
     def kernel_half(self) -> Runs:
-        """List what the kernel's tables map in the upper half, without the 512 GiB at its end."""
+        """List all that the kernel's own page tables map in the upper half, memory of this guest or not.
+
+        Returns
+        -------
+        Runs
+            Virtual addresses without the bits that are not translated; without the last 512 GiB, where x86
+            has the kernel's image.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            The page tables stand for more than a guest of this size has.
+        SourceError
+            They cannot be read.
+        """
         space = self._known("page tables").kernel
         if space is None:
             raise CapabilityError("page tables: VMCOREINFO does not tell where the kernel's are")
         end = 1 << space.format.bits
         # Of 2 MiB each; it takes as many again for what is not mapped directly.
-        tables = self._source.size // (1 << 20) + _SMALL_GUEST
+        tables = self._size // (1 << 20) + _SMALL_GUEST
         return walk(
             space, self._read_tables, begin=end // 2, end=end - _IMAGE, max_tables=min(tables, MAX_TABLES)
         )
 
     def _known(self, what: str) -> AddressSpaces:
-        spaces, arch = self.spaces, self._source.arch
+        spaces, arch = self._spaces, self._arch
         if spaces is None:
             raise CapabilityError(f"{what}: no page-table walk for {arch.name} in this version")
         if spaces.kernel is None and not spaces.cpus:
@@ -121,7 +140,7 @@ class _VirtualMemory:
         address, length : int
             ``[address, address + length)``.
         cpu : int or None
-            By whose page tables; see :meth:`Guest.translate`.
+            By whose page tables; see :meth:`vmdump.guest.guest.Guest.translate`.
 
         Returns
         -------
@@ -167,9 +186,27 @@ class _VirtualMemory:
         # A vCPU that was not started yet says nothing about a guest that runs on others.
         return [space for space in spaces if space is not None] or [None]
 
-    def count_mapping(self, address: int, physical: int, most: int) -> int:
-        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one."""
-        spaces = self.spaces.cpus[:most] if self.spaces is not None else ()
+    @property
+    def knows_page_tables(self) -> bool:
+        """Tell whether registers of vCPUs say which page tables are in use."""
+        return self._spaces is not None and any(space is not None for space in self._spaces.cpus)
+
+    def count_mapping(self, address: int, physical: int, *, most: int) -> int:
+        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one.
+
+        Parameters
+        ----------
+        address, physical : int
+            The virtual and the guest-physical address.
+        most : int
+            vCPUs that are looked at.
+
+        Raises
+        ------
+        SourceError
+            Page tables cannot be read.
+        """
+        spaces = self._spaces.cpus[:most] if self._spaces is not None else ()
         return sum(space is not None and self._maps(space, address, physical) for space in spaces)
 
     def _maps(self, space: AddressSpace, address: int, physical: int) -> bool:
@@ -204,131 +241,9 @@ class _VirtualMemory:
         """Fill `out` up to where memory ends."""
         done = 0
         with suppress(ReadError):
-            for block, low, high in self._source.pieces(address, address + out.size):
+            for block, low, high in find_pieces(self._blocks, address, address + out.size):
                 read_into(block.memory, low, out[done : done + high - low])
                 done += high - low
-
-
-class Translating:
-    """The part of a source that knows virtual addresses."""
-
-    @cached_property
-    def _virtual(self) -> _VirtualMemory:
-        return _VirtualMemory(cast("Guest", self))
-
-    def mappings(self, *, as_qemu: bool = False) -> Runs:
-        """List the virtual memory that all known page tables map to memory of this guest.
-
-        The page tables are those of the vCPUs, by their control registers; without these, the kernel's, by
-        VMCOREINFO. The list has the order, and on x86_64 the addresses, that QEMU gives it: ascending in
-        guest-physical memory, and addresses of the lower half with their highest 16 (7) bits set.
-
-        Parameters
-        ----------
-        as_qemu : bool
-            With QEMU's mistakes: pages whose entries have bits 52 to 62 are missing, and a mapping that grows
-            downwards, by the page tables of another vCPU, shows the wrong memory.
-
-        Returns
-        -------
-        Runs
-            Where paging is off on all vCPUs, the blocks at their own addresses.
-
-        Raises
-        ------
-        CapabilityError
-            There is no walk for the architecture, or nothing tells where the page tables are.
-        TranslationError
-            The page tables stand for more than can be listed.
-        SourceError
-            They cannot be read.
-        """
-        return self._virtual.mappings(as_qemu=as_qemu)
-
-    def kernel_half(self) -> Runs:
-        """List all that the kernel's own page tables map in the upper half, memory of this guest or not.
-
-        Returns
-        -------
-        Runs
-            Virtual addresses without the bits that are not translated; without the last 512 GiB, where x86
-            has the kernel's image.
-
-        Raises
-        ------
-        CapabilityError
-            There is no walk for the architecture, or nothing tells where the page tables are.
-        TranslationError
-            The page tables stand for more than a guest of this size has.
-        SourceError
-            They cannot be read.
-        """
-        return self._virtual.kernel_half()
-
-    @property
-    def knows_page_tables(self) -> bool:
-        """Tell whether registers of vCPUs say which page tables are in use."""
-        spaces = self._virtual.spaces
-        return spaces is not None and any(space is not None for space in spaces.cpus)
-
-    def count_mapping(self, address: int, physical: int, *, most: int) -> int:
-        """Count the vCPUs by whose page tables a virtual address is at a guest-physical one.
-
-        Parameters
-        ----------
-        address, physical : int
-            The virtual and the guest-physical address.
-        most : int
-            vCPUs that are looked at.
-
-        Raises
-        ------
-        SourceError
-            Page tables cannot be read.
-        """
-        return self._virtual.count_mapping(address, physical, most)
-
-    def translate(self, address: int, *, cpu: int | None = None) -> int:
-        """Find the guest-physical address of a virtual one. It need not be memory: devices are mapped, too.
-
-        Parameters
-        ----------
-        address : int
-            Virtual address, from 0 to 2**64 - 1.
-        cpu : int, optional
-            Only by the page tables of this vCPU, counted from 0. Without it the kernel's own, by
-            VMCOREINFO, and those of all vCPUs are tried: for addresses of the upper half the kernel's first,
-            else in the order of the vCPUs.
-
-        Raises
-        ------
-        TranslationError
-            No page table maps it.
-        CapabilityError
-            There is no walk for the architecture, or nothing tells where the page tables are.
-        SourceError
-            They cannot be read.
-        """
-        return int(self._virtual.runs(address, 1, cpu).physical[0])
-
-    def read_virtual(self, address: int, length: int, *, cpu: int | None = None) -> bytes:
-        """Read virtual memory; `cpu` as for :meth:`translate`.
-
-        Raises
-        ------
-        TranslationError
-            Part of ``[address, address + length)`` is not mapped.
-        ReadError, ExcludedPage
-            Part of it is mapped to what is not in memory, or not in the dump.
-        CapabilityError, SourceError
-            As for :meth:`translate`.
-        """
-        if length <= 0:
-            return b""
-        runs = self._virtual.runs(address, length, cpu)
-        places = zip(runs.physical.tolist(), runs.size.tolist(), strict=True)
-        source = cast("Guest", self)
-        return b"".join(source.read(physical, size) for physical, size in places)
 
 
 def _cut(runs: Runs, begin: int, length: int) -> Runs:

@@ -226,7 +226,7 @@ def _places(guest: Guest) -> Iterator[VmcoreinfoPlace]:
             found.crash_time,
             found.verdict,
             found.cpus,
-            found is guest.found_vmcoreinfo,
+            found is guest.told.found,
         )
 
 

@@ -175,7 +175,7 @@ class Request:
             paused_seconds=self.source.paused_seconds,
             seconds=seconds,
             parts=tuple(target.parts),
-            vmcoreinfo_found=None if guest.found_vmcoreinfo is None else guest.found_vmcoreinfo.address,
+            vmcoreinfo_found=None if guest.told.found is None else guest.told.found.address,
             lost_pages=guest.lost_pages,
             **asdict(written.tally),
         )

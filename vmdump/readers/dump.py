@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import SupportsIndex
 
 import numpy as np
@@ -42,7 +43,6 @@ class Dump(StillSource):
 
     path: str
     _opened: Sequence[ByteFile] = ()
-    _whole: tuple[int, Sequence[Block]] | None = None
 
     def _take(self, files: Sequence[ByteFile]) -> None:
         """Own the files that it is read from."""
@@ -53,12 +53,10 @@ class Dump(StillSource):
     def _naming(self) -> AbstractContextManager[None]:
         return naming_file(self.path)
 
-    @property
+    @cached_property
     def _page_blocks(self) -> Sequence[Block]:
         """The blocks in whole pages."""
-        if self._whole is None or self._whole[0] != self.page_size:
-            self._whole = self.page_size, whole_pages(self.blocks, self.page_size)
-        return self._whole[1]
+        return whole_pages(self.blocks, self.page_size)
 
     def pages(self, pfn: int, count: int, out: Pages | None = None, *, threads: int = 1) -> Pages:
         """Read whole pages; where a page has no memory, because a block ends inside it, there are zeros.

@@ -125,6 +125,11 @@ class KdumpDump(Dump):
         better = any(self.vmcoreinfo.number(name) is not None for name in ("phys_base", "PHYS_OFFSET"))
         return super().phys_base if better else told
 
+    @property
+    def excluded_size(self) -> int:
+        """By the difference of its bitmaps."""
+        return (self._known.total - self._present.total) * self.page_size
+
     def _codecs(self) -> Iterator[str]:
         status = self.headers.header["status"]
         return (codec for codec, flag in kdump.CODEC_FLAGS.items() if status & flag)
@@ -188,7 +193,6 @@ class KdumpDump(Dump):
         stored = memory if second == first else read_bitmap(file, second, headers.max_mapnr)
         self._stored = self._present = stored
         self._known = memory if stored is memory else memory | stored
-        self.excluded_size = (self._known.total - self._stored.total) * headers.block_size
         runs = self._known.runs(MAX_BLOCKS)
         if runs is None:
             raise FormatError(

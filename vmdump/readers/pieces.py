@@ -80,11 +80,15 @@ class PieceList:
             largest //= 2
         return largest
 
-    def exclude(self, page_size: int) -> int:
-        """Find out which pages of this size are excluded; give their bytes.
+    def excluded_size(self, page_size: int) -> int:
+        """Count the bytes of the pages of this size that are excluded."""
+        gaps = self._excluded_runs(page_size)
+        return int((gaps[:, 1] - gaps[:, 0]).sum(dtype=np.uint64)) * page_size
 
-        A page of which a part is in the dump is not excluded.
-        """
+    def _excluded_runs(self, page_size: int) -> NDArray[np.uint64]:
+        """Give the runs of excluded pages; a page of which a part is in the dump is not excluded."""
+        if page_size in self._gaps:
+            return self._gaps[page_size]
         guest, there = (
             runs_of_pages(begins, ends - begins, page_size)
             for begins, ends in (self._blocks_bounds, self._pieces_bounds)
@@ -92,8 +96,8 @@ class PieceList:
         begins = np.sort(np.concatenate((guest[:, 0], there[:, 1])))
         ends = np.sort(np.concatenate((there[:, 0], guest[:, 1])))
         kept = begins < ends
-        self._gaps[page_size] = np.stack((begins[kept], ends[kept]), axis=1)
-        return int((ends - begins).sum(dtype=np.uint64)) * page_size
+        gaps = self._gaps[page_size] = np.stack((begins[kept], ends[kept]), axis=1)
+        return gaps
 
     def runs(self, page_size: int) -> Iterator[tuple[int, int]]:
         """Give the runs of pages that are not excluded: frame numbers ``[begin, end)``, ascending."""
@@ -101,8 +105,8 @@ class PieceList:
         yield from map(tuple, runs_of_pages(begins, ends - begins, page_size).tolist())
 
     def excluded(self, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
-        """Tell which of `count` pages from `pfn` on are excluded, by what :meth:`exclude` has found."""
-        gaps = self._gaps[page_size]
+        """Tell which of `count` pages from `pfn` on are excluded."""
+        gaps = self._excluded_runs(page_size)
         begin, end = pfn, pfn + count
         low = int(np.searchsorted(gaps[:, 1], np.uint64(begin), side="right"))
         high = int(np.searchsorted(gaps[:, 0], np.uint64(end), side="left"))
@@ -118,10 +122,10 @@ class PiecesDump(Dump):
 
     _pieces: PieceList | None = None
 
-    def _set_vmcoreinfo(self, text: bytes | None) -> None:
-        super()._set_vmcoreinfo(text)
-        if self._pieces is not None:
-            self.excluded_size = self._pieces.exclude(self.page_size)
+    @property
+    def excluded_size(self) -> int:
+        """Bytes of the pages that are in no piece."""
+        return 0 if self._pieces is None else self._pieces.excluded_size(self.page_size)
 
     def _natural_page_size(self) -> int:
         size = super()._natural_page_size()

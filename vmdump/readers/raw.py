@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo
+from vmdump.guest.linux.found import FoundVmcoreinfo
 from vmdump.readers.dump import Dump
 from vmdump.sources.rawfile import RawSource
 

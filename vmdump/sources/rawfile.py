@@ -12,7 +12,7 @@ from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, RequestError, SourceError
 from vmdump.guest.files import GuestFile
 from vmdump.guest.guest import check_blocks
-from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo
+from vmdump.guest.linux.found import FoundVmcoreinfo
 from vmdump.sources.base import StillSource
 from vmdump.sources.raw.machines import may_be_elsewhere
 from vmdump.sources.raw.places import RawPart, lay_out, place

@@ -11,9 +11,10 @@ from typing import Self
 import numpy as np
 
 from vmdump.errors import RequestError
+from vmdump.guest.blocks import MAX_PAGE_SIZE
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import MAX_PAGE_SIZE, Guest
-from vmdump.guest.linux.find_vmcoreinfo import FOUND, findings_of, is_vmcoreinfo
+from vmdump.guest.guest import Guest
+from vmdump.guest.linux.found import FOUND, is_vmcoreinfo
 
 __all__ = ["AS_TOLD", "TOLD_OR_FOUND", "VmcoreinfoChoice", "read_vmcoreinfo"]
 
@@ -143,8 +144,10 @@ class VmcoreinfoChoice:
             return guest.with_vmcoreinfo(self.given)
         if self.given is None and not self.search:
             return guest.without_search()
-        if self.given is None and (guest.tells_vmcoreinfo or not guest.search):
+        if self.given is None and (guest.told.is_whole or not guest.told.search):
             return guest
+        from vmdump.guest.linux.find_vmcoreinfo import findings_of  # few guests have to be searched
+
         findings = findings_of(self._telling_progress(guest), cancelled, anew=guest.changes)
         found = findings.chosen if self.given is None else findings.number(self.given)
         return guest if found is None else guest.with_vmcoreinfo(found.text, found=found)

@@ -11,30 +11,31 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from threading import local
-from typing import Literal
+from typing import Protocol, Self
 
 import numpy as np
 
-from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, RequestError, TranslationError
-from vmdump.formats.notes import VMCOREINFO_NAME, find_vmcoreinfo
-from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, Guest, Memory, Pages, find_block
+from vmdump.arch import Arch
+from vmdump.errors import CodecError, ExcludedPage, FormatError, ReadError, TranslationError
+from vmdump.formats.notes import VMCOREINFO_NAME
+from vmdump.guest.blocks import MIN_PAGE_SIZE, Block, HasDescriptor, Memory, Pages
+from vmdump.guest.linux.found import (
+    TEXT_START,
+    Findings,
+    FoundVmcoreinfo,
+    HasMemory,
+    Searched,
+    Verdict,
+    text_at,
+)
+from vmdump.guest.linux.kernel import Kernel, Told
+from vmdump.guest.virtual import VirtualMemory
 
-__all__ = [
-    "FOUND",
-    "Findings",
-    "FoundVmcoreinfo",
-    "find_all",
-    "findings_of",
-    "is_vmcoreinfo",
-    "vmcoreinfo_texts",
-]
+__all__ = ["Searchable", "find_all", "findings_of", "vmcoreinfo_texts"]
 
 _CHUNK = 4 << 20
 _AHEAD = 8
@@ -53,137 +54,82 @@ _MAX_RATIO = 64
 that are one and the same."""
 _ALWAYS = 1 << 30
 """Bytes that are looked through whatever the size of the files."""
-_TEXT_START = b"OSRELEASE="
 _FIRST_NAME = b"CORE"
 """Of the first note in what a capture kernel keeps of the crashed one's: registers, then VMCOREINFO."""
 _NOTE_NAME_OFFSET = 12
 """Bytes from the start of a note to its name."""
 _WORD = 4
-FOUND = "found:"
-"""In front of the number of one that was found, as a user names it."""
 _SECTOR = 512
 """Bytes in which st_blocks counts."""
-_SHOWN = 8
 _IMAGE_SIZE = 64 << 20
 """Bytes behind _stext in which the text of a kernel ends."""
 _COUNTED = 64
 """vCPUs whose registers are looked at."""
 
-Verdict = Literal["right", "unknown", "wrong"]
+
+class Searchable(HasMemory, Protocol):
+    """What of a guest a search asks; :class:`vmdump.guest.guest.Guest` tells of each."""
+
+    @property
+    def arch(self) -> Arch:
+        """The guest's architecture."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+
+    @property
+    def files(self) -> Sequence[HasDescriptor]:
+        """Files that hold its memory."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the memory may be another one the next time that it is read."""
+
+    @property
+    def searched(self) -> Searched:
+        """Where findings are kept."""
+
+    @property
+    def told(self) -> Told:
+        """Whom to tell of progress."""
+
+    @property
+    def cpus(self) -> Sequence[Mapping[str, int]]:
+        """The registers of each vCPU."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """Its kernel."""
+
+    @property
+    def virtual(self) -> VirtualMemory:
+        """What that has mapped."""
+
+    def with_vmcoreinfo(self, text: bytes) -> Self:
+        """Give the same guest with another VMCOREINFO."""
 
 
 def _never() -> bool:
     return False
 
 
-def is_vmcoreinfo(text: bytes) -> bool:
-    """Tell whether a text looks like VMCOREINFO."""
-    if not text.startswith(_TEXT_START) or len(text) > MAX_PAGE_SIZE or b"\0" in text:
-        return False
-    page_size = Vmcoreinfo(text).page_size
-    return page_size is not None and MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE
-
-
-@dataclass(frozen=True)
-class FoundVmcoreinfo:
-    """VMCOREINFO that was found in memory.
-
-    Attributes
-    ----------
-    address : int
-        Guest-physical address of the page that begins with it.
-    text : bytes
-        Its lines.
-    verdict : {"right", "unknown", "wrong"}
-        Whether it is of a kernel that is in memory: right if its ``init_uts_ns`` is where it says and names
-        its release, unknown where it is not known for sure where that is.
-    cpus : int
-        vCPUs that are in this kernel, by their page tables where registers tell them.
-    """
-
-    address: int
-    text: bytes
-    verdict: Verdict = "unknown"
-    cpus: int = 0
-
-    @cached_property
-    def lines(self) -> Vmcoreinfo:
-        """The text by its keys."""
-        return Vmcoreinfo(self.text)
-
-    @property
-    def crash_time(self) -> int | None:
-        """Seconds since 1970 at which this kernel crashed; None if it did not."""
-        told = self.lines.get("CRASHTIME")
-        return None if told is None else int(told) if told.isascii() and told.isdigit() else 0
-
-    def is_there(self, source: Guest) -> bool:
-        """Tell whether it still is where it was found: after a reboot the new kernel's is."""
-        return _text_at(source, self.address) == self.text
-
-
-class Findings(tuple[FoundVmcoreinfo, ...]):
-    """All that was found, ascending; numbers that a user sees count from 1."""
-
-    __slots__ = ()
-
-    @property
-    def chosen(self) -> FoundVmcoreinfo | None:
-        """The one that readers want: of the kernel that crashed last, else of that in which the vCPUs are.
-
-        One that is right comes before one of which it is not known. Of several of these that nothing else
-        tells apart none is chosen; of right ones the first.
-        """
-        possible = [found for found in self if found.verdict != "wrong"]
-        if not possible:
-            return None
-        best = max(map(_rank, possible))
-        equal = [found for found in possible if _rank(found) == best]
-        alone = len({found.text for found in equal}) == 1
-        return equal[0] if alone or equal[0].verdict == "right" else None
-
-    def number(self, number: int) -> FoundVmcoreinfo:
-        """Give the one of a number.
-
-        Raises
-        ------
-        RequestError
-            There is none.
-        """
-        if not 1 <= number <= len(self):
-            there = ", ".join(
-                f"{index} at {found.address:#x}" for index, found in enumerate(self, 1) if index <= _SHOWN
-            )
-            raise RequestError(
-                f"vmcoreinfo: no {FOUND}{number}; the guest's memory has {len(self)}"
-                + (f": {there}" if there else ""),
-                parameter="vmcoreinfo",
-            )
-        return self[number - 1]
-
-
-def _rank(found: FoundVmcoreinfo) -> tuple[bool, int, int]:
-    crashed = found.crash_time
-    return found.verdict == "right", -1 if crashed is None else crashed, found.cpus
-
-
-def findings_of(source: Guest, cancelled: Callable[[], bool] = _never, *, anew: bool = False) -> Findings:
+def findings_of(guest: Searchable, cancelled: Callable[[], bool] = _never, *, anew: bool = False) -> Findings:
     """Give what is found in a guest's memory; it is looked for once, or `anew`."""
-    if anew or source.searched.findings is None:
-        source.searched.findings = find_all(source, cancelled)
-    return source.searched.findings or Findings()
+    if anew or guest.searched.findings is None:
+        guest.searched.findings = find_all(guest, cancelled)
+    return guest.searched.findings or Findings()
 
 
-def find_all(source: Guest, cancelled: Callable[[], bool] = _never) -> Findings | None:
+def find_all(guest: Searchable, cancelled: Callable[[], bool] = _never) -> Findings | None:
     """Look for VMCOREINFO in all of a guest's memory that is not known to be zero.
 
     All processors do. Of a file, pages that are damaged are passed over.
 
     Parameters
     ----------
-    source : Guest
-        The guest; may run. Its `search_progress` is told (done, total) in bytes, if it takes longer than a
-        second.
+    guest : Guest
+        May run. The `progress` of what it tells is told of a search that takes longer than a second.
     cancelled : callable
         Asked after each 4 MiB; ends the search.
 
@@ -200,13 +146,13 @@ def find_all(source: Guest, cancelled: Callable[[], bool] = _never) -> Findings 
     found: list[FoundVmcoreinfo] = []
     judged: dict[bytes, tuple[Verdict, int]] = {}
     wrong = 0
-    search = _Search(source, cancelled)
+    search = _Search(guest, cancelled)
     for address, text in search.texts():
         if text not in judged:
             if len(judged) == _MAX_FOUND:
                 judged.clear()
-            guest = source.with_vmcoreinfo(text)
-            judged[text] = _verdict(guest), _cpus_in(guest)
+            view = guest.with_vmcoreinfo(text)
+            judged[text] = _verdict(view), _cpus_in(view)
         wrong += judged[text][0] == "wrong"
         if judged[text][0] == "wrong" and wrong > _MAX_WRONG:
             continue
@@ -216,7 +162,7 @@ def find_all(source: Guest, cancelled: Callable[[], bool] = _never) -> Findings 
     return None if search.cancelled else Findings(found)
 
 
-def vmcoreinfo_texts(source: Guest) -> Iterator[bytes]:
+def vmcoreinfo_texts(guest: Searchable) -> Iterator[bytes]:
     """Give all that looks like VMCOREINFO in a guest's memory, whatever kernel it is of.
 
     Raises
@@ -224,16 +170,17 @@ def vmcoreinfo_texts(source: Guest) -> Iterator[bytes]:
     SourceError
         The memory cannot be read.
     """
-    for _, text in _Search(source, _never).texts():
+    for _, text in _Search(guest, _never).texts():
         yield text
 
 
-def _verdict(guest: Guest) -> Verdict:
+def _verdict(guest: Searchable) -> Verdict:
     """Tell whether a guest's VMCOREINFO is of a kernel that is in its memory."""
-    if guest.utsname_in_memory() is not None:
+    kernel = guest.kernel
+    if kernel.names_in(guest.read) is not None:
         return "right"
-    symbol = guest.vmcoreinfo.symbol("init_uts_ns")
-    address = None if symbol is None else guest.kernel_to_phys(symbol)
+    symbol = kernel.vmcoreinfo.symbol("init_uts_ns")
+    address = None if symbol is None else kernel.to_phys(symbol)
     if address is None or not guest.arch.kernel_to_phys_is_sure:
         return "unknown"
     try:
@@ -245,14 +192,15 @@ def _verdict(guest: Guest) -> Verdict:
     return "wrong"
 
 
-def _cpus_in(guest: Guest) -> int:
+def _cpus_in(guest: Searchable) -> int:
     """Count the vCPUs that are in the kernel of a guest's VMCOREINFO."""
-    begin = guest.vmcoreinfo.symbol("_stext")
-    symbol = begin if begin is not None else guest.vmcoreinfo.symbol("init_uts_ns")
+    kernel = guest.kernel
+    begin = kernel.vmcoreinfo.symbol("_stext")
+    symbol = begin if begin is not None else kernel.vmcoreinfo.symbol("init_uts_ns")
     try:
-        if symbol is not None and guest.knows_page_tables:
-            physical = guest.kernel_to_phys(symbol)
-            return 0 if physical is None else guest.count_mapping(symbol, physical, most=_COUNTED)
+        if symbol is not None and guest.virtual.knows_page_tables:
+            physical = kernel.to_phys(symbol)
+            return 0 if physical is None else guest.virtual.count_mapping(symbol, physical, most=_COUNTED)
         # Other architectures' notes do not tell the root of page tables.
         counters = (cpu.get("pc", cpu.get("rip")) for cpu in guest.cpus[:_COUNTED])
         return sum(begin is not None and at is not None and 0 <= at - begin < _IMAGE_SIZE for at in counters)
@@ -263,25 +211,25 @@ def _cpus_in(guest: Guest) -> int:
 class _Search:
     """One search: all chunks of a guest's memory, and where in them pages begin as VMCOREINFO does."""
 
-    def __init__(self, source: Guest, cancelled: Callable[[], bool]) -> None:
-        self._source = source
+    def __init__(self, guest: Searchable, cancelled: Callable[[], bool]) -> None:
+        self._guest = guest
         self._ask = cancelled
         self.cancelled = False
-        self._threads = len(os.sched_getaffinity(0)) if source.size > _CHUNK else 1
+        self._threads = len(os.sched_getaffinity(0)) if guest.size > _CHUNK else 1
         self._own = local()
         self._failed = 0
-        held = sum(os.fstat(file.fd).st_blocks * _SECTOR for file in source.files)
-        self._left = _MAX_RATIO * held + _ALWAYS if held and not source.changes else None
+        held = sum(os.fstat(file.fd).st_blocks * _SECTOR for file in guest.files)
+        self._left = _MAX_RATIO * held + _ALWAYS if held and not guest.changes else None
 
     def texts(self) -> Iterator[tuple[int, bytes]]:
         """Give the guest-physical addresses of texts of VMCOREINFO, ascending, and the texts."""
         for address in islice(self._candidates(), _MAX_PAGES):
-            text = _text_at(self._source, address)
+            text = text_at(self._guest, address)
             if text is not None:
                 yield address, text
 
     def _candidates(self) -> Iterator[int]:
-        progress, began, total = self._source.search_progress, time.monotonic(), self._source.size
+        progress, began, total = self._guest.told.progress, time.monotonic(), self._guest.size
         chunks = self._chunks()
         with ThreadPoolExecutor(self._threads, "vmdump-search") as pool:
             while some := list(islice(chunks, self._threads * _AHEAD)):
@@ -302,7 +250,7 @@ class _Search:
     def _chunks(self) -> Iterator[tuple[Block, int, int, int]]:
         """Give the memory that may not be zero: a block, bytes of it, and the guest's up to there."""
         before = 0
-        for block in self._source.blocks:
+        for block in self._guest.blocks:
             begin = end = 0
             for low, high in block.memory.extents():
                 if high - begin > _CHUNK or end == 0:
@@ -321,7 +269,7 @@ class _Search:
     def _look(self, chunk: tuple[Block, int, int, int]) -> list[int]:
         block, begin, end, _ = chunk
         if not hasattr(self._own, "scratch"):
-            self._own.scratch = np.empty(min(_CHUNK, self._source.size), np.uint8)
+            self._own.scratch = np.empty(min(_CHUNK, self._guest.size), np.uint8)
         try:
             data = self._view(block.memory, begin, end - begin)
         except (FormatError, CodecError):
@@ -358,29 +306,7 @@ def _starts(data: Pages, address: int) -> list[int]:
         return []
     words = data[skip : skip + count * MIN_PAGE_SIZE].view(np.uint32).reshape(count, -1)
     text, *notes = (
-        np.frombuffer(start[:_WORD], np.uint32)[0] for start in (_TEXT_START, VMCOREINFO_NAME, _FIRST_NAME)
+        np.frombuffer(start[:_WORD], np.uint32)[0] for start in (TEXT_START, VMCOREINFO_NAME, _FIRST_NAME)
     )
     hits = (words[:, 0] == text) | np.isin(words[:, _NOTE_NAME_OFFSET // _WORD], notes)
     return [skip + int(page) * MIN_PAGE_SIZE for page in np.flatnonzero(hits)]
-
-
-def _text_at(source: Guest, address: int) -> bytes | None:
-    end = source.blocks[find_block(source.blocks, address)].end
-    try:
-        raw = _read_up_to(source, address, end)
-        note = None if raw.startswith(_TEXT_START) else find_vmcoreinfo(raw, source.byteorder)
-    except (FormatError, CodecError, ReadError):
-        return None
-    text = (note.desc if note else raw).split(b"\0", 1)[0]
-    return text if is_vmcoreinfo(text) else None
-
-
-def _read_up_to(source: Guest, address: int, end: int) -> bytes:
-    """Read as much as a text and its note can have; the first pages only, if more cannot be read."""
-    length = min(end - address, MAX_PAGE_SIZE)
-    while length > MIN_PAGE_SIZE:
-        try:
-            return source.read(address, length)
-        except (FormatError, CodecError, ReadError):
-            length //= 2
-    return source.read(address, length)

@@ -24,11 +24,6 @@ class SalvagedElf(ElfDump):
     contents : Contents
         One file.
 
-    Attributes
-    ----------
-    lost_pages : int
-        Pages that were behind the end.
-
     Raises
     ------
     FormatError
@@ -40,8 +35,12 @@ class SalvagedElf(ElfDump):
     def __init__(self, contents: Contents) -> None:
         self._lost_bytes, self._lost_notes = 0, False
         super().__init__(contents)
-        self.lost_pages = -(-self._lost_bytes // self.page_size)
         self.incomplete = self.incomplete or self._lost_bytes > 0 or self._lost_notes
+
+    @property
+    def lost_pages(self) -> int:
+        """Pages that the core does not have any more."""
+        return -(-self._lost_bytes // self.page_size)
 
     def _usable(self, headers: ElfHeaders, file_size: int) -> NDArray[np.void]:
         loads = _cut_short(headers.loads, file_size)

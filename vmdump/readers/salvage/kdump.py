@@ -116,12 +116,6 @@ class SalvagedKdump(KdumpDump):
     contents : Contents
         One file, or some parts of a split set; those that have lost their headers are not read.
 
-    Attributes
-    ----------
-    lost_pages : int
-        Pages that the dump had and that are not intact. Where the bitmap of these is lost, too, all pages of
-        the guest that are not intact.
-
     Raises
     ------
     FormatError
@@ -143,10 +137,16 @@ class SalvagedKdump(KdumpDump):
         self._present = PageBitmap(self._stored.size, windows, rows)
         if contents.checking is not None:
             self._drop_damaged(windows, rows, contents.checking)
-        had = self._stored if self._has_bitmaps else self._known
-        self.lost_pages = had.total - self._present.total
-        self.excluded_size = (self._known.total - self._present.total) * self.page_size
         self.incomplete = self.incomplete or self.lost_pages > 0 or not self._has_bitmaps
+
+    @property
+    def lost_pages(self) -> int:
+        """Pages that the dump had and that are not whole.
+
+        Where the bitmap of these is not there, all pages of the guest that are not had.
+        """
+        had = self._stored if self._has_bitmaps else self._known
+        return had.total - self._present.total
 
     def _sort(self, parts: list[tuple[ByteFile, KdumpHeaders]]) -> list[tuple[ByteFile, KdumpHeaders]]:
         return sort_parts(parts, complete=False)

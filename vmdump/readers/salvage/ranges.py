@@ -28,11 +28,6 @@ class SalvagedRanges(PiecesDump):
     """Intact pieces, and the ranges that the headers name; what is missing of these is excluded.
 
     Behind damage that hides where the next range begins, the next header is looked for by its signature.
-
-    Attributes
-    ----------
-    lost_pages : int
-        Pages missing from ranges whose headers are left. Others are not known.
     """
 
     def _join(self, pieces: BlockList, ranges: list[tuple[int, int]]) -> BlockList:
@@ -40,9 +35,10 @@ class SalvagedRanges(PiecesDump):
         self._pieces = PieceList(pieces, merged(ranges, self.path), self.path)
         return self._pieces.blocks
 
-    def _set_vmcoreinfo(self, text: bytes | None) -> None:
-        super()._set_vmcoreinfo(text)
-        self.lost_pages = self.excluded_size // self.page_size
+    @property
+    def lost_pages(self) -> int:
+        """Pages of ranges whose headers are there. Nothing tells of others."""
+        return self.excluded_size // self.page_size
 
 
 def merged(ranges: list[tuple[int, int]], path: str) -> NDArray[np.uint64]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vmdump.arch import arch_of_elf
 from vmdump.formats.notes import fuzzy_note
-from vmdump.guest.guest import Guest, QemuFacts
+from vmdump.guest.guest import Guest
+from vmdump.guest.qemu import QemuFacts
 from vmdump.sources.qemu.byte_order import in_guests_byte_order
 from vmdump.sources.qemu.emulator import Emulator
 from vmdump.sources.qemu.layout import GuestLayout

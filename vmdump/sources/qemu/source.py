@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager, nullcontext
 from vmdump.errors import CapabilityError
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import TOLD_OR_FOUND, VmcoreinfoChoice
-from vmdump.guest.linux.find_vmcoreinfo import FoundVmcoreinfo, findings_of
+from vmdump.guest.linux.find_vmcoreinfo import findings_of
+from vmdump.guest.linux.found import FoundVmcoreinfo
 from vmdump.interrupts import Deferred
 from vmdump.sources.base import LiveSource
 from vmdump.sources.qemu.attachment import Attachment
@@ -110,7 +111,7 @@ class QemuSource(LiveSource):
                 guest = QemuGuest(layout, attachment.emulator, changes=fuzzy, fuzzy=fuzzy)
                 if found is not None and vmcoreinfo.given is None:
                     # After a reboot meanwhile it is not there any more, or QEMU tells another.
-                    found = found if not guest.tells_vmcoreinfo and found.is_there(guest) else None
+                    found = found if not guest.told.is_whole and found.is_there(guest) else None
                 yield _with_vmcoreinfo(guest, vmcoreinfo, found)
                 self.release()
         except BaseException as raised:
@@ -131,7 +132,7 @@ class QemuSource(LiveSource):
         if number is not None:
             return findings_of(guest.telling_progress(vmcoreinfo.progress), cancelled).number(number)
         wanted = vmcoreinfo.given is None and vmcoreinfo.search and self._search
-        if not wanted or guest.tells_vmcoreinfo:
+        if not wanted or guest.told.is_whole:
             return None
         if self._found is None or not self._found.is_there(guest):
             self._found = findings_of(guest.telling_progress(vmcoreinfo.progress), cancelled).chosen

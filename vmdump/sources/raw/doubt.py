@@ -144,7 +144,7 @@ class _Doubt:
         if blocks[-1].end > ADDRESS_LIMIT:
             return None
         guest = Guest(blocks, self._source.arch, vmcoreinfo=text)
-        return guest if guest.utsname_in_memory() is not None else None
+        return guest if guest.kernel.names_in(guest.read) is not None else None
 
     def _told(self, text: bytes) -> Iterator[Pieces]:
         for name in _BASES:
@@ -201,7 +201,7 @@ def _misfit(guest: Guest, pieces: Pieces) -> int:
     """
     total = sum(piece.size for piece in pieces)
     try:
-        runs = guest.kernel_half()
+        runs = guest.virtual.kernel_half()
     except (CapabilityError, TranslationError):
         return total
     distances, of_run = np.unique(runs.virtual - runs.physical, return_inverse=True)

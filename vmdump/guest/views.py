@@ -1,0 +1,37 @@
+"""Views: guests that are another guest but for one thing, and share all else with it, its memory above all.
+
+Those of :class:`vmdump.guest.guest.Guest`: with another VMCOREINFO, with none but what is told, and with
+somebody who is told of a search.
+
+A filter by page type is one more view: it adds to what its guest has excluded, in `excluded_pages`,
+`excluded_size` and `stored_pages` of :class:`vmdump.guest.memory.GuestMemory`, and to `dump_level`. Whatever
+writes, verifies or describes a guest asks these, and need not know of the filter.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TypeVar
+
+__all__ = ["view_of"]
+
+_Guest = TypeVar("_Guest")
+
+
+def view_of(guest: _Guest, **changes: object) -> _Guest:
+    """Give the same guest with other attributes; all that was derived of them is derived anew.
+
+    Parameters
+    ----------
+    guest : Guest
+        Or any other object; what it has as a `cached_property` is derived.
+    **changes
+        Attributes by name.
+    """
+    kind = type(guest)
+    view = kind.__new__(kind)
+    for name, value in vars(guest).items():
+        if not isinstance(getattr(kind, name, None), cached_property):
+            vars(view)[name] = value
+    vars(view).update(changes)
+    return view
