@@ -190,7 +190,7 @@ def test_no_daemon(tmp_path: Path, out: Path) -> None:
 @pytest.mark.usefixtures("daemon")
 def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["qemu", "-name", "guest=web,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
-    monkeypatch.setattr(libvirt, "_command_line", lambda pid: "\0" + "\0".join(words))
+    monkeypatch.setattr(libvirt, "command_line", lambda pid: [*words, ""])
     with FakeQemu(tmp_path, answers={"query-chardev": []}) as qemu:
         assert "--memory-only web " in refused(qemu, out)
     # A QEMU that does not know the command.
@@ -202,7 +202,7 @@ def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("daemon")
 def test_name_for_the_shell(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["qemu", "-name", "guest=web 2,,old,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
-    monkeypatch.setattr(libvirt, "_command_line", lambda pid: "\0" + "\0".join(words))
+    monkeypatch.setattr(libvirt, "command_line", lambda pid: [*words, ""])
     with FakeQemu(tmp_path) as qemu:
         assert "--memory-only 'web 2,old' FILE" in refused(qemu, out)
 

@@ -17,10 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted.fake_qemu import PAGE, Child, page_of
 
-from vmdump.errors import AccessDenied, GuestBusy, SourceError
+from vmdump.errors import AccessDenied, SourceError
 from vmdump.guest.files import FileMemory, GuestFile
 from vmdump.guest.guest import Memory
-from vmdump.sources.process.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.sources.process.memory import (
+    JoinedMemory,
+    PrivateMemory,
+    ProcessMemory,
+    UnreadablePages,
+    WatchedMemory,
+)
 from vmdump.sources.process.pagemap import PageTable
 from vmdump.sources.process.process import Process, covering
 from vmdump.sources.qemu.layout import _continues
@@ -56,7 +62,7 @@ class Opened:
     def __init__(self, *, scan: bool = True) -> None:
         self.scan = scan
         self.child = Child()
-        self.process = Process(self.child.pid)
+        self.process = Process(self.child.pid, "the child")
         self.memory = ProcessMemory(self.process)
         if not scan:
             self.memory.table.close()
@@ -286,7 +292,7 @@ class Watch:
     """What `WatchedMemory` asks."""
 
     def __init__(self) -> None:
-        self.lost = LostPages()
+        self.unreadable = UnreadablePages()
         self.asked = 0
 
     def demand_alive(self) -> None:
@@ -324,7 +330,9 @@ def test_lost_pages(shared: Opened, lost: set[int], offset: int, length: int) ->
     found = memory.view(offset, length, np.full(length, 0xEE, np.uint8))
     assert found.tobytes() == contents(set(range(PAGES)) - lost)[offset : offset + length]
     touched = set(range(offset // PAGE, (offset + length - 1) // PAGE + 1))
-    assert list(watch.lost.ranges()) == [(start + low, start + high) for low, high in runs(lost & touched)]
+    assert list(watch.unreadable.ranges()) == [
+        (start + low, start + high) for low, high in runs(lost & touched)
+    ]
     assert watch.asked
     child.ask("munmap", address=address, size=PAGES * PAGE)
 
@@ -341,7 +349,7 @@ def test_poisoned_page(opened: Opened) -> None:
     watch = Watch()
     memory = WatchedMemory(PrivateMemory(opened.memory, address, PAGES * PAGE), 0, watch)
     assert whole(memory) == contents(set(range(PAGES)) - {5})
-    assert watch.lost.ranges() == ((5 * PAGE, 6 * PAGE),)
+    assert watch.unreadable.ranges() == ((5 * PAGE, 6 * PAGE),)
 
 
 def test_page_behind_the_end_of_its_file(opened: Opened, folder: Path) -> None:
@@ -356,7 +364,7 @@ def test_page_behind_the_end_of_its_file(opened: Opened, folder: Path) -> None:
     expected = bytearray(contents(set(range(50)), 1000))
     expected[3 * PAGE : 4 * PAGE] = page_of(3)
     assert whole(memory) == bytes(expected).ljust(PAGES * PAGE, b"\0")
-    assert watch.lost.ranges() == ((50 * PAGE, PAGES * PAGE),)
+    assert watch.unreadable.ranges() == ((50 * PAGE, PAGES * PAGE),)
 
 
 def test_another_error_is_no_lost_page(opened: Opened) -> None:
@@ -376,7 +384,7 @@ def test_another_error_is_no_lost_page(opened: Opened) -> None:
     with pytest.raises(SourceError) as caught:
         whole(WatchedMemory(Broken(), 0, watch))
     assert caught.value.errno == errno.EPERM
-    assert watch.lost.ranges() == ()
+    assert watch.unreadable.ranges() == ()
 
 
 def test_process_that_has_ended(opened: Opened) -> None:
@@ -387,7 +395,7 @@ def test_process_that_has_ended(opened: Opened) -> None:
     memory = Stale(opened.memory, address, PAGES * PAGE)
     assert whole(memory)
     child.kill()
-    with pytest.raises(SourceError, match="QEMU has ended") as caught:
+    with pytest.raises(SourceError, match="the child has ended") as caught:
         whole(memory)
     assert caught.value.errno == errno.ESRCH
     for work in (
@@ -402,34 +410,34 @@ def test_process_that_has_ended(opened: Opened) -> None:
 
 
 def test_process_that_never_was() -> None:
-    with pytest.raises(SourceError, match="there is no process"):
-        Process(2**22 + 1)
+    with pytest.raises(SourceError, match="there is no process") as caught:
+        Process(2**22 + 1, "QEMU")
+    assert caught.value.hint == (
+        "QEMU runs on another host, or in another PID namespace: run vmdump where QEMU runs"
+    )
 
 
 def test_one_dump_at_a_time(opened: Opened) -> None:
-    second = Process(opened.child.pid)
-    opened.process.claim()
-    with pytest.raises(GuestBusy) as caught:
-        second.claim()
-    assert caught.value.state == "dump"
+    second = Process(opened.child.pid, "the child")
+    assert opened.process.claim()
+    assert not second.claim()
     opened.process.disclaim()
-    second.claim()
+    assert second.claim()
     second.close()
     second.close()
     # Closing gives it back, too.
-    opened.process.claim()
+    assert opened.process.claim()
 
 
 def test_lock_outlives_its_owner(opened: Opened) -> None:
     """Who has the descriptor open has the lock: the guardian keeps it as long as it works."""
-    second = Process(opened.child.pid)
-    second.claim()
+    second = Process(opened.child.pid, "the child")
+    assert second.claim()
     kept = os.dup(second.lock)
     second.close()
-    with pytest.raises(GuestBusy):
-        opened.process.claim()
+    assert not opened.process.claim()
     os.close(kept)
-    opened.process.claim()
+    assert opened.process.claim()
 
 
 def test_access_denied() -> None:
@@ -442,7 +450,7 @@ def test_access_denied() -> None:
             try:
                 os.setgid(65534)
                 os.setuid(65534)
-                Process(child.pid)
+                Process(child.pid, "the child")
             except AccessDenied as error:
                 os._exit(0 if error.errno == errno.EACCES and "CAP_SYS_PTRACE" in error.hint else 2)
             except BaseException:
@@ -453,7 +461,7 @@ def test_access_denied() -> None:
 
 @given(st.sets(st.integers(0, 200)))
 def test_lost_pages_are_merged(pages: set[int]) -> None:
-    lost = LostPages()
+    lost = UnreadablePages()
     for page in sorted(pages, key=lambda page: page * 7919 % 201):
         lost.add(page * PAGE, (page + 1) * PAGE)
         lost.add(page * PAGE, (page + 1) * PAGE)

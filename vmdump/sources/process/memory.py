@@ -1,4 +1,4 @@
-"""Guest memory inside a QEMU process, as blocks' memory: files that it maps, and pages that only it has."""
+"""The memory of another process as blocks' memory: files that it maps, and pages that only it has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmdump.sources.process.pagemap import PAGE, PageTable
 from vmdump.sources.process.process import Process
 from vmdump.units import merge_runs
 
-__all__ = ["JoinedMemory", "LostPages", "PrivateMemory", "ProcessMemory", "WatchedMemory"]
+__all__ = ["JoinedMemory", "PrivateMemory", "ProcessMemory", "UnreadablePages", "WatchedMemory"]
 
 _UNREADABLE = (errno.EIO, errno.EFAULT)
 """What a read of a page gives that the host has lost."""
@@ -193,10 +193,10 @@ class JoinedMemory:
         return scratch[:length]
 
 
-class LostPages(Sequence[tuple[int, int]]):
-    """Pages of the guest that the host could not read, so far; from several threads.
+class UnreadablePages(Sequence[tuple[int, int]]):
+    """Pages that the host could not read so far; from several threads.
 
-    As a sequence: guest-physical ranges ``[begin, end)`` that ascend and do not touch.
+    As a sequence: ranges ``[begin, end)`` of addresses, ascending, that do not touch.
     """
 
     def __init__(self) -> None:
@@ -204,7 +204,7 @@ class LostPages(Sequence[tuple[int, int]]):
         self._ranges: list[tuple[int, int]] = []
 
     def add(self, begin: int, end: int) -> None:
-        """Note a range of guest-physical addresses."""
+        """Note a range of addresses."""
         with self._lock:
             first = bisect_left(self._ranges, begin, key=itemgetter(1))
             behind = bisect_right(self._ranges, end, key=itemgetter(0))
@@ -234,23 +234,23 @@ class LostPages(Sequence[tuple[int, int]]):
 class _Watch(Protocol):
     """What a `WatchedMemory` asks about the process behind it."""
 
-    lost: LostPages
+    unreadable: UnreadablePages
 
     def demand_alive(self) -> None:
         """Raise an error if the process is no longer there."""
 
 
 class WatchedMemory:
-    """Memory of a live guest: a page that cannot be read becomes zero and is noted as lost.
+    """Memory of a process that may end: a page that cannot be read becomes zero and is noted.
 
     Parameters
     ----------
     memory : Memory
         Reads a block.
     start : int
-        Guest-physical address of its first byte.
+        Address of its first byte, for the note.
     watch : Watch
-        Knows whether the guest is still there.
+        Knows whether the process is still there.
     """
 
     copies = True
@@ -295,4 +295,4 @@ class WatchedMemory:
                 raise
             self._watch.demand_alive()
             out[:] = 0
-            self._watch.lost.add(self._start + page, self._start + page + PAGE)
+            self._watch.unreadable.add(self._start + page, self._start + page + PAGE)

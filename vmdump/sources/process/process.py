@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from vmdump.errors import AccessDenied, GuestBusy, SourceError
+from vmdump.errors import AccessDenied, SourceError
 from vmdump.guest.files import GuestFile
 
-__all__ = ["Mapping", "Process", "covering"]
+__all__ = ["Mapping", "Process", "command_line", "covering"]
 
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
 )
 _CAP_SYS_PTRACE = 19
-_NAMESPACE_HINT = "QEMU runs on another host, or in another PID namespace: run vmdump where QEMU runs"
+_ELSEWHERE = "runs on another host, or in another PID namespace: run vmdump where"
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
 
@@ -65,11 +65,13 @@ class Process:
     ----------
     pid : int
         Its number.
+    program : str
+        What messages call the program that it runs.
 
     Attributes
     ----------
-    pid : int
-        Its number.
+    pid, program
+        As given.
     lock : int
         Descriptor of what :meth:`claim` locks.
 
@@ -81,18 +83,20 @@ class Process:
         This process may not look into it.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, program: str) -> None:
         self.pid = pid
+        self.program = program
         self._opened: list[int] = []
         self.lock = -1
         try:
             self._folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
+            missing = error.errno == errno.ENOENT
             raise SourceError(
-                f"there is no process {pid}" if error.errno == errno.ENOENT else f"cannot open process {pid}",
+                f"there is no process {pid}" if missing else f"cannot open process {pid}",
                 path=f"/proc/{pid}",
                 errno=error.errno,
-                hint=_NAMESPACE_HINT if error.errno == errno.ENOENT else "",
+                hint=f"{program} {_ELSEWHERE} {program} runs" if missing else "",
             ) from error
         try:
             self.lock = self._keep(self.open("maps"))
@@ -104,23 +108,21 @@ class Process:
         self._opened.append(fd)
         return fd
 
-    def claim(self) -> None:
+    def claim(self) -> bool:
         """Take the right to dump it, until :meth:`disclaim`, or until who has `lock` open has ended.
 
-        Raises
-        ------
-        GuestBusy
-            Another vmdump has it.
+        Returns
+        -------
+        bool
+            False if another vmdump has it.
         """
         try:
             # A lock on an inode of /proc needs no file, has no name to be left behind, and cannot be taken
             # by somebody who may not read the process.
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GuestBusy(
-                f"another dump of this guest (QEMU's process {self.pid}) is running; wait for it",
-                state="dump",
-            ) from None
+            return False
+        return True
 
     def disclaim(self) -> None:
         """Give the right to dump it back."""
@@ -140,7 +142,7 @@ class Process:
             return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
         except PermissionError as error:
             raise AccessDenied(
-                f"no permission to read the memory of QEMU's process {self.pid}",
+                f"no permission to read the memory of {self.program}'s process {self.pid}",
                 path=f"/proc/{self.pid}/{name}",
                 errno=error.errno,
                 hint=self._what_would_help(),
@@ -165,7 +167,7 @@ class Process:
         """Raise the SourceError of a system call on a file of the process's folder."""
         gone = error.errno in (errno.ESRCH, errno.ENOENT)
         raise SourceError(
-            "QEMU has ended" if gone else f"cannot read QEMU's process {self.pid}",
+            f"{self.program} has ended" if gone else f"cannot read {self.program}'s process {self.pid}",
             path=f"/proc/{self.pid}/{name}",
             errno=error.errno,
         ) from error
@@ -185,7 +187,8 @@ class Process:
                 return "a security module or a user namespace forbids it; see the kernel's log"
             if owner not in (os.geteuid(), 0) and os.geteuid() != 0:
                 way = (
-                    f"run vmdump as root or with CAP_SYS_PTRACE: QEMU is user {owner}'s, not {os.geteuid()}'s"
+                    f"run vmdump as root or with CAP_SYS_PTRACE: {self.program} is user {owner}'s, "
+                    f"not {os.geteuid()}'s"
                 )
                 return way if scope == "0" else f"{way}, and {_YAMA} is {scope}"
             if scope != "0":
@@ -241,7 +244,7 @@ class Process:
             status = os.fstat(file.fd)
             if (status.st_dev, status.st_ino) != (mapping.device, mapping.inode):
                 file.close()
-                raise SourceError("QEMU has put another file in its place", path=mapping.path)
+                raise SourceError(f"{self.program} has put another file in its place", path=mapping.path)
             return file
         place = f"/proc/{self.pid}/map_files/{mapping.begin:x}-{mapping.end:x}"
         try:
@@ -250,7 +253,7 @@ class Process:
             if error.errno not in (errno.EPERM, errno.EACCES):
                 raise
             raise AccessDenied(
-                "no permission to open QEMU's shared memory",
+                f"no permission to open {self.program}'s shared memory",
                 path=place,
                 errno=error.errno,
                 hint="run vmdump as root or with CAP_CHECKPOINT_RESTORE and CAP_SYS_PTRACE",
@@ -270,6 +273,14 @@ class Process:
         """Close everything; closing twice does nothing."""
         while self._opened:
             os.close(self._opened.pop())
+
+
+def command_line(pid: int) -> list[str]:
+    """Give the words with which a process was started; empty if it has ended, or may not be looked at."""
+    name = f"/proc/{pid}/cmdline"
+    with contextlib.suppress(OSError), open(name, errors="surrogateescape", newline="") as file:
+        return file.read().split("\0")
+    return []
 
 
 def covering(mappings: Sequence[Mapping], begin: int, end: int) -> list[Mapping]:

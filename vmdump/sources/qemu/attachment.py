@@ -83,7 +83,7 @@ class Attachment:
                     path=path,
                     hint="run vmdump on the host of its container",
                 )
-            self._process = Process(self._monitor.pid)
+            self._process = Process(self._monitor.pid, "QEMU")
             self.emulator = ask_emulator(self._monitor)
         except BaseException:
             self.close()
@@ -171,7 +171,9 @@ class Attachment:
         try:
             # An answer comes behind the events of all that happened before.
             self._status()
-            self._process.claim()
+            if not self._process.claim():
+                owner = f"QEMU's process {self._process.pid}"
+                raise GuestBusy(f"another dump of this guest ({owner}) is running; wait for it", state="dump")
         except BaseException:
             self._claim.release()
             raise

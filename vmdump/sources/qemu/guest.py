@@ -34,7 +34,7 @@ class QemuGuest(Guest):
         self, layout: GuestLayout, emulator: Emulator, *, changes: bool = False, fuzzy: bool = False
     ) -> None:
         self.files = tuple(layout.files)
-        self.unreadable = layout.lost
+        self.unreadable = layout.unreadable
         self.fuzzy = fuzzy
         self.changes = changes
         self._emulator = emulator

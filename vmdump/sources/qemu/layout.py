@@ -15,7 +15,13 @@ from vmdump.errors import Cancelled, FormatError, LayoutError, QmpError, SourceE
 from vmdump.formats.elf_headers import ElfHeaders, read_headers
 from vmdump.guest.files import FileMemory, GuestFile
 from vmdump.guest.guest import Block, Memory
-from vmdump.sources.process.memory import JoinedMemory, LostPages, PrivateMemory, ProcessMemory, WatchedMemory
+from vmdump.sources.process.memory import (
+    JoinedMemory,
+    PrivateMemory,
+    ProcessMemory,
+    UnreadablePages,
+    WatchedMemory,
+)
 from vmdump.sources.process.process import Mapping, Process, covering
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump
@@ -194,8 +200,8 @@ class GuestLayout:
         The guest's memory.
     files : list of GuestFile
         What of it is in files.
-    lost : LostPages
-        Pages that could not be read so far.
+    unreadable : UnreadablePages
+        Pages that the host could not read so far.
 
     Raises
     ------
@@ -215,7 +221,7 @@ class GuestLayout:
         private: Callable[[], ProcessMemory],
         cancelled: Callable[[], bool],
     ) -> None:
-        self.lost = LostPages()
+        self.unreadable = UnreadablePages()
         self.files: list[GuestFile] = []
         self._by_inode: dict[tuple[int, int], GuestFile] = {}
         self._monitor = monitor

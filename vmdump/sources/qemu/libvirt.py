@@ -13,8 +13,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vmdump.errors import CapabilityError
+from vmdump.sources.process.process import command_line
 from vmdump.sources.qemu.monitor import Monitor
 
 __all__ = ["refuse_unsafe_libvirt"]
@@ -27,7 +29,7 @@ _DAEMONS = ("libvirtd", "virtqemud")
 _WRAPPED = re.compile(r"\.(\w+)-wrap")
 """Where a script of the name sets the environment (NixOS); the kernel keeps 15 characters of it."""
 _SYSTEM_FOLDER = "/var/lib/libvirt/"
-_NAME = re.compile(r"\0-name\0(?:guest=)?((?:[^\0,]|,,)+)")
+_NAME = re.compile(r"(?:guest=)?((?:[^,]|,,)+)")
 # Not what is installed: an upgrade does not end the daemon, which has the old library mapped. libvirt 11.3.0
 # is libvirt.so.0.11003.0, and loads no driver of another release.
 _LIBRARY = re.compile(r"/libvirt\.so\.0\.(\d+)\.(\d+)(?: \(deleted\))?$", re.MULTILINE)
@@ -62,9 +64,9 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
     QmpError
         QEMU does not answer.
     """
-    words = _command_line(monitor.pid)
+    words = command_line(monitor.pid)
     place = _place_of_monitor(monitor)
-    if place is None and f"id={_MONITOR}," not in words:
+    if place is None and not any(f"id={_MONITOR}," in word for word in words):
         return
     daemons = list(_daemons(monitor.pid, place))
     unsafe = [daemon for daemon in daemons if daemon.version is None or daemon.version < _SAFE]
@@ -75,8 +77,7 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
         why = f"its daemon ({unsafe[0]}) may crash when a dump that it did not begin ends"
     else:
         why = "no daemon of it can be seen from here, and one before that may crash when such a dump ends"
-    match = _NAME.search(words)
-    name = match[1].replace(",,", ",") if match else "DOMAIN"
+    name = _name_of_domain(words)
     raise CapabilityError(
         f"{monitor.path}: the guest {name} is libvirt's, and not known to be safe with it: {why}; "
         f"use virsh dump --memory-only {shlex.quote(name)} FILE, which vmdump reads, "
@@ -84,16 +85,17 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
     )
 
 
+def _name_of_domain(words: list[str]) -> str:
+    for word, value in pairwise(words):
+        if word == "-name" and (match := _NAME.match(value)):
+            return match[1].replace(",,", ",")
+    return "DOMAIN"
+
+
 def _place_of_monitor(monitor: Monitor) -> str | None:
     """Give where libvirt's monitor is, in QEMU's words; None where QEMU tells of none."""
     devices = monitor.execute_if_known("query-chardev") or []
     return next((str(device.get("filename")) for device in devices if device.get("label") == _MONITOR), None)
-
-
-def _command_line(pid: int) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", errors="surrogateescape") as file:
-        return "\0" + file.read()
-    return ""
 
 
 def _daemons(qemu: int, place: str | None) -> Iterator[_Daemon]:

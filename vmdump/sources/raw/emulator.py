@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from vmdump.errors import RequestError, SourceError
 from vmdump.guest.files import GuestFile
-from vmdump.sources.process.process import Process
+from vmdump.sources.process.process import Process, command_line
 from vmdump.sources.raw.machines import Pieces, machine_layouts
 from vmdump.units import parse_size
 
@@ -61,13 +61,13 @@ def find_emulator(file: GuestFile, arch: str) -> FileUser | None:
         None where there is no such QEMU.
     """
     status, real = os.fstat(file.fd), os.path.realpath(file.path)
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        words = _command_line(pid)
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        words = command_line(pid)
         if not words or not _PROGRAM.fullmatch(words[0]):
             continue
         # It may end at any moment, or be another user's.
         with suppress(SourceError):
-            process = Process(int(pid))
+            process = Process(pid, "QEMU")
             try:
                 # On some file systems, btrfs for one, the kernel lists another device than stat() tells.
                 mapped = any(
@@ -79,14 +79,8 @@ def find_emulator(file: GuestFile, arch: str) -> FileUser | None:
             finally:
                 process.close()
             if mapped:
-                return _describe(int(pid), words, file.size, arch)
+                return _describe(pid, words, file.size, arch)
     return None
-
-
-def _command_line(pid: str) -> list[str]:
-    with suppress(OSError), open(f"/proc/{pid}/cmdline", errors="surrogateescape", newline="") as lines:
-        return lines.read().split("\0")
-    return []
 
 
 def _describe(pid: int, words: list[str], size: int, arch: str) -> FileUser:
