@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from vmdump.errors import (
     CapabilityError,
@@ -22,11 +23,10 @@ from vmdump.sources.base import HeldGuest, Source, StillSource
 from vmdump.sources.spec import check_options, split_options
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, TypeIs
 
     from vmdump.readers.checking import Checking
     from vmdump.readers.dump import Dump
-    from vmdump.sources.rawfile import RawSource
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     Blocks = Buffer | Sequence[Block | tuple[int, Buffer | Memory]]
@@ -68,7 +68,7 @@ class _Scheme(NamedTuple):
 
     def load(self) -> Callable[..., Any]:
         """Give the function."""
-        function: Callable[..., Any] = getattr(import_module(self.module), self.function)
+        function: Callable[..., Any] = attrgetter(self.function)(import_module(self.module))
         return function
 
 
@@ -76,7 +76,7 @@ _SCHEMES = {
     "avml": _Scheme("dump", "vmdump.readers.registry", "open_dump"),
     "lime": _Scheme("dump", "vmdump.readers.registry", "open_dump"),
     "qmp": _Scheme("live", "vmdump.sources.qemu.source", "open_qemu"),
-    "raw": _Scheme("memory", "vmdump.sources.rawfile", "open_raw"),
+    "raw": _Scheme("memory", "vmdump.sources.rawfile", "RawSource.by_names"),
     "synthetic": _Scheme("generated", "vmdump.sources.synthetic.guest", "open_synthetic"),
 }
 
@@ -93,13 +93,22 @@ def _names(source: object) -> Sequence[object]:
     return source if isinstance(source, list | tuple) else [source]
 
 
+def _is_paths(source: object) -> TypeIs[Paths]:
+    names = _names(source)
+    return bool(names) and all(isinstance(name, str | os.PathLike) for name in names)
+
+
+def _paths(source: Paths) -> Sequence[str | os.PathLike[str]]:
+    return [source] if isinstance(source, str | os.PathLike) else source
+
+
 def names_live_guest(source: object) -> bool:
     """Tell whether a source is the name of a guest that may run."""
     scheme = _split(source)[0]
     return scheme is not None and scheme.kind == "live"
 
 
-def names_dump(source: object) -> bool:
+def names_dump(source: object) -> TypeGuard[Paths]:
     """Tell whether dumps are named: no live guest, no raw memory, none that is generated."""
     return all(
         isinstance(name, str | os.PathLike) and ((scheme := _split(name)[0]) is None or scheme.kind == "dump")
@@ -144,7 +153,7 @@ def open_source(source: Paths, *, search: bool = True) -> Source:
             live: Source = scheme.load()(*split_options(rest), search=search)
             return live
         function = scheme.load()
-        still = function(_names(source)) if scheme.kind == "memory" else function(*split_options(rest))
+        still = function(_paths(source)) if scheme.kind == "memory" else function(*split_options(rest))
         return _unless(search, still)
     return _unless(search, open_dump(source))
 
@@ -209,13 +218,13 @@ def open_dump(
     # The readers take 2 ms to load, 7 where Python may not keep its bytecode.
     from vmdump.readers import registry
 
-    schemes = [_split(name) for name in _names(source)]
-    if any(scheme is not None and scheme.kind == "memory" for scheme, _, _ in schemes):
+    schemes = [_split(name)[0] for name in _names(source)]
+    if _is_paths(source) and any(scheme is not None and scheme.kind == "memory" for scheme in schemes):
         if arch is not None:
             raise RequestError("arch: raw memory names it in its options", parameter="arch")
         from vmdump.readers.raw import RawDump
 
-        return RawDump(cast("RawSource", open_source(cast("Paths", source))))
+        return RawDump.by_names(_paths(source))
     scheme, word, rest = _split(source)
     if scheme is not None and scheme.kind == "dump":
         source, options = split_options(rest)
@@ -261,12 +270,11 @@ def as_source(source: AnySource) -> tuple[Source, bool]:
         if source.changes and not source.fuzzy:
             raise RequestError("source: this guest may run; its source can be held", parameter="source")
         return HeldGuest(source), False
-    names = _names(source)
-    if names and all(isinstance(name, str | os.PathLike) for name in names):
-        return open_source(cast("Paths", source)), True
+    if _is_paths(source):
+        return open_source(source), True
     from vmdump.sources.buffers import BlockSource
 
-    return BlockSource(cast("Blocks", source)), True
+    return BlockSource(source), True
 
 
 @contextmanager
@@ -338,7 +346,7 @@ def opened_in_part(
             if not names_dump(source):
                 raise
             try:
-                part = open_dump(cast("Paths", source), damaged=True)
+                part = open_dump(source, damaged=True)
             except VmdumpError:
                 raise error from None
             stack.enter_context(part)

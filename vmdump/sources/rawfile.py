@@ -19,7 +19,7 @@ from vmdump.sources.raw.places import RawPart, lay_out, place
 from vmdump.sources.spec import check_options, split_options
 from vmdump.units import parse_ranges, parse_size
 
-__all__ = ["RawPart", "RawSource", "open_raw"]
+__all__ = ["RawPart", "RawSource"]
 
 _SCHEME = "raw:"
 _PLACES = ("base", "blocks", "machine", "max_ram_below_4g")
@@ -95,6 +95,45 @@ class RawSource(StillSource):
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def by_names(cls, names: Sequence[str | os.PathLike[str]]) -> Self:
+        """Open raw files of one guest, each named ``raw:PATH?base=...``; also ``blocks=`` or ``machine=``.
+
+        Where the memory is, is said with each file; one that does not say continues the one in front of it.
+        ``arch`` and ``page_size`` are said with any of them.
+
+        Raises
+        ------
+        RequestError
+            One of them is not a raw file, they contradict each other, or an option is not known or not a
+            number.
+        CapabilityError
+            No address is named, and the file is of a kind that is not memory.
+        VmdumpError
+            As for :class:`RawSource`.
+        """
+        parts: list[RawPart] = []
+        common: dict[str, str] = {}
+        for path, options in map(_split_name, names):
+            check_options(options, (*_PLACES, "arch", "page_size"), "raw")
+            for name in ("arch", "page_size"):
+                if name in options and common.setdefault(name, options[name]) != options[name]:
+                    raise RequestError(
+                        f"{name}: the files say {common[name]} and {options[name]}", parameter=name
+                    )
+            if not parts and options.keys().isdisjoint(("base", "blocks")):
+                _check_kind(path)
+            if parts and not any(name in options for name in _PLACES):
+                parts[-1] = _with_paths(parts[-1], (*parts[-1].paths, path))
+            else:
+                parts.append(_part(path, options))
+        page_size = common.get("page_size")
+        return cls(
+            parts,
+            arch=common.get("arch", "x86_64"),
+            page_size=None if page_size is None else parse_size(page_size, parameter="page_size"),
+        )
 
     def _open(self, path: str | os.PathLike[str]) -> GuestFile:
         file = GuestFile(path)
@@ -177,52 +216,11 @@ def _check_kind(path: str) -> None:
         raise CapabilityError(f"{path}: this is {kind.name}, and no raw memory; {kind.advice(path)}")
 
 
-def open_raw(sources: Sequence[str | os.PathLike[str]]) -> RawSource:
-    """Open raw files of one guest, each named ``raw:PATH?base=...``; also ``blocks=`` or ``machine=``.
-
-    Where the memory is, is said with each file; one that does not say continues the one in front of it.
-    ``arch`` and ``page_size`` are said with any of them.
-
-    Raises
-    ------
-    RequestError
-        One of them is no raw file, they contradict each other, or an option is not known or no number.
-    CapabilityError
-        No address is named, and the file is of a kind that is not memory.
-    VmdumpError
-        As for :class:`RawSource`.
-    """
-    named = []
-    for given in sources:
-        source = os.fspath(given)
-        if not source.startswith(_SCHEME):
-            raise RequestError(f"source: {source} is not raw:PATH, as the others are", parameter="source")
-        named.append(split_options(source.removeprefix(_SCHEME)))
-    return _open_parts(named)
-
-
-def _open_parts(named: Sequence[tuple[str, dict[str, str]]]) -> RawSource:
-    parts: list[RawPart] = []
-    common: dict[str, str] = {}
-    for path, options in named:
-        check_options(options, (*_PLACES, "arch", "page_size"), "raw")
-        for name in ("arch", "page_size"):
-            if name in options and common.setdefault(name, options[name]) != options[name]:
-                raise RequestError(
-                    f"{name}: the files say {common[name]} and {options[name]}", parameter=name
-                )
-        if not parts and options.keys().isdisjoint(("base", "blocks")):
-            _check_kind(path)
-        if parts and not any(name in options for name in _PLACES):
-            parts[-1] = _with_paths(parts[-1], (*parts[-1].paths, path))
-        else:
-            parts.append(_part(path, options))
-    page_size = common.get("page_size")
-    return RawSource(
-        parts,
-        arch=common.get("arch", "x86_64"),
-        page_size=None if page_size is None else parse_size(page_size, parameter="page_size"),
-    )
+def _split_name(given: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:
+    name = os.fspath(given)
+    if not name.startswith(_SCHEME):
+        raise RequestError(f"source: {name} is not raw:PATH, as the others are", parameter="source")
+    return split_options(name.removeprefix(_SCHEME))
 
 
 def _part(path: str, options: dict[str, str]) -> RawPart:
