@@ -112,7 +112,7 @@ def file_runs(memory: Memory, offset: int, length: int) -> FileRuns | None:
     Raises
     ------
     SourceError
-        It cannot be told.
+        The file systems do not tell.
     """
     find = getattr(memory, "file_runs", None)
     if find is None:
@@ -179,7 +179,7 @@ def check_blocks(blocks: Sequence[Block]) -> Sequence[Block]:
     Raises
     ------
     LayoutError
-        They are none, empty, unsorted, overlapping, or end beyond 64 bits.
+        There are none, or they are empty, unsorted, overlapping, or end beyond 64 bits.
     """
     if isinstance(blocks, BlockList):
         return blocks
@@ -229,7 +229,7 @@ class BlockList(Sequence[Block]):
         if not len(starts):
             raise LayoutError("the guest has no memory block")
         if len(starts) > MAX_BLOCKS:
-            raise LayoutError(f"the memory is in {len(starts)} pieces; no machine's is in over {MAX_BLOCKS}")
+            raise LayoutError(f"the memory is in {len(starts)} pieces; at most {MAX_BLOCKS} are possible")
         # In inclusive ends nothing overflows: the last byte of the address space has a number in 64 bits.
         lasts = starts + (sizes - np.uint64(1))
         bad = (sizes == 0) | (lasts < starts)

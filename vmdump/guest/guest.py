@@ -78,7 +78,7 @@ class Guest(GuestMemory):
     incomplete : bool
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
-        Which kinds of pages a dump leaves out, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
+        Which kinds of pages a dump excludes, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
     codec : str or None
         Of the pages of a kdump file, where they shrank; empty where that was not tried. None of any other.
 

@@ -51,7 +51,7 @@ class GuestMemory:
 
     @property
     def excluded_size(self) -> int:
-        """Bytes of the blocks that the guest has and a dump of it leaves out; see :meth:`excluded_pages`."""
+        """Bytes of the pages inside the blocks that are not in the dump; see :meth:`excluded_pages`."""
         return 0
 
     def excluded_pages(self, pfn: int, count: int) -> NDArray[np.bool_] | None:
@@ -86,7 +86,7 @@ class GuestMemory:
         ReadError
             Part of ``[address, address + length)`` is in no block.
         ExcludedPage
-            Part of it was left out of the dump.
+            Part of it is excluded from the dump.
         SourceError
             The memory cannot be read.
         """

@@ -39,7 +39,7 @@ def read_vmcoreinfo(given: bytes | str | os.PathLike[str]) -> bytes | int:
     Raises
     ------
     RequestError
-        They do not look like VMCOREINFO, or N is no number.
+        They do not look like VMCOREINFO, or N is not a number.
     SourceError
         The file cannot be read.
     """
@@ -65,7 +65,7 @@ def _checked(text: bytes) -> bytes:
     lines = text.rstrip(b"\0")
     if not is_vmcoreinfo(lines):
         raise RequestError(
-            "vmcoreinfo: these are no VMCOREINFO lines, which begin with OSRELEASE= and tell PAGESIZE",
+            "vmcoreinfo: these are not VMCOREINFO lines, which begin with OSRELEASE= and tell PAGESIZE",
             parameter="vmcoreinfo",
         )
     return lines

@@ -185,7 +185,7 @@ def _verdict(guest: Searchable) -> Verdict:
         return "unknown"
     try:
         guest.read(address, 1)
-    except (ExcludedPage, FormatError, CodecError):  # it was left out, or is damaged
+    except (ExcludedPage, FormatError, CodecError):  # it is excluded, or damaged
         return "unknown"
     except ReadError:
         pass

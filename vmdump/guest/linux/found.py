@@ -121,7 +121,7 @@ class Findings(tuple[FoundVmcoreinfo, ...]):
         Raises
         ------
         RequestError
-            There is none.
+            Nothing of that number was found.
         """
         if not 1 <= number <= len(self):
             there = ", ".join(

@@ -33,7 +33,7 @@ class Utsname:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Utsname | None:
-        """Take the names out of ``struct new_utsname``; None if one has no end or is no text."""
+        """Take the names out of ``struct new_utsname``; None if one has no end or is not text."""
         names = [raw[at : at + UTS_FIELD].split(b"\0", 1)[0] for at in range(0, UTS_SIZE, UTS_FIELD)]
         return cls(*names) if all(len(name) < UTS_FIELD and _is_text(name) for name in names) else None
 
