@@ -148,7 +148,7 @@ def open_source(source: Paths, *, search: bool = True) -> Source:
         if scheme is None or scheme.kind == "dump":
             continue
         if scheme.kind != "memory" and name is not source:
-            raise RequestError(f"source: {name} is no file of a split set", parameter="source")
+            raise RequestError(f"source: {name} is not a file of a split set", parameter="source")
         if scheme.kind == "live":
             live: Source = scheme.load()(*split_options(rest), search=search)
             return live
@@ -314,7 +314,7 @@ def opened_in_part(
     search: bool = True,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[tuple[Guest, str]]:
-    """Give a guest to look at as :func:`opened` does; of a dump that does not open, what is there.
+    """Give a guest to look at as :func:`opened` does; of a damaged dump, what can be read.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def opened_in_part(
     Yields
     ------
     guest : Guest
-        The guest. Of a damaged dump, what is not there is excluded; which pages unpack is not known.
+        The guest. Of a damaged dump, what is lost is excluded; which pages unpack is not known.
     damage : str
         Why it does not open as a whole; empty where it does.
 
