@@ -49,7 +49,7 @@ def refused(qemu: FakeQemu, out: Path, kind: type[VmdumpError], **options: Any) 
     return caught.value
 
 
-def test_running_guest_stands_still_for_the_dump(tmp_path: Path, out: Path) -> None:
+def test_running_guest_is_paused_for_the_dump(tmp_path: Path, out: Path) -> None:
     with FakeQemu(tmp_path, [Ram(0), Ram(1 << 32, kind="memfd")]) as qemu:
         report = vmdump.dump(qemu.source, out / "guest.elf", format="elf")
         assert qemu.commands.count("stop") == qemu.commands.count("cont") == 1

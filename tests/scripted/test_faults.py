@@ -93,7 +93,7 @@ def test_cont_that_fails_for_good(tmp_path: Path, out: Path) -> None:
         error = dump(qemu, out)
         assert isinstance(error, QmpError)
         assert (error.command, error.exit_code) == ("cont", 13)
-        assert "is still paused and cannot be resumed" in str(error)
+        assert "is still paused and could not be resumed" in str(error)
         assert "injected" in str(error)
         # vmdump has tried, and its guardian.
         assert qemu.commands.count("cont") >= 2

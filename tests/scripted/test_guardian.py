@@ -357,7 +357,7 @@ def test_connection_was_closed(guarded: Guarded) -> None:
         "debug",
     ],
 )
-def test_guest_that_does_not_stand_still(state: str, guarded: Guarded) -> None:
+def test_guest_that_is_not_paused(state: str, guarded: Guarded) -> None:
     """One that has migrated away, above all, must not run here as well."""
     guarded.tell("arm")
     guarded.kill()

@@ -55,7 +55,7 @@ class RawSource(StillSource):
     SourceError
         A file is missing, unreadable or empty.
     LayoutError
-        A size is no multiple of 4096, or not that of `blocks`; blocks overlap; the page size is wrong. Or
+        A size is not a multiple of 4096, or not that of `blocks`; blocks overlap; the page size is wrong. Or
         nothing says where the memory is, and it may have a hole, or its kernel or a QEMU that has it mapped
         say that it is not at 0: `layouts` and `confirmed` tell where it may be.
     RequestError
@@ -210,10 +210,10 @@ def _check_kind(path: str) -> None:
             return  # whoever reads the memory will say so
     known = read_kind(head)
     if known is not None:
-        raise CapabilityError(f"{path}: this is {known}, and no raw memory; name it without 'raw:'")
+        raise CapabilityError(f"{path}: this is {known}, not raw memory; name it without 'raw:'")
     kind = recognise(head, tail, texts=False)
     if kind is not None:
-        raise CapabilityError(f"{path}: this is {kind.name}, and no raw memory; {kind.advice(path)}")
+        raise CapabilityError(f"{path}: this is {kind.name}, not raw memory; {kind.advice(path)}")
 
 
 def _split_name(given: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:

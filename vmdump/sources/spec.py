@@ -34,7 +34,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     for part in match[2].split("&"):
         name, equals, value = part.partition("=")
         if not equals or name in options:
-            raise RequestError(f"source option {part!r} is no name=value, or comes twice", parameter=name)
+            raise RequestError(f"source option {part!r} is not name=value, or comes twice", parameter=name)
         options[name] = unquote(value)
     return match[1], options
 

@@ -20,7 +20,7 @@ from vmdump.units import merge_runs
 __all__ = ["JoinedMemory", "PrivateMemory", "ProcessMemory", "UnreadablePages", "WatchedMemory"]
 
 _UNREADABLE = (errno.EIO, errno.EFAULT)
-"""What a read of a page gives that the host has lost."""
+"""What a read of a page gives that the host does not have any more."""
 
 
 class ProcessMemory:

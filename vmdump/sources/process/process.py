@@ -165,9 +165,9 @@ class Process:
 
     def fail(self, name: str, error: OSError) -> NoReturn:
         """Raise the SourceError of a system call on a file of the process's folder."""
-        gone = error.errno in (errno.ESRCH, errno.ENOENT)
+        ended = error.errno in (errno.ESRCH, errno.ENOENT)
         raise SourceError(
-            f"{self.program} has ended" if gone else f"cannot read {self.program}'s process {self.pid}",
+            f"{self.program} has ended" if ended else f"cannot read {self.program}'s process {self.pid}",
             path=f"/proc/{self.pid}/{name}",
             errno=error.errno,
         ) from error

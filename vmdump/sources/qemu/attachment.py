@@ -1,4 +1,4 @@
-"""The connection to a live guest: whether it may be dumped, its layout, stopping it, letting it run."""
+"""The connection to a live guest: whether it may be dumped, its layout, pausing and resuming it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _is_interruption(error: BaseException | None) -> bool:
 
 
 class Attachment:
-    """A guest's monitor and process, and whether it stands still because of vmdump.
+    """A guest's monitor and process, and whether vmdump has paused it.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Attachment:
         self._state: GuestState | None = None
         self._monitor = Monitor(path)
         try:
-            self._monitor.stand_still.on_resume = self._note_resume
+            self._monitor.pauses.on_resume = self._note_resume
             # A program that ends while a job has the guest stopped: the guardian need not be called.
             atexit.register(self._close_at_exit)
             refuse_unsafe_libvirt(self._monitor)
@@ -79,7 +79,7 @@ class Attachment:
             self.refuse_busy()
             if self._monitor.pid == 0:
                 raise SourceError(
-                    "QEMU is in a PID namespace that cannot be seen from here",
+                    "QEMU is in a PID namespace that is not visible from here",
                     path=path,
                     hint="run vmdump on the host of its container",
                 )
@@ -96,11 +96,11 @@ class Attachment:
 
     @property
     def paused_seconds(self) -> float:
-        """For how long the guest has stood still since it was claimed last, by QEMU's clock.
+        """For how long the guest was paused since it was claimed last, by QEMU's clock.
 
         The first time, that for which QEMU stopped it at the attach is part of it.
         """
-        return self._monitor.stand_still.seconds - self._paused_before
+        return self._monitor.pauses.seconds - self._paused_before
 
     def _refuse_encrypted(self) -> None:
         ask = self._monitor.execute_if_known
@@ -140,8 +140,8 @@ class Attachment:
         return () if self._process is None else self._process.open_files()
 
     def attached(self) -> None:
-        """Note that the attach is over: what the guest stood still until now is vmdump's doing."""
-        self._paused_at_attach = self._monitor.stand_still.seconds
+        """Note that the attach is over: that the guest was paused until now is vmdump's doing."""
+        self._paused_at_attach = self._monitor.pauses.seconds
 
     def take_layout(self, cancelled: Callable[[], bool]) -> GuestLayout:
         """Ask for the layout and registers of now; the caller closes it."""
@@ -178,7 +178,7 @@ class Attachment:
             self._claim.release()
             raise
         # What happened between the attach and now is not vmdump's doing.
-        self._paused_before = self._monitor.stand_still.seconds - self._paused_at_attach
+        self._paused_before = self._monitor.pauses.seconds - self._paused_at_attach
         self._paused_at_attach = 0.0
 
     def disclaim(self) -> None:
@@ -206,7 +206,7 @@ class Attachment:
         self._cancelled = cancelled
         if stop:
             self._stop(cancelled)
-        self._watched = (self._status(), self._monitor.stand_still.stirs) if watch else None
+        self._watched = (self._status(), self._monitor.pauses.stirs) if watch else None
         self._state = None
         self._held = True
 
@@ -231,17 +231,17 @@ class Attachment:
                 )
         guardian = self._guardian
         guardian.wait_ready()
-        still = self._monitor.stand_still
+        pauses = self._monitor.pauses
 
         async def stop() -> None:
-            before = still.stops
+            before = pauses.stops
             guardian.arm(migrated=self._migrated)
             self._stopped = self._stopping = True
             try:
                 await self._monitor.ask("stop")
             finally:
                 self._stopping = False
-            if still.stops == before or not still.stands:
+            if pauses.stops == before or not pauses.lasts:
                 # Somebody else has stopped it meanwhile, and will resume it; or has resumed it already.
                 self._disarm()
                 return
@@ -253,7 +253,7 @@ class Attachment:
         self._monitor.wait(stop(), cancelled=cancelled)
 
     def _disarm(self) -> None:
-        """Note that the guest does not stand still because of vmdump; in the monitor's thread."""
+        """Note that it is not vmdump that has the guest paused; in the monitor's thread."""
         self._stopped = False
         if self._guardian is not None:
             self._guardian.disarm()
@@ -272,7 +272,7 @@ class Attachment:
         Parameters
         ----------
         check : callable
-            Called while the guest still stands still; raises an error if what was read is no good.
+            Called while the guest is still paused; raises an error if what was read is invalid.
 
         Raises
         ------
@@ -288,7 +288,7 @@ class Attachment:
         check()
         # Events come in front of the answer to a later command: all there were have been counted then.
         status = self._status()
-        stirred = self._watched not in (None, (status, self._monitor.stand_still.stirs))
+        stirred = self._watched not in (None, (status, self._monitor.pauses.stirs))
         change = None if stirred or self._state is None else self._state.find_change()
         self.let_run(None)
         if stirred:
@@ -368,7 +368,9 @@ class Attachment:
         if guardian.alive:
             text = f"the guest may still be paused until QEMU answers ({why}); the guardian resumes it then"
         else:
-            text = f"the guest is still paused and cannot be resumed ({why}); 'cont' at its monitor may do it"
+            text = (
+                f"the guest is still paused and could not be resumed ({why}); 'cont' at its monitor may do it"
+            )
         if error is not None and not isinstance(error, Exception):
             error.add_note(f"{self._monitor.path}: {text}")
             return

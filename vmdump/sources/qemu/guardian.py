@@ -26,7 +26,7 @@ _MILLISECONDS = 1000
 
 
 class Guardian:
-    """A process that lets the guest run again should this one die while the guest stands still.
+    """A process that lets the guest run again should this one die while the guest is paused.
 
     Parameters
     ----------

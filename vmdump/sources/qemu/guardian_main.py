@@ -116,7 +116,7 @@ class _Conversation:
             found = []
             for line in lines:
                 # The first line may be the rest of an answer of which vmdump read the start. What is nested
-                # too deeply is no answer either.
+                # too deeply is not an answer either.
                 with contextlib.suppress(ValueError, RecursionError):
                     message = json.loads(line)
                     if isinstance(message, dict):
@@ -161,7 +161,7 @@ def _resume(conversation: _Conversation, migrated: bool) -> bool:
 
 
 def _resume_anew(path: str, qemu: int, migrated: bool) -> bool:
-    """Resume the guest over a new connection; OSError if there is none to be had."""
+    """Resume the guest over a new connection; OSError if nobody takes one."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_GREETING_WAIT)
         connection.connect(path)

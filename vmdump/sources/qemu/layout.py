@@ -69,7 +69,7 @@ class _Pipe:
     def read(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`; FormatError where QEMU wrote fewer."""
         if offset + length > _MAX_HEADERS:
-            raise FormatError("headers and notes too large to be", path=self._name, offset=offset)
+            raise FormatError("headers and notes are too large", path=self._name, offset=offset)
         while len(self._data) < offset + length:
             # QEMU holds the other end open as well while it has not yet taken it for the dump.
             ended = self._ended()
@@ -106,7 +106,7 @@ def ask_headers(monitor: Monitor, cancelled: Callable[[], bool]) -> ElfHeaders:
     QmpError
         QEMU refuses to dump.
     FormatError
-        What it writes are no ELF headers.
+        What it writes are not ELF headers.
     Cancelled
         `cancelled` returned true.
     """
@@ -161,7 +161,7 @@ def _take_headers(monitor: Monitor, cancelled: Callable[[], bool], pipe_size: in
 
 async def _host_addresses(monitor: Monitor, addresses: list[int]) -> list[int]:
     found = []
-    # Many at once: one by one each takes the time of a round trip, and the guest stands still.
+    # Many at once: one by one each takes the time of a round trip, and the guest is paused.
     for first in range(0, len(addresses), _ASKED_AT_ONCE):
         part = addresses[first : first + _ASKED_AT_ONCE]
         lines = [f"gpa2hva {address:#x}" for address in part]
@@ -295,7 +295,7 @@ class GuestLayout:
         return not self._told or ask_headers(self._monitor, self._cancelled).notes == self.headers.notes
 
     def demand_in_place(self) -> None:
-        """Check that all blocks are still where they were: memory that is gone reads as zeros, or as lost.
+        """Check that all blocks are still where they were: what was unplugged is zeros, or unreadable.
 
         Raises
         ------

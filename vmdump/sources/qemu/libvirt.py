@@ -60,7 +60,7 @@ def refuse_unsafe_libvirt(monitor: Monitor) -> None:
     Raises
     ------
     CapabilityError
-        The daemon may crash, or cannot be looked at.
+        The daemon may crash, or may not be looked at.
     QmpError
         QEMU does not answer.
     """
@@ -117,7 +117,7 @@ def _daemons(qemu: int, place: str | None) -> Iterator[_Daemon]:
         with contextlib.suppress(OSError):
             if os.stat(f"/proc/{number}").st_uid in owners:
                 version = _version(number)
-                # Without a library: a child that is to become QEMU, or one that has ended, is no daemon.
+                # Without a library: a child that is to become QEMU, or one that has ended, is not a daemon.
                 if version is not None or _name(number) == name:
                     yield _Daemon(int(number), name, version)
 

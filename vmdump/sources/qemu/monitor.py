@@ -26,7 +26,7 @@ from vmdump.errors import Cancelled, QmpError, SourceError
 from vmdump.interrupts import Deferred
 from vmdump.sources.qemu.answers import check_answer, event_seconds
 
-__all__ = ["Monitor", "StandStill"]
+__all__ = ["Monitor", "Pauses"]
 
 # Its log is for its developers; what goes wrong is raised.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -43,8 +43,8 @@ _UCRED = struct.Struct("3i")
 _Result = TypeVar("_Result")
 
 
-class StandStill(EventListener):
-    """Keeps account of when the guest stood still, by QEMU's own clock.
+class Pauses(EventListener):
+    """Keeps account of when the guest was paused, by QEMU's own clock.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class StandStill(EventListener):
         self._began: float | None = None
 
     @property
-    def stands(self) -> bool:
+    def lasts(self) -> bool:
         """Whether the last of all STOP and RESUME events was a STOP."""
         return self._began is not None
 
@@ -106,8 +106,8 @@ class Monitor:
         The process at the other end, 0 if it is in a namespace that this process cannot see.
     connection : socket
         The connection itself.
-    stand_still : StandStill
-        What became of the guest since the attach.
+    pauses : Pauses
+        When the guest was paused since the attach.
 
     Raises
     ------
@@ -123,12 +123,12 @@ class Monitor:
         self.connection = _connect(path)
         credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.pid: int = _UCRED.unpack(credentials)[0]
-        self.stand_still = StandStill()
+        self.pauses = Pauses()
         self._lost = threading.Event()
         self._over = asyncio.Event()
         self._why_lost = "QEMU has ended, or closed the QMP connection"
         self._client = QMPClient("vmdump")
-        self._client.register_listener(self.stand_still)
+        self._client.register_listener(self.pauses)
         try:
             with Deferred():
                 self._start_loop()
@@ -389,7 +389,7 @@ def _connect(path: str) -> socket.socket:
             errno.EACCES: "the socket is another user's: run vmdump as that user, or as root",
             errno.EAGAIN: "another client holds it: give QEMU a second socket",
             errno.ENAMETOOLONG: "a Unix socket's path has at most 107 bytes",
-            errno.EPROTOTYPE: "this is no stream socket",
+            errno.EPROTOTYPE: "this is not a stream socket",
         }.get(code, "")
         where = os.fspath(path)
         raise SourceError("cannot connect to the QMP socket", path=where, errno=code, hint=hint) from error

@@ -183,7 +183,7 @@ def open_qemu(path: str, options: dict[str, str], *, search: bool = True) -> Qem
     host, colon, port = path.rpartition(":")
     if colon and port.isdigit() and not os.path.exists(path):
         raise CapabilityError(
-            f"qmp:{path}: QMP over TCP reaches a QEMU whose memory cannot be read from here; run vmdump on "
+            f"qmp:{path}: QMP over TCP reaches a QEMU whose memory is not readable from here; run vmdump on "
             f"{host or 'its host'}, with a socket of -qmp unix:PATH,server,nowait"
         )
     return QemuSource(path, search=search)

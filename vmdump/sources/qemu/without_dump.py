@@ -67,7 +67,7 @@ def describe_guest(monitor: Monitor, target: str, refusal: QmpError) -> ElfHeade
     QmpError
         `refusal`, where the architecture is not known here either; QEMU has ended.
     LayoutError
-        The monitor's answers are none that are known.
+        The monitor's answers are not known.
     """
     arch = next((arch for arch in ARCHES if arch.name == target), None)
     if arch is None:

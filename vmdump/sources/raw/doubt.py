@@ -31,7 +31,7 @@ MAX_KERNELS = 64
 _FIRST = 1 << 20
 """The direct map has memory below it; no device is there that is mapped elsewhere in one piece with more."""
 _OUTSIDE = 2 << 20
-"""Bytes that Linux may map directly and that are no memory: less than the last of its large pages."""
+"""Bytes that Linux may map directly and that are not memory: less than the last of its large pages."""
 _UNMAPPED = 8
 """Of the memory a part may be unmapped; firmware takes a hundredth."""
 _BASES = ("PHYS_OFFSET", "phys_ram_base")

@@ -153,7 +153,7 @@ class SyntheticSource(StillSource):
         if not 0 <= seed < 1 << 64:
             raise RequestError(f"seed: {seed} is not in 0 to 2**64 - 1", parameter="seed")
         if not 0 <= fill <= 1:
-            raise RequestError(f"fill: {fill} is no share from 0 to 1", parameter="fill")
+            raise RequestError(f"fill: {fill} is not a share from 0 to 1", parameter="fill")
         low_end = min(size, _LOW_LIMIT)
         memory_end = _HIGH_START + size - low_end
         ranges = (
@@ -182,15 +182,15 @@ def open_synthetic(size: str, options: dict[str, str]) -> SyntheticSource:
     Raises
     ------
     RequestError
-        An option is not known, or a value is no number or out of range.
+        An option is not known, or a value is not a number or out of range.
     """
     check_options(options, ("seed", "fill"), "synthetic")
     try:
         seed = int(options.get("seed", "1"), 0)
     except ValueError:
-        raise RequestError(f"seed: {options['seed']!r} is no integer", parameter="seed") from None
+        raise RequestError(f"seed: {options['seed']!r} is not an integer", parameter="seed") from None
     try:
         fill = float(options.get("fill", "0.3"))
     except ValueError:
-        raise RequestError(f"fill: {options['fill']!r} is no number", parameter="fill") from None
+        raise RequestError(f"fill: {options['fill']!r} is not a number", parameter="fill") from None
     return SyntheticSource(parse_size(size), seed=seed, fill=fill)

@@ -135,7 +135,7 @@ def _join(
 ) -> Bytes:
     """Join templates to `size` bytes, each up to `repeats` times in a row, and fill their holes.
 
-    A template is a sequence of tokens, one per byte; `literal` gives the byte of a token that is no hole.
+    A template is a sequence of tokens, one per byte; `literal` gives the byte of a token that is not a hole.
     """
     fillings = _fillings()
     table = np.stack((np.zeros(256, np.intp), *fillings.values())).astype(np.uint8).ravel()
@@ -151,7 +151,7 @@ def _join(
     picked = lengths[picks]
     position = np.arange(picked.sum()) + np.repeat(starts[picks] - np.cumsum(picked) + picked, picked)
     position = np.resize(position, size)
-    # The literal of a hole is zero, and so is the row of the table for what is no hole.
+    # The literal of a hole is zero, and so is the row of the table for what is not a hole.
     filled: Bytes = literals[position] | table[holes[position] | raw.octets(size)]
     return filled
 
