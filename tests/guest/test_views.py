@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import mmap
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import vmdump
+from vmdump.errors import ExcludedPage
+from vmdump.guest.views import view_of
 
 TEXT = b"OSRELEASE=%s\nPAGESIZE=%d\nNUMBER(phys_base)=%d\n"
 
@@ -41,6 +45,26 @@ def test_a_view_of_a_view_keeps_what_was_said_before() -> None:
     assert other.told.progress is view.told.progress
     # They are views of one memory, which need not be looked through twice.
     assert other.searched is guest.searched
+
+
+def test_a_filter_is_a_view(tmp_path: Path) -> None:
+    """Writers ask a guest what is excluded from it, whoever has excluded it."""
+    memory = np.random.RandomState(1).randint(0, 256, 16 * 4096).astype(np.uint8)
+    guest = vmdump.BlockSource(memory)
+
+    def excluded_pages(pfn: int, count: int) -> np.ndarray:
+        return np.arange(pfn, pfn + count) % 4 == 1
+
+    view = view_of(guest, excluded_pages=excluded_pages, excluded_size=4 * 4096)
+    for form in ("elf", "kdump-zlib"):
+        vmdump.dump(view, tmp_path / form, format=form)
+        with vmdump.open(tmp_path / form) as dump:
+            assert dump.excluded_size == 4 * 4096
+            assert [address in dump for address in range(0, 16 * 4096, 4096)] == [True, False, True, True] * 4
+            assert dump.read(2 * 4096, 2 * 4096) == memory[2 * 4096 : 4 * 4096].tobytes()
+    with pytest.raises(ExcludedPage):
+        view.read(0, 2 * 4096)
+    assert guest.read(0, 2 * 4096) == memory[: 2 * 4096].tobytes()
 
 
 def test_no_guest_outlives_its_last_user() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class GuestMemory:
             return self.blocks.size
         return sum(block.size for block in self.blocks)
 
-    @property
+    @cached_property
     def excluded_size(self) -> int:
         """Bytes of the pages inside the blocks that are not in the dump; see :meth:`excluded_pages`."""
         return 0

@@ -3,9 +3,11 @@
 Those of :class:`vmdump.guest.guest.Guest`: with another VMCOREINFO, with none but what is told, and with
 somebody who is told of a search.
 
-A filter by page type is one more view: it adds to what its guest has excluded, in `excluded_pages`,
-`excluded_size` and `stored_pages` of :class:`vmdump.guest.memory.GuestMemory`, and to `dump_level`. Whatever
-writes, verifies or describes a guest asks these, and need not know of the filter.
+A filter by page type is one more, and its room is here: it gives `view_of` a guest with its own
+`excluded_pages`, `excluded_size`, `stored_pages` and `dump_level`, which add to the guest's. Whatever writes,
+verifies or describes a guest asks these, and need not know of the filter.
+
+A part of the memory is not a view: the kernel and the page tables that describe it may lie in the rest.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ _Guest = TypeVar("_Guest")
 
 
 def view_of(guest: _Guest, **changes: object) -> _Guest:
-    """Give the same guest with other attributes; all that was derived of them is derived anew.
+    """Give the same guest with other attributes; all that was derived from those it had is derived anew.
 
     Parameters
     ----------
     guest : Guest
         Or any other object; what it has as a `cached_property` is derived.
     **changes
-        Attributes by name.
+        Attributes, derived ones and methods by name.
     """
     kind = type(guest)
     view = kind.__new__(kind)

@@ -125,7 +125,7 @@ class KdumpDump(Dump):
         better = any(self.vmcoreinfo.number(name) is not None for name in ("phys_base", "PHYS_OFFSET"))
         return super().phys_base if better else told
 
-    @property
+    @cached_property
     def excluded_size(self) -> int:
         """By the difference of its bitmaps."""
         return (self._known.total - self._present.total) * self.page_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,7 @@ class PiecesDump(Dump):
 
     _pieces: PieceList | None = None
 
-    @property
+    @cached_property
     def excluded_size(self) -> int:
         """Bytes of the pages that are in no piece."""
         return 0 if self._pieces is None else self._pieces.excluded_size(self.page_size)
