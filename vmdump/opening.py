@@ -17,7 +17,8 @@ from vmdump.errors import (
     VmdumpError,
     naming_shortages,
 )
-from vmdump.guest.guest import Block, Guest, Memory
+from vmdump.guest.blocks import Block, Memory
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.sources.base import HeldGuest, Source, StillSource
 from vmdump.sources.spec import check_options, split_options

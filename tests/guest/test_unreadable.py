@@ -16,7 +16,7 @@ from oracles.kdump import CODEC_FLAGS, Kdump
 
 import vmdump
 from vmdump.arch import arch_by_name
-from vmdump.guest.guest import Block
+from vmdump.guest.blocks import Block
 from vmdump.sources.base import StillSource
 
 SMALL = 4096

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from vmdump.arch import arch_by_name
-from vmdump.guest.guest import Block, Guest
+from vmdump.guest.blocks import Block
+from vmdump.guest.guest import Guest
 from vmdump.sources.base import LiveSource
 
 PAGE = 4096

@@ -22,7 +22,7 @@ from oracles.kdump import Kdump
 
 import vmdump
 from vmdump.errors import SourceError
-from vmdump.guest.guest import Block, Pages
+from vmdump.guest.blocks import Block, Pages
 from vmdump.pipeline.plan import Slice, cut_runs
 from vmdump.pipeline.workers import in_order
 

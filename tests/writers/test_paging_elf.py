@@ -16,7 +16,7 @@ import vmdump
 from vmdump import BlockSource, BufferMemory
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, LayoutError
-from vmdump.guest.guest import Block
+from vmdump.guest.blocks import Block
 
 MIB = 1 << 20
 MODES = {

@@ -14,18 +14,7 @@ from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import count_cpus
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.guest.blocks import (
-    MAX_PAGE_SIZE,
-    MIN_PAGE_SIZE,
-    Block,
-    FileRuns,
-    HasDescriptor,
-    Memory,
-    Pages,
-    check_blocks,
-    file_runs,
-    find_block,
-)
+from vmdump.guest.blocks import MAX_PAGE_SIZE, MIN_PAGE_SIZE, Block, HasDescriptor
 from vmdump.guest.linux.found import FoundVmcoreinfo, Searched
 from vmdump.guest.linux.kernel import Kernel, Told
 from vmdump.guest.linux.utsname import Utsname
@@ -37,20 +26,7 @@ from vmdump.units import counted, is_power_of_two
 if TYPE_CHECKING:
     from vmdump.guest.qemu import QemuFacts
 
-__all__ = [
-    "MAX_PAGE_SIZE",
-    "MIN_PAGE_SIZE",
-    "Block",
-    "FileRuns",
-    "Guest",
-    "HasDescriptor",
-    "Memory",
-    "Pages",
-    "Utsname",
-    "check_blocks",
-    "file_runs",
-    "find_block",
-]
+__all__ = ["Guest"]
 
 
 class Guest(GuestMemory):

@@ -12,8 +12,9 @@ import numpy as np
 
 from vmdump.errors import FormatError, SourceError
 from vmdump.formats.notes import count_cpus, is_fuzzy, iter_notes
-from vmdump.guest.guest import Guest, Utsname
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import TOLD_OR_FOUND
+from vmdump.guest.linux.utsname import Utsname
 from vmdump.guest.whole import count_pages, data_runs, partial_pages
 from vmdump.opening import opened_in_part
 from vmdump.readers.dump import Dump

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError, ReadError, SourceError
+from vmdump.guest.blocks import Block, Pages
 from vmdump.guest.common import CommonMemory, common_ranges
 from vmdump.guest.excluded import partly_excluded
-from vmdump.guest.guest import Block, Guest, Pages
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import AS_TOLD
 from vmdump.guest.whole import data_runs, page_runs, whole_pages
 from vmdump.kernels.bits import equal

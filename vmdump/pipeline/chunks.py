@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.codecs.registry import PagePacker
-from vmdump.guest.guest import FileRuns, Pages, file_runs
+from vmdump.guest.blocks import FileRuns, Pages, file_runs
 from vmdump.kernels.gather import gather
 from vmdump.kernels.scan import NEW, RUN_WORDS, ZERO, PageScan
 from vmdump.pipeline.ahead import PagesAhead

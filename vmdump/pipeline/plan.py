@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vmdump.errors import RequestError
-from vmdump.guest.guest import Block
+from vmdump.guest.blocks import Block
 from vmdump.units import ADDRESS_LIMIT, align_up
 
 __all__ = ["Run", "Slice", "chosen_blocks", "cut_blocks", "cut_runs", "whole_blocks"]

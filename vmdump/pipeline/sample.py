@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmdump.guest.blocks import read_into
-from vmdump.guest.guest import Block, Pages
+from vmdump.guest.blocks import Block, Pages, read_into
 from vmdump.pipeline.plan import Run, cut_runs, whole_blocks
 
 __all__ = ["Sample", "fair_order", "reading_speed", "spread", "take_sample"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vmdump.guest.guest import Block, Pages
+from vmdump.guest.blocks import Block, Pages
 from vmdump.guest.whole import whole_pages
 from vmdump.pipeline.sample import take_sample
 

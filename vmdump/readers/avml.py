@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from vmdump.codecs.registry import PageUnpacker, make_unpacker
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
-from vmdump.guest.blocks import BlockList
-from vmdump.guest.guest import MIN_PAGE_SIZE, Memory, Pages
+from vmdump.guest.blocks import MIN_PAGE_SIZE, BlockList, Memory, Pages
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump

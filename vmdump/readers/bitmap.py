@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.kernels import bits
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.units import align_up

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 
 __all__ = ["masked_crc32c"]
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
-from vmdump.guest.blocks import find_pieces, read_into
-from vmdump.guest.guest import Block, Memory, Pages, file_runs, find_block
+from vmdump.guest.blocks import Block, Memory, Pages, file_runs, find_block, find_pieces, read_into
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
 from vmdump.readers.bytes.file import ByteFile, naming_file

@@ -19,8 +19,7 @@ from vmdump.errors import CodecError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.notes import count_cpus, find_vmcoreinfo
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
-from vmdump.guest.blocks import MAX_BLOCKS, BlockList
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import MAX_BLOCKS, BlockList, Pages
 from vmdump.guest.linux.utsname import Utsname, names_told
 from vmdump.guest.stored import StoredPages
 from vmdump.readers.bitmap import read_bitmap

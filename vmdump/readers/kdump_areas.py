@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.formats import kdump
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.kinds import PageKind
 

@@ -9,7 +9,7 @@ from vmdump.errors import CapabilityError, FormatError
 from vmdump.formats import kdump
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder, Layout
-from vmdump.guest.guest import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from vmdump.guest.blocks import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from vmdump.guest.linux.utsname import UTS_FIELD, Utsname
 from vmdump.readers.bytes.file import ByteFile, most_notes
 from vmdump.units import is_power_of_two

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.readers.kinds import PageKind
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
-from vmdump.guest.blocks import BlockList, block_bounds
-from vmdump.guest.guest import MIN_PAGE_SIZE, Block
+from vmdump.guest.blocks import MIN_PAGE_SIZE, Block, BlockList, block_bounds
 from vmdump.guest.pieces import join_pieces
 from vmdump.guest.whole import runs_of_pages
 from vmdump.readers.dump import Dump

@@ -16,7 +16,7 @@ from vmdump.interrupts import Deferred
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from vmdump.guest.guest import HasDescriptor
+    from vmdump.guest.blocks import HasDescriptor
 
 __all__ = ["Channel", "Sink", "sink_errors"]
 

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from vmdump.errors import OutputExists, SinkError
-from vmdump.guest.guest import HasDescriptor
+from vmdump.guest.blocks import HasDescriptor
 from vmdump.kernels.cache import WriteCache
 from vmdump.sinks.base import Channel, Sink
 from vmdump.sinks.place import Place

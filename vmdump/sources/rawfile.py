@@ -10,8 +10,8 @@ from typing import Self
 
 from vmdump.arch import arch_by_name
 from vmdump.errors import CapabilityError, RequestError, SourceError
+from vmdump.guest.blocks import check_blocks
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import check_blocks
 from vmdump.guest.linux.found import FoundVmcoreinfo
 from vmdump.sources.base import StillSource
 from vmdump.sources.raw.machines import may_be_elsewhere

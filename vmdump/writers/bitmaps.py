@@ -8,7 +8,8 @@ from operator import itemgetter
 
 import numpy as np
 
-from vmdump.guest.guest import Guest, Pages
+from vmdump.guest.blocks import Pages
+from vmdump.guest.guest import Guest
 from vmdump.kernels.bits import set_range
 from vmdump.writers.excluded import masks
 from vmdump.writers.lanes import Lane

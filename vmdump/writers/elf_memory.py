@@ -8,7 +8,8 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Guest, Pages
+from vmdump.guest.blocks import Pages
+from vmdump.guest.guest import Guest
 from vmdump.kernels.scan import CLEARED, NEW
 from vmdump.pipeline.ahead import PagesAhead
 from vmdump.pipeline.chunks import Scanned, scanned

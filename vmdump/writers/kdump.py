@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vmdump.codecs.registry import find_engine, make_packer
 from vmdump.formats.names import Layout
-from vmdump.guest.guest import MIN_PAGE_SIZE, Guest
+from vmdump.guest.blocks import MIN_PAGE_SIZE
+from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import cut_blocks
 from vmdump.sinks.base import Sink

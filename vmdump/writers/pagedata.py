@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.kernels.pack import SAME_SIZE
 from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.ahead import PLACE, PagesAhead

@@ -15,7 +15,7 @@ from vmdump import BlockSource, BufferMemory
 from vmdump.arch import arch_by_name
 from vmdump.arch.paging import Runs
 from vmdump.errors import CapabilityError, ReadError, TranslationError
-from vmdump.guest.guest import Block
+from vmdump.guest.blocks import Block
 
 MIB = 1 << 20
 PG, PSE, PAE_BIT, LA57 = 1 << 31, 1 << 4, 1 << 5, 1 << 12

@@ -18,9 +18,9 @@ from oracles.elf_builder import note
 import vmdump
 from vmdump.arch import arch_by_name
 from vmdump.errors import RequestError, SourceError
-from vmdump.guest.blocks import BlockList
+from vmdump.guest.blocks import BlockList, Memory
 from vmdump.guest.buffers import BufferMemory
-from vmdump.guest.guest import Guest, Memory
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux import find_vmcoreinfo
 from vmdump.guest.linux.choice import read_vmcoreinfo
 

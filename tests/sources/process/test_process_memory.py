@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from scripted.fake_qemu import PAGE, Child, page_of
 
 from vmdump.errors import AccessDenied, SourceError
+from vmdump.guest.blocks import Memory
 from vmdump.guest.files import FileMemory, GuestFile
-from vmdump.guest.guest import Memory
 from vmdump.sources.process.memory import (
     JoinedMemory,
     PrivateMemory,

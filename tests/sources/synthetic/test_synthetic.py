@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmdump.errors import RequestError
-from vmdump.guest.guest import Block
+from vmdump.guest.blocks import Block
 from vmdump.sources.synthetic.guest import SyntheticSource, open_synthetic
 
 PAGE = 4096

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmdump.codecs.registry import default_engine, engines
 from vmdump.errors import RequestError, SourceError
 from vmdump.formats.names import FORMATS
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.guest.linux.choice import AS_TOLD
 from vmdump.guest.whole import whole_pages
 from vmdump.kernels.zero import zero_pages

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmdump.errors import SinkError
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 from vmdump.sinks.base import Sink
 from vmdump.sinks.opening import open_sink
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmdump.codecs.registry import Engine, make_packer, make_unpacker
 from vmdump.errors import CodecError
-from vmdump.guest.guest import Pages
+from vmdump.guest.blocks import Pages
 
 __all__ = ["Trial", "estimate_ratios"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from vmdump.errors import CapabilityError, CodecError, FormatError, LayoutError, ReadError, SourceError
+from vmdump.guest.blocks import HasDescriptor, Memory, Pages
 from vmdump.guest.buffers import BufferMemory
 from vmdump.guest.files import FileMemory, GuestFile
-from vmdump.guest.guest import HasDescriptor, Memory, Pages
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError, SourceError
 from vmdump.formats import flattened
-from vmdump.guest.guest import HasDescriptor, Memory, Pages
+from vmdump.guest.blocks import HasDescriptor, Memory, Pages
 from vmdump.kernels import records
 from vmdump.readers.bytes.file import PartMemory, RawBytes, demand_inside, read_bytes
 

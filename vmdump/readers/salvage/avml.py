@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CodecError, FormatError
 from vmdump.formats import lime
-from vmdump.guest.blocks import BlockList
-from vmdump.guest.guest import MIN_PAGE_SIZE, Pages
+from vmdump.guest.blocks import MIN_PAGE_SIZE, BlockList, Pages
 from vmdump.readers.avml import AvmlDump, Frames, join_touching
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.checking import Checking

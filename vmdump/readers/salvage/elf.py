@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError
 from vmdump.formats.elf_headers import ElfHeaders
-from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.guest.blocks import MIN_PAGE_SIZE
 from vmdump.readers.contents import Contents
 from vmdump.readers.elf import ElfDump, extents
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import FormatError, LayoutError
 from vmdump.formats import kdump
-from vmdump.guest.guest import HasDescriptor, Memory, Pages
+from vmdump.guest.blocks import HasDescriptor, Memory, Pages
 from vmdump.readers.bitmap import WINDOW, PageBitmap
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.bytes.flattened import FlattenedBytes

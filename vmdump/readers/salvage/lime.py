@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from vmdump.errors import FormatError
 from vmdump.formats import lime
-from vmdump.guest.blocks import MAX_BLOCKS
-from vmdump.guest.guest import MIN_PAGE_SIZE
+from vmdump.guest.blocks import MAX_BLOCKS, MIN_PAGE_SIZE
 from vmdump.readers.bytes.file import ByteFile
 from vmdump.readers.contents import Contents
 from vmdump.readers.lime import blocks_in_file

@@ -11,8 +11,8 @@ from operator import itemgetter
 from typing import Protocol, overload
 
 from vmdump.errors import SourceError
+from vmdump.guest.blocks import FileRuns, Memory, Pages, file_runs
 from vmdump.guest.files import FileMemory
-from vmdump.guest.guest import FileRuns, Memory, Pages, file_runs
 from vmdump.sources.process.pagemap import PAGE, PageTable
 from vmdump.sources.process.process import Process
 from vmdump.units import merge_runs

@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from vmdump.errors import Cancelled, FormatError, LayoutError, QmpError, SourceError
 from vmdump.formats.elf_headers import ElfHeaders, read_headers
+from vmdump.guest.blocks import Block, Memory
 from vmdump.guest.files import FileMemory, GuestFile
-from vmdump.guest.guest import Block, Memory
 from vmdump.sources.process.memory import (
     JoinedMemory,
     PrivateMemory,

@@ -14,8 +14,9 @@ import numpy as np
 
 from vmdump.errors import CapabilityError, LayoutError, TranslationError
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.guest.blocks import MIN_PAGE_SIZE
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import MIN_PAGE_SIZE, Guest
+from vmdump.guest.guest import Guest
 from vmdump.guest.linux.find_vmcoreinfo import vmcoreinfo_texts
 from vmdump.sources.raw.machines import Piece, Pieces, fitting_layouts, machine_layouts, split_at
 from vmdump.sources.raw.places import describe, place

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmdump.errors import LayoutError, RequestError
+from vmdump.guest.blocks import MIN_PAGE_SIZE, Block
 from vmdump.guest.files import FileMemory, GuestFile
-from vmdump.guest.guest import MIN_PAGE_SIZE, Block
 from vmdump.sources.raw.machines import Piece, Pieces, machine_layouts
 
 __all__ = ["RawPart", "describe", "lay_out", "place"]

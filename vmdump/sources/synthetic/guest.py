@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch import x86_64
 from vmdump.errors import RequestError
-from vmdump.guest.guest import Block, Pages
+from vmdump.guest.blocks import Block, Pages
 from vmdump.sources.base import StillSource
 from vmdump.sources.spec import check_options
 from vmdump.sources.synthetic.kernel import IMAGE_SIZE, TEXT_SIZE, build_kernel

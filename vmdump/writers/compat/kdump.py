@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vmdump.formats import kdump
 from vmdump.formats.names import Layout
-from vmdump.guest.guest import Guest, Pages
+from vmdump.guest.blocks import Pages
+from vmdump.guest.guest import Guest
 from vmdump.pipeline.chunks import packed
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import whole_blocks

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from vmdump.formats import kdump
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import find_vmcoreinfo
-from vmdump.guest.blocks import read_into
-from vmdump.guest.guest import Block, Guest, Memory, Pages
+from vmdump.guest.blocks import Block, Memory, Pages, read_into
+from vmdump.guest.guest import Guest
 from vmdump.units import align_up
 from vmdump.writers.compat.target import notes_of_qemu, qemu_target
 
