@@ -36,7 +36,7 @@ def test_raw_memory_is_none_of_what_is_read(kind: Kind) -> None:
 def test_a_refusal_names_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"\1\2\3" * 4096)
-    with pytest.raises(FormatError, match="no ELF core, kdump, LiME or AVML file, nor"):
+    with pytest.raises(FormatError, match=r"not a dump \(ELF core, kdump, LiME or AVML\)"):
         vmdump.open(path)
 
 

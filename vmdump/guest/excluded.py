@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.guest.guest import Guest
+from vmdump.guest.memory import GuestMemory
 
 __all__ = ["partly_excluded"]
 
 
-def partly_excluded(guest: Guest, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
+def partly_excluded(guest: GuestMemory, pfn: int, count: int, page_size: int) -> NDArray[np.bool_]:
     """Tell of which pages a part, or all, is excluded.
 
     Parameters
     ----------
-    guest : Guest
+    guest : GuestMemory
         Whose own pages may have another size.
     pfn, count : int
         The pages, by frame number in units of `page_size`.

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmdump.guest.blocks import Pages
 from vmdump.readers.kinds import PageKind
 
-if TYPE_CHECKING:
-    from vmdump.readers.kdump import KdumpDump
-
 __all__ = ["KdumpMemory"]
+
+
+class _HoldsPages(Protocol):
+    """What of a kdump file its blocks take."""
+
+    @property
+    def excluded_size(self) -> int:
+        """Bytes of the pages that are not in it."""
+
+    def stored_runs(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Give the first runs of pages of ``[begin, end)`` in it."""
+
+    def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
+        """Tell how it holds pages."""
+
+    def read_pages(self, pfn: int, out: Pages, damage: dict[int, str] | None = None) -> None:
+        """Unpack pages."""
 
 
 class KdumpMemory:
@@ -21,7 +36,7 @@ class KdumpMemory:
 
     copies = True
 
-    def __init__(self, dump: KdumpDump, page_size: int, first_pfn: int, page_count: int) -> None:
+    def __init__(self, dump: _HoldsPages, page_size: int, first_pfn: int, page_count: int) -> None:
         self._dump = dump
         self._page_size = page_size
         self._first_pfn = first_pfn

@@ -6,15 +6,19 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
 from vmdump.errors import RequestError
 from vmdump.guest.blocks import MAX_PAGE_SIZE
 from vmdump.guest.files import GuestFile
-from vmdump.guest.guest import Guest
 from vmdump.guest.linux.found import FOUND, is_vmcoreinfo
+
+if TYPE_CHECKING:
+    from vmdump.guest.linux.find_vmcoreinfo import Searchable
+
+_Guest = TypeVar("_Guest", bound="Searchable")
 
 __all__ = ["AS_TOLD", "TOLD_OR_FOUND", "VmcoreinfoChoice", "read_vmcoreinfo"]
 
@@ -100,13 +104,13 @@ class VmcoreinfoChoice:
         """Take what a user gives; see :func:`read_vmcoreinfo`."""
         return cls(None if given is None else read_vmcoreinfo(given), search, progress)
 
-    def without_search(self, guest: Guest) -> Guest:
+    def without_search(self, guest: _Guest) -> _Guest:
         """Give the guest with what is given, else with what it tells; nothing is looked for."""
         if isinstance(self.given, bytes):
             guest = guest.with_vmcoreinfo(self.given)
         return guest.without_search()
 
-    def lazily(self, guest: Guest) -> Guest:
+    def lazily(self, guest: _Guest) -> _Guest:
         """Give the guest with it; what has to be looked for is, when it is first asked for.
 
         Raises
@@ -123,7 +127,7 @@ class VmcoreinfoChoice:
         guest = self._telling_progress(guest)
         return self.at_once(guest) if isinstance(self.given, int) else guest
 
-    def at_once(self, guest: Guest, cancelled: Callable[[], bool] = _never) -> Guest:
+    def at_once(self, guest: _Guest, cancelled: Callable[[], bool] = _never) -> _Guest:
         """Give the guest with it; what has to be looked for is, and is in the guest's notes then.
 
         Parameters
@@ -152,7 +156,7 @@ class VmcoreinfoChoice:
         found = findings.chosen if self.given is None else findings.number(self.given)
         return guest if found is None else guest.with_vmcoreinfo(found.text, found=found)
 
-    def _telling_progress(self, guest: Guest) -> Guest:
+    def _telling_progress(self, guest: _Guest) -> _Guest:
         return guest if self.progress is None else guest.telling_progress(self.progress)
 
 

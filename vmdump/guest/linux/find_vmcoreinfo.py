@@ -106,8 +106,14 @@ class Searchable(HasMemory, Protocol):
     def virtual(self) -> VirtualMemory:
         """What that has mapped."""
 
-    def with_vmcoreinfo(self, text: bytes) -> Self:
+    def with_vmcoreinfo(self, text: bytes, *, found: FoundVmcoreinfo | None = None) -> Self:
         """Give the same guest with another VMCOREINFO."""
+
+    def without_search(self) -> Self:
+        """Give the same guest with what it tells and no other."""
+
+    def telling_progress(self, progress: Callable[[int, int], object] | None) -> Self:
+        """Give the same guest, which tells of its searches."""
 
 
 def _never() -> bool:

@@ -14,12 +14,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from vmdump.arch import Arch
 from vmdump.errors import CapabilityError, FormatError, ReadError
-from vmdump.guest.guest import Guest
+from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.guest.linux.found import HasMemory
 from vmdump.units import ADDRESS_LIMIT
 
-__all__ = ["LogRecord", "read_log"]
+__all__ = ["LogRecord", "Logging", "read_log"]
 
 _MAX_SIZE_BITS = 31
 """The kernel's LOG_BUF_LEN_MAX is 2 GiB."""
@@ -91,7 +94,25 @@ class LogRecord:
         return head + ("\n" + " " * len(head)).join(lines)
 
 
-def read_log(guest: Guest) -> Iterator[LogRecord]:
+class Logging(HasMemory, Protocol):
+    """What of a guest its log takes; :class:`vmdump.guest.guest.Guest` tells of each."""
+
+    @property
+    def arch(self) -> Arch:
+        """The guest's architecture."""
+
+    @property
+    def vmcoreinfo(self) -> Vmcoreinfo:
+        """Its VMCOREINFO."""
+
+    def kernel_to_phys(self, address: int) -> int | None:
+        """Find what the kernel maps directly."""
+
+    def read_virtual(self, address: int, length: int) -> bytes:
+        """Read virtual memory."""
+
+
+def read_log(guest: Logging) -> Iterator[LogRecord]:
     """Read the log of a guest's Linux kernel, the oldest record first.
 
     Yields
@@ -123,7 +144,7 @@ def read_log(guest: Guest) -> Iterator[LogRecord]:
 class _Kernel:
     """A kernel's virtual memory, and what VMCOREINFO tells of its structs."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Logging) -> None:
         self._guest = guest
         self._told = guest.vmcoreinfo
         self._windows: OrderedDict[int, bytes] = OrderedDict()
