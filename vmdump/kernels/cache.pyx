@@ -48,11 +48,11 @@ cdef class WriteCache:
 
     def __cinit__(self, int fd, *, bint seekable, capacity=4 << 20, int direct_fd=-1, offset=0):
         if capacity <= 0 or capacity % VMD_CACHE_ALIGN:
-            raise ValueError(f"capacity: {capacity} is no positive multiple of {VMD_CACHE_ALIGN}")
+            raise ValueError(f"capacity: {capacity} is not a positive multiple of {VMD_CACHE_ALIGN}")
         _check_offset(offset)
         # Linux ignores the offset of pwrite() with O_APPEND.
         if seekable and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
-            raise ValueError(f"descriptor {fd} appends, so it cannot be written at chosen offsets")
+            raise ValueError(f"descriptor {fd} appends: it ignores the offsets of writes")
         if vmd_cache_open(&self._cache, fd, direct_fd, seekable, capacity, offset) != VMD_OK:
             raise MemoryError(f"no memory for a write cache of {capacity} bytes")
 
@@ -136,4 +136,4 @@ cdef class WriteCache:
 
 def _check_offset(offset) -> None:
     if not 0 <= offset < 1 << 63:
-        raise ValueError(f"offset: {offset} is no file offset")
+        raise ValueError(f"offset: {offset} is not a file offset")
