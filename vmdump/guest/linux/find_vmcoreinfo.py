@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from threading import local
+from threading import Lock, local
 from typing import Protocol, Self
 
 import numpy as np
@@ -223,6 +223,7 @@ class _Search:
         self.cancelled = False
         self._threads = len(os.sched_getaffinity(0)) if guest.size > _CHUNK else 1
         self._own = local()
+        self._counting = Lock()
         self._failed = 0
         held = sum(os.fstat(file.fd).st_blocks * _SECTOR for file in guest.files)
         self._left = _MAX_RATIO * held + _ALWAYS if held and not guest.changes else None
@@ -281,12 +282,14 @@ class _Search:
         except (FormatError, CodecError):
             # What is whole beside a damaged page is looked through, unless most is damaged.
             half = begin + (end - begin) // 2 // MIN_PAGE_SIZE * MIN_PAGE_SIZE
-            self._failed += 1
+            with self._counting:
+                self._failed += 1
             if half == begin or self._failed > _MAX_FAILED:
                 return []
             return self._look((block, begin, half, 0)) + self._look((block, half, end, 0))
-        if self._left is not None:
-            self._left -= len(data) if data.any() else 0
+        if self._left is not None and data.any():
+            with self._counting:
+                self._left -= len(data)
         address = block.start + begin
         return [address + offset for offset in _starts(data, address)]
 
