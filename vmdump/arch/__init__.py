@@ -1,4 +1,4 @@
-"""Floor 3: what differs per CPU architecture."""
+"""What differs per CPU architecture."""
 
 from __future__ import annotations
 

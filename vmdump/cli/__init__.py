@@ -1,1 +1,1 @@
-"""Floor 8: the command line. Only here is anything printed or an exit code set."""
+"""The command line. Only here is anything printed or an exit code set."""

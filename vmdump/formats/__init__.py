@@ -1,1 +1,1 @@
-"""Floor 2: file layouts as data. Nothing here opens a file."""
+"""File layouts as data. Nothing here opens a file."""

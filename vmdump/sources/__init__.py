@@ -1,1 +1,1 @@
-"""Floor 4: where guests come from, one file each."""
+"""Where guests come from: a session that gives the guest of one moment."""

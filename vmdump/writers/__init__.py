@@ -1,1 +1,1 @@
-"""Floor 6: from a source to the bytes of a dump."""
+"""From a guest to the bytes of a dump."""
