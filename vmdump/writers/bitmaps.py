@@ -9,9 +9,9 @@ from operator import itemgetter
 import numpy as np
 
 from vmdump.guest.blocks import Pages
+from vmdump.guest.excluded import excluded_masks
 from vmdump.guest.guest import Guest
 from vmdump.kernels.bits import set_range
-from vmdump.writers.excluded import masks
 from vmdump.writers.lanes import Lane
 
 __all__ = ["bitmap_windows", "without", "write_bitmap"]
@@ -106,7 +106,7 @@ def _clear_excluded(guest: Guest, window: Pages, first_pfn: int, ranges: Sequenc
         low, high = ranges[index]
         if low >= end_pfn:
             break
-        for pfn, mask in masks(guest, max(low, first_pfn), min(high, end_pfn)):
+        for pfn, mask in excluded_masks(guest, max(low, first_pfn), min(high, end_pfn)):
             lead = (pfn - first_pfn) % 8
             bits = np.packbits(np.concatenate((np.zeros(lead, np.bool_), mask)), bitorder="little")
             at = (pfn - first_pfn) // 8

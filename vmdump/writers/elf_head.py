@@ -27,10 +27,10 @@ from vmdump.formats.elf import (
     ident,
 )
 from vmdump.formats.notes import ERASEINFO_NAME, blocks_note, build_note
+from vmdump.guest.excluded import excluded_ranges
 from vmdump.guest.guest import Guest
 from vmdump.pipeline.plan import Slice
 from vmdump.units import align_up
-from vmdump.writers.excluded import segments
 from vmdump.writers.loads import cut_mappings, program_headers
 
 __all__ = ["UNIT", "ElfHead", "elf_head"]
@@ -86,7 +86,7 @@ def elf_head(
     memory_offset : int
         Memory begins at this file offset, a multiple of `UNIT`, or behind it.
     """
-    starts, sizes = segments(guest, slices)
+    starts, sizes = _segments(guest, slices)
     notes = _notes(guest, slices)
     if mappings is not None and guest.excluded_size:
         mappings = cut_mappings(mappings, starts, sizes)
@@ -96,6 +96,29 @@ def elf_head(
 
     wide = head(64)
     return head(32) if guest.elf_class == 32 and wide.file_size <= _LAST_32BIT else wide
+
+
+def _segments(guest: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Cut slices into the ranges that are in the dump.
+
+    Returns
+    -------
+    starts, sizes : (n,) uint64
+        Guest-physical address of the first byte, and bytes, of each range; ascending.
+    """
+    if not guest.excluded_size:
+        starts, sizes = [piece.start for piece in slices], [piece.size for piece in slices]
+        return np.array(starts, np.uint64), np.array(sizes, np.uint64)
+    all_starts, all_ends = [], []
+    for piece in slices:
+        excluded = excluded_ranges(guest, piece.start, piece.start + piece.size)
+        begins = np.concatenate(([0], excluded[:, 1]))
+        ends = np.concatenate((excluded[:, 0], [piece.size]))
+        kept = begins < ends
+        all_starts.append(begins[kept].astype(np.uint64) + np.uint64(piece.start))
+        all_ends.append(ends[kept].astype(np.uint64) + np.uint64(piece.start))
+    first, last = np.concatenate(all_starts), np.concatenate(all_ends)
+    return first, last - first
 
 
 def _notes(guest: Guest, slices: Sequence[Slice]) -> bytes:

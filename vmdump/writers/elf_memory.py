@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.guest.blocks import Pages
+from vmdump.guest.excluded import excluded_ranges
 from vmdump.guest.guest import Guest
 from vmdump.kernels.scan import CLEARED, NEW
 from vmdump.pipeline.ahead import PagesAhead
@@ -16,7 +17,6 @@ from vmdump.pipeline.chunks import Scanned, scanned
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.writers.elf_head import UNIT
-from vmdump.writers.excluded import excluded_ranges
 from vmdump.writers.lanes import Lane
 from vmdump.writers.tally import Tally
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
 from vmdump.formats.notes import find_vmcoreinfo
+from vmdump.guest.excluded import nth_page
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.utsname import UTS_FIELD
 from vmdump.guest.whole import count_pages, page_runs
 from vmdump.units import align_up
-from vmdump.writers.excluded import nth_page
 
 __all__ = ["KdumpHead", "kdump_head", "split_heads"]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vmdump.formats import kdump
 from vmdump.formats.names import Layout
+from vmdump.guest.excluded import count_excluded
 from vmdump.guest.guest import Guest
 from vmdump.guest.whole import page_runs, partial_pages, whole_pages
 from vmdump.kernels.pack import SAME_SIZE
@@ -29,7 +30,6 @@ from vmdump.units import merge_runs
 from vmdump.writers.base import Plan, demand_seekable
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.descriptors import DescriptorTable
-from vmdump.writers.excluded import count_excluded
 from vmdump.writers.kdump_head import KdumpHead
 from vmdump.writers.lanes import FlattenedFile, PlainFile
 from vmdump.writers.packers import Packers
