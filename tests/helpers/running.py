@@ -1,4 +1,4 @@
-"""A guest that runs while a dump is prepared, then stands still with another memory."""
+"""A guest that runs while a dump is prepared, then is paused with another memory."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FileRam(Ram):
 
 
 class RunningGuest(LiveSource):
-    """A guest with one memory while it runs and another when it stands still."""
+    """A guest with one memory while it runs and another when it is paused."""
 
     def __init__(
         self,

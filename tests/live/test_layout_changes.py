@@ -70,7 +70,7 @@ def registers(notes: bytes) -> list[bytes]:
 
 
 def test_the_registers_are_those_of_the_stop(busy_guest: Guest, scratch: Path) -> None:
-    """The guest computes between the attach and the dump, then it stands still: QEMU tells the same."""
+    """The guest computes between the attach and the dump, then it is paused: QEMU tells the same."""
     with vmdump.open_source(f"qmp:{busy_guest.qmp}") as source:
         attached = registers(source.notes)
         busy_guest.wait_tick()

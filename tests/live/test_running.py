@@ -1,4 +1,4 @@
-"""A guest that runs: it stands still for the dump, runs again, and is none the bigger for it."""
+"""A guest that runs: it is paused for the dump, runs again, and has not grown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest that stands still: what vmdump writes of it is what QEMU writes, page by page."""
+"""A paused guest: what vmdump writes of it is what QEMU writes, page by page."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_notes(ours: bytes, theirs: bytes, *, found: bool = False) -> None:
 
 
 def check_same(guest: Guest, scratch: Path, *, found: bool = False) -> tuple[ElfCore, int]:
-    """Dump a guest that stands still in both formats and judge them by QEMU's; that, and its full pages."""
+    """Dump a paused guest in both formats and judge them by QEMU's; that, and its full pages."""
     state = guest.monitor.status()
     assert not guest.running()
     begin = (guest.mapped(), guest.allocated())

@@ -283,7 +283,7 @@ def test_the_output_is_the_guests_own_memory(name: str, guest: Guest, scratch: P
 
 @pytest.mark.parametrize("name", ["elf", "kdump-zlib"])
 def test_the_ram_file_is_truncated(name: str, bare_guest: MakeGuest, scratch: Path) -> None:
-    """The guest stands still all the time, so that QEMU does not notice."""
+    """The guest is paused all the time, so that QEMU does not notice."""
     guest = bare_guest("256M")
     noise(guest, 200 * MIB)
     ram = guest.ram_path()

@@ -223,7 +223,7 @@ class FakeQemu(Child):
 
 
 def inside_stop(tell: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """A progress function that is called while a running guest stands still, and not before, when its
+    """A progress function that is called while a running guest is paused, and not before, when its
     memory is written ahead: then the total grows."""
     totals: list[int] = []
 

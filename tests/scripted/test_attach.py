@@ -64,7 +64,7 @@ def test_running_guest_is_paused_for_the_dump(tmp_path: Path, out: Path) -> None
 
 
 def test_paused_seconds_are_those_of_the_events(tmp_path: Path, out: Path) -> None:
-    """Events of other clients in between take ticks, too: the guest stood still for three."""
+    """Events of other clients in between take ticks, too: the guest was paused for three."""
     with FakeQemu(tmp_path) as qemu, vmdump.open_source(qemu.source) as guest:
         assert guest.paused_seconds == TICK
         noise = iter((1, 1))

@@ -476,7 +476,7 @@ def test_answer_that_is_lost(guarded: Guarded) -> None:
 
 
 def test_qemu_is_gone(guarded: Guarded) -> None:
-    """There is no guest that could stand still."""
+    """There is no guest that could be paused."""
     guarded.tell("arm")
     guarded.qemu.kill()
     guarded.qemu.wait()

@@ -95,7 +95,7 @@ def go_on(child: subprocess.Popen[bytes]) -> None:
 
 
 def test_second_request_of_one_source_is_refused(tmp_path: Path, out: Path) -> None:
-    """And takes nothing from the first: the guest stands still until that has been read to its end."""
+    """And takes nothing from the first: the guest is paused until that has been read to its end."""
     (out / "there").write_bytes(b"precious")
     calls = []
     with FakeQemu(tmp_path, [LARGE]) as qemu, vmdump.open_source(qemu.source) as source:

@@ -48,7 +48,7 @@ def test_training_pages() -> None:
     numbers = pages.view(np.uint32).reshape(-1, PAGE // 4)
     assert (numbers == numbers[:, :1]).all()
     assert (numbers % 2 == 1).all()
-    # From everywhere: no gap is longer than a sixteenth of what there is.
+    # From everywhere: no gap is longer than a sixteenth of all pages.
     places = np.sort(np.concatenate([[1 << 18, 3 << 18], numbers[:, 0]]))
     assert np.diff(places).max() <= (2 << 18) // 16
     assert np.array_equal(pages, training_pages(blocks, page_size=PAGE))

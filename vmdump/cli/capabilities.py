@@ -13,7 +13,7 @@ __all__ = ["capabilities_command"]
 @click.command("capabilities")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def capabilities_command(as_json: bool) -> None:
-    """Show formats, codecs and engines: what there is, and why something is missing."""
+    """Show the formats, codecs and engines of this build, and why something is missing."""
     found = capabilities()
     if as_json:
         say_json(found.as_dict())

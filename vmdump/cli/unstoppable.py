@@ -11,7 +11,7 @@ __all__ = ["unstoppable"]
 
 @contextmanager
 def unstoppable(source: str | tuple[str, ...] | None) -> Iterator[None]:
-    """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stand still with it."""
+    """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stay paused with it."""
     numbers = (
         (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN)
         if isinstance(source, str) and source.startswith("qmp:")

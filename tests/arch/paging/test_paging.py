@@ -273,7 +273,7 @@ def _noise(memory: bytearray, root: int) -> None:
 @pytest.mark.parametrize("fill", [_itself, _one_slot, _elsewhere, _noise])
 @pytest.mark.parametrize("mode", MODES)
 def test_hostile_tables(mode: str, fill: Callable[[bytearray, int], None]) -> None:
-    """The walk ends, and either lists what there is or says that it is too much."""
+    """The walk ends, and either lists all mappings or says that it is too much."""
     memory = bytearray(4 * MIB)
     root = 2 * MIB
     fill(memory, root)
