@@ -329,5 +329,5 @@ def test_elf_files_that_are_no_cores(e_type: int, told: str, tmp_path: Path) -> 
 
 def test_options_are_named_as_before(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(FILES["qcow2"][0])
-    with pytest.raises(RequestError, match="no LiME or AVML"):
+    with pytest.raises(RequestError, match="not a LiME or AVML file"):
         vmdump.open(f"lime:{tmp_path}/disk")

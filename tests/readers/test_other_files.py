@@ -103,7 +103,7 @@ def test_architecture_in_the_name(run_vmdump: RunVmdump, tmp_path: Path) -> None
     core.write_bytes(build_elf([Load(0, bytes(PAGE))]))
     done = run_vmdump("info", f"lime:{path}?arch=aarch64", "--json")
     assert json.loads(done.stdout)["arch"] == "aarch64"
-    for source, told in ((f"lime:{core}", "core is no LiME"), (f"avml:{path}?base=0", "base: avml sources")):
+    for source, told in ((f"lime:{core}", "is not a LiME"), (f"avml:{path}?base=0", "base: avml sources")):
         done = run_vmdump("info", source)
         assert (done.returncode, told in done.stderr.decode()) == (RequestError.exit_code, True)
 
