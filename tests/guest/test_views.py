@@ -67,6 +67,22 @@ def test_a_filter_is_a_view(tmp_path: Path) -> None:
     assert guest.read(0, 2 * 4096) == memory[: 2 * 4096].tobytes()
 
 
+def test_what_a_view_excludes_stays_excluded_in_a_view_of_it(tmp_path: Path) -> None:
+    memory = np.random.RandomState(1).randint(0, 256, 16 * 4096).astype(np.uint8)
+
+    def excluded_pages(pfn: int, count: int) -> np.ndarray:
+        return np.arange(pfn, pfn + count) % 4 == 1
+
+    view = view_of(vmdump.BlockSource(memory), excluded_pages=excluded_pages, excluded_size=4 * 4096)
+    text = TEXT % (b"6.1.0", 4096, 0)
+    assert view.without_search().with_vmcoreinfo(text).excluded_size == 4 * 4096
+    for form in ("elf", "kdump-zlib"):
+        vmdump.dump(view, tmp_path / form, format=form, vmcoreinfo=text)
+        with vmdump.open(tmp_path / form) as dump:
+            assert dump.excluded_size == 4 * 4096
+            assert [address in dump for address in range(0, 16 * 4096, 4096)] == [True, False, True, True] * 4
+
+
 def test_no_guest_outlives_its_last_user() -> None:
     """A caller may unmap the memory at once, whatever the guest was asked."""
     gc.disable()

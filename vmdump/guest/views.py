@@ -19,6 +19,9 @@ __all__ = ["view_of"]
 
 _Guest = TypeVar("_Guest")
 
+_SAID = "_said_of_view"
+"""Attribute of a view: the names of what it was made with, which no view of it derives anew."""
+
 
 def view_of(guest: _Guest, **changes: object) -> _Guest:
     """Give the same guest with other attributes; all that was derived from those it had is derived anew.
@@ -32,8 +35,10 @@ def view_of(guest: _Guest, **changes: object) -> _Guest:
     """
     kind = type(guest)
     view = kind.__new__(kind)
+    said = {*vars(guest).get(_SAID, ()), *changes}
     for name, value in vars(guest).items():
-        if not isinstance(getattr(kind, name, None), cached_property):
+        if name in said or not isinstance(getattr(kind, name, None), cached_property):
             vars(view)[name] = value
     vars(view).update(changes)
+    vars(view)[_SAID] = said
     return view
