@@ -6,17 +6,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vmdump.opening import names_live_guest
+
 __all__ = ["unstoppable"]
 
 
 @contextmanager
 def unstoppable(source: str | tuple[str, ...] | None) -> Iterator[None]:
     """Ignore Ctrl-Z and what else a terminal stops a process with: a live guest would stay paused with it."""
-    numbers = (
-        (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN)
-        if isinstance(source, str) and source.startswith("qmp:")
-        else ()
-    )
+    numbers = (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN) if names_live_guest(source) else ()
     before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
     try:
         yield
