@@ -109,7 +109,7 @@ def test_a_set_needs_a_path(name: str) -> None:
 
 def test_a_part_that_is_a_fifo(source: Path, tmp_path: Path) -> None:
     os.symlink("/dev/null", tmp_path / "set.2")
-    with pytest.raises(RequestError, match="no regular file"):
+    with pytest.raises(RequestError, match="not a regular file"):
         vmdump.convert(source, tmp_path / "set", format="kdump-lzo", split=2)
     assert names(tmp_path) == ["set.2"]
 

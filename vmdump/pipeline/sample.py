@@ -34,7 +34,7 @@ class Sample:
     pages : (n, page_size) uint8
         A copy; the first m pages are a fair sample as well, for every m that is more than a few pieces.
     data_bytes : int
-        Bytes of the guest's data, holes left out, of which they are a sample.
+        Bytes of the guest's data, without holes, of which they are a sample.
     """
 
     pages: Pages

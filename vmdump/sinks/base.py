@@ -28,7 +28,7 @@ _WAYS_OUT = {
     errno.EACCES: "choose a folder that this user may write to",
     errno.EROFS: "choose a folder on a writable file system",
     errno.ENOENT: "create the folder first",
-    errno.ENOTDIR: "a part of the path is no folder",
+    errno.ENOTDIR: "a part of the path is not a folder",
     errno.EISDIR: "name a file, not a folder",
     errno.EBUSY: "it is in use, mounted for instance; choose another",
     errno.ESTALE: "somebody has put another one in its place; try again",

@@ -246,7 +246,7 @@ def _is_file_or_nothing(path: str, folder: int) -> bool:
 
 
 def _is_kernels(status: os.stat_result) -> bool:
-    """Tell whether a symlink is one of /proc: what some of these say is no path."""
+    """Tell whether a symlink is one of /proc: what some of these say is not a path."""
     try:
         return status.st_dev == os.stat("/proc").st_dev
     except FileNotFoundError:

@@ -21,7 +21,7 @@ def part_names(target: str | os.PathLike[str], count: int) -> list[str]:
     Raises
     ------
     RequestError
-        The target is no path.
+        The target is not a path.
     """
     name = os.fspath(target)
     if not name or named_descriptor(name) is not None:
@@ -66,7 +66,7 @@ class SinkSet:
                 self.sinks.append(sink)
                 if not sink.retractable:
                     raise RequestError(
-                        f"output: {name} is no regular file, as every part of a split set has to be",
+                        f"output: {name} is not a regular file, as every part of a split set has to be",
                         parameter="output",
                     )
         except BaseException:
