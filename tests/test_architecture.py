@@ -186,6 +186,17 @@ def test_no_module_imports_itself_through_others() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_names_are_imported_from_the_package_not_the_package() -> None:
+    """``import vmdump`` gives every public name, and does not say which of them is used."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources()
+        for line, name in imported_names(path)
+        if name == "vmdump"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_strangers_do_not_meet() -> None:
     names = {name for pair in NEVER for name in pair}
     unknown = {name for name in names if not any(within(module, name) for module in module_files())}
