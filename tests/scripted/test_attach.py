@@ -23,6 +23,7 @@ from vmdump.errors import (
     GuestBusy,
     LayoutError,
     QmpError,
+    SinkError,
     SourceError,
     VmdumpError,
 )
@@ -330,6 +331,18 @@ def test_guest_that_ends_within_the_block(tmp_path: Path, out: Path) -> None:
         qemu.ask("munmap", address=qemu.rams[0].address + 20 * PAGE, size=PAGE)
         refused(qemu, out, SourceError)
         assert qemu.running
+
+
+def test_held_guest_is_not_written_over_what_its_qemu_has_open(tmp_path: Path) -> None:
+    """Also where the guest is dumped, and not its source: nobody asks the source then."""
+    with (
+        FakeQemu(tmp_path) as qemu,
+        vmdump.open_source(qemu.source) as source,
+        source.held(pause=True, cancelled=lambda: False) as guest,
+    ):
+        for each in (source, guest, guest.without_search()):
+            with pytest.raises(SinkError, match="may be a disk of the guest"):
+                vmdump.dump(each, tmp_path / "monitor.log", force=True)
 
 
 def test_second_dump_of_the_same_guest(tmp_path: Path, out: Path) -> None:

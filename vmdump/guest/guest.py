@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -187,6 +188,11 @@ class Guest(GuestMemory):
         """
         with self._naming():
             return self.arch.cpus(self.notes, self.byteorder)
+
+    @property
+    def in_use(self) -> Sequence[os.stat_result]:
+        """Files and disks that a live guest needs, its memory apart: nothing may be written to them."""
+        return ()
 
     @property
     def maker(self) -> str:

@@ -70,8 +70,8 @@ class Source(ABC):
 
     @property
     def in_use(self) -> Sequence[os.stat_result]:
-        """Files and disks that a live guest needs, its memory apart: nothing may be written to them."""
-        return ()
+        """What nothing may be written to; see :attr:`Guest.in_use`."""
+        return self.guest.in_use
 
     @abstractmethod
     def close(self) -> None:

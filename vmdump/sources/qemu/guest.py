@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from vmdump.arch import arch_of_elf
 from vmdump.formats.notes import fuzzy_note
 from vmdump.guest.guest import Guest
@@ -38,6 +40,7 @@ class QemuGuest(Guest):
         self.fuzzy = fuzzy
         self.changes = changes
         self._emulator = emulator
+        self._layout = layout
         qemus = layout.headers
         self.qemu = QemuFacts(emulator.target, emulator.machine, qemus.notes, qemus.byteorder)
         headers = in_guests_byte_order(qemus)
@@ -48,6 +51,11 @@ class QemuGuest(Guest):
             elf_class=headers.elf_class,
             notes=headers.notes + (fuzzy_note(headers.byteorder) if fuzzy else b""),
         )
+
+    @property
+    def in_use(self) -> tuple[os.stat_result, ...]:
+        """What QEMU has open: the guest's disks, among others."""
+        return self._layout.open_files()
 
     @property
     def maker(self) -> str:

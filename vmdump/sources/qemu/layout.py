@@ -286,6 +286,10 @@ class GuestLayout:
         file = FileMemory(self._by_inode[key], mapping.offset + begin - mapping.begin, size)
         return file if mapping.shared else PrivateMemory(self._private(), begin, size, file)
 
+    def open_files(self) -> tuple[os.stat_result, ...]:
+        """Find the files and disks that QEMU has open."""
+        return self._process.open_files()
+
     def demand_alive(self) -> None:
         """Raise QmpError if QEMU has ended."""
         self._monitor.demand_alive()
