@@ -29,7 +29,7 @@ def open_sink(
 
     Parameters
     ----------
-    target : str, path or Sink
+    target : str or path
         A path, ``-`` for standard output, or ``fd:N``. A path that names a FIFO or a device is written
         to, if :class:`vmdump.sinks.place.Place` finds nothing against it; any other gets a new file.
     force : bool
