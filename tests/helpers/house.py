@@ -66,7 +66,7 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
     tree = ast.parse(path.read_text(), str(path))
     package = ".".join(path.parent.parts[len(ROOT.parts) :])
     names_modules = any(
-        isinstance(node, ast.alias) and node.name == "import_module" for node in ast.walk(tree)
+        isinstance(node, ast.alias) and node.name in ("import_module", "importlib") for node in ast.walk(tree)
     )
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
