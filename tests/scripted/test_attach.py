@@ -439,3 +439,22 @@ def test_command_line(listed: bool, tmp_path: Path, out: Path, run_vmdump: Any) 
             assert len(done.stderr.splitlines()) == 1
             assert b"postcopy-active" in done.stderr
             assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_session_with_another_vmcoreinfo_is_one(searched: bool, tmp_path: Path) -> None:
+    """It is dumped, verified against and closed as the one that it is of."""
+    text = b"OSRELEASE=6.1.0-given\nPAGESIZE=4096\n"
+    path = tmp_path / "dump"
+    with FakeQemu(tmp_path) as qemu:
+        source = vmdump.open_source(qemu.source)
+        with source.with_vmcoreinfo(text) if searched else source.without_search() as view:
+            assert isinstance(view, vmdump.Source)
+            assert repr(source.guest) in repr(source)
+            report = vmdump.dump(view, path, format="elf")
+            assert report.paused_seconds is not None
+            assert vmdump.verify(path, against=view).whole
+        with vmdump.open(path, search=False) as dump:
+            assert dump.vmcoreinfo.get("OSRELEASE") == ("6.1.0-given" if searched else None)
+        with vmdump.open_source(qemu.source):  # QEMU serves one client at a time
+            pass

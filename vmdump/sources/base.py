@@ -6,11 +6,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vmdump.guest.guest import Guest
-from vmdump.guest.linux.choice import TOLD_OR_FOUND, VmcoreinfoChoice
+from vmdump.guest.linux.choice import AS_TOLD, TOLD_OR_FOUND, VmcoreinfoChoice
 
 __all__ = ["HeldGuest", "LiveSource", "Source", "StillSource"]
 
@@ -148,3 +149,64 @@ class LiveSource(Source):
         if name.startswith("_") or name == "guest":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.guest, name)
+
+    def with_vmcoreinfo(self, text: bytes) -> LiveSource:
+        """Give the same session, whose guest has another VMCOREINFO, whatever it tells.
+
+        Parameters
+        ----------
+        text : bytes
+            ``KEY=value`` lines.
+        """
+        return _LiveView(self, VmcoreinfoChoice(text))
+
+    def without_search(self) -> LiveSource:
+        """Give the same session, whose guest has the VMCOREINFO that it tells and no other."""
+        return _LiveView(self, AS_TOLD)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.guest!r}>"
+
+
+class _LiveView(LiveSource):
+    """A session with the guest of another one, and a VMCOREINFO that was chosen before it is held."""
+
+    def __init__(self, source: LiveSource, vmcoreinfo: VmcoreinfoChoice) -> None:
+        self._source = source
+        self._vmcoreinfo = vmcoreinfo
+
+    @property
+    def guest(self) -> Guest:
+        """The guest as it was when the source was opened."""
+        return self._vmcoreinfo.without_search(self._source.guest)
+
+    def held(
+        self,
+        *,
+        pause: bool,
+        cancelled: Callable[[], bool],
+        prepare: Callable[[Guest], object] | None = None,
+        vmcoreinfo: VmcoreinfoChoice = TOLD_OR_FOUND,
+    ) -> AbstractContextManager[Guest]:
+        """Hold the guest; one that is given now comes before the one that was chosen."""
+        if vmcoreinfo.given is None:
+            vmcoreinfo = replace(self._vmcoreinfo, progress=vmcoreinfo.progress)
+        return self._source.held(pause=pause, cancelled=cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo)
+
+    def release(self) -> None:
+        """Resume the guest."""
+        self._source.release()
+
+    @property
+    def paused_seconds(self) -> float | None:
+        """For how long the guest was paused."""
+        return self._source.paused_seconds
+
+    @property
+    def in_use(self) -> Sequence[os.stat_result]:
+        """What nothing may be written to."""
+        return self._source.in_use
+
+    def close(self) -> None:
+        """Close the session."""
+        self._source.close()
