@@ -8,8 +8,18 @@ from typing import Literal
 from vmdump.errors import RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
 
-__all__ = ["DEFAULT_FORMAT", "FORMATS", "LAYOUTS", "DumpFormat", "Layout", "find_format", "find_layout"]
+__all__ = [
+    "DEFAULT_FORMAT",
+    "FORMATS",
+    "LAYOUTS",
+    "DumpFormat",
+    "Family",
+    "Layout",
+    "find_format",
+    "find_layout",
+]
 
+Family = Literal["elf", "kdump"]
 Layout = Literal["auto", "standard", "flattened"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "standard", "flattened")
 
@@ -22,6 +32,8 @@ class DumpFormat:
     ----------
     name : str
         ``elf``, ``kdump-CODEC`` or ``kdump-raw-CODEC``.
+    family : {"elf", "kdump"}
+        What kind of file it is.
     codec : str or None
         The codec of a kdump file; None for ELF.
     raw : bool
@@ -29,15 +41,16 @@ class DumpFormat:
     """
 
     name: str
+    family: Family
     codec: str | None = None
     raw: bool = False
 
 
 DEFAULT_FORMAT = "kdump-zlib"
 FORMATS: tuple[DumpFormat, ...] = (
-    DumpFormat("elf"),
-    *(DumpFormat(f"kdump-{codec}", codec) for codec in CODEC_FLAGS),
-    *(DumpFormat(f"kdump-raw-{codec}", codec, raw=True) for codec in CODEC_FLAGS),
+    DumpFormat("elf", "elf"),
+    *(DumpFormat(f"kdump-{codec}", "kdump", codec) for codec in CODEC_FLAGS),
+    *(DumpFormat(f"kdump-raw-{codec}", "kdump", codec, raw=True) for codec in CODEC_FLAGS),
 )
 
 
@@ -73,7 +86,7 @@ def find_layout(name: str, dump_format: DumpFormat) -> Layout:
         raise RequestError(
             f"layout: {name!r} is not known; there are {', '.join(LAYOUTS)}", parameter="layout"
         )
-    if known == "flattened" and dump_format.codec is None:
+    if known == "flattened" and dump_format.family == "elf":
         raise RequestError("layout: ELF has no flattened layout", parameter="layout")
     if dump_format.raw:
         if known == "flattened":

@@ -357,7 +357,7 @@ class _Guest:
     def candidate_elf(self, threads: int, disk: DiskSpeed) -> Candidate:
         output_bytes, seconds, limited_by = self._cost(0, self.elf_bytes + self._stored, threads, disk)
         return Candidate(
-            format=next(known.name for known in FORMATS if known.codec is None),
+            format=next(known.name for known in FORMATS if known.family == "elf"),
             codec="",
             engine="",
             level=None,

@@ -60,7 +60,7 @@ def check_compat(
         raise RequestError(
             "compat: QEMU takes VMCOREINFO from the guest only; do not give one", parameter="compat"
         )
-    if dump_format.codec is None:
+    if dump_format.family == "elf":
         return
     if dump_format.codec != "zlib":
         raise RequestError(
