@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TypeVar, cast
 
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, in_order
+from vmdump.pipeline.workers import in_order
 
 __all__ = ["Checking"]
 
@@ -63,7 +63,8 @@ class Checking:
             The owner wants to stop.
         """
         self._control.start(size + guest_size)
-        slots = [make_slot() for _ in range(self._threads + SLOTS_BEYOND_THREADS)]
+        # One more than threads: nobody waits for a disk here, and few slots stay in the processor's cache.
+        slots = [make_slot() for _ in range(self._threads + 1)]
         results = in_order(tasks, work, slots, threads=self._threads, idle=lambda _: False)
         with closing(results):
             for task, result in results:
