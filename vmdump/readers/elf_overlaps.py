@@ -119,7 +119,7 @@ def _merged(runs: _Runs) -> _Runs:
 
 
 def _apart(runs: _Runs) -> tuple[_Runs, _Runs]:
-    """Cut runs into those that hold all memory once, and what is there again; both ascend."""
+    """Cut runs into those that hold all memory once, and their copies; both ascend."""
     runs = runs[np.lexsort((~runs.last, runs.first))]
     reach = np.maximum.accumulate(runs.last)[:-1]
     again = np.append(np.zeros(min(len(runs), 1), np.bool_), runs.first[1:] <= reach)

@@ -14,8 +14,6 @@ __all__ = ["RawDump"]
 class RawDump(Dump, RawSource):
     """The guest's memory, and nothing else; parameters and errors are those of :class:`RawSource`."""
 
-    format = RawSource.format
-
     def _open(self, path: str | os.PathLike[str]) -> GuestFile:
         file = super()._open(path)
         self.path = self.files[0].path
