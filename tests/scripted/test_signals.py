@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -12,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import vmdump
 from scripted.fake_qemu import FakeQemu, Ram, inside_stop, rule
 from scripted.test_other_people import LARGE, PATIENCE, guardians, until
+from vmdump.sources.qemu import monitor
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 ENDS = 10
@@ -147,8 +150,65 @@ def test_library_resumes_whatever_is_pressed(fails: bool, command: str, tmp_path
         assert not list(out.iterdir())
 
 
+def test_ctrl_c_when_a_source_was_just_opened(tmp_path: Path, out: Path) -> None:
+    """Nobody has it then; the monitor, which serves one client at a time, is free all the same."""
+    with FakeQemu(tmp_path) as qemu:
+        vmdump.open_source(qemu.source)
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf")
+
+
+def test_source_that_is_lost_while_it_holds_the_guest(tmp_path: Path, out: Path) -> None:
+    """In a circle with what holds it, as an exception makes one: nobody knows which of the two goes first."""
+    with FakeQemu(tmp_path) as qemu:
+        source = vmdump.open_source(qemu.source)
+        held = source.held(pause=True, cancelled=lambda: False)
+        held.__enter__()
+        assert not qemu.running
+        circle: list[object] = [source, held]
+        circle.append(circle)
+        del source, held, circle
+        gc.collect()
+        assert qemu.running
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf")
+
+
+def test_a_source_that_is_lost_in_the_monitors_thread(tmp_path: Path) -> None:
+    """Where the collector may come by as well: that thread does not wait for itself."""
+    with FakeQemu(tmp_path) as qemu:
+        lost = [vmdump.open_source(qemu.source)]
+        attachment = lost[0]._attachment
+
+        async def lose() -> None:
+            lost.clear()
+
+        attachment._monitor.wait(lose())
+        assert not lost
+        attachment.close()
+
+
+@pytest.mark.parametrize("when", ["connecting", "connected"])
+def test_ctrl_c_during_the_attach(
+    when: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = monitor.Monitor.begin
+    moments = ["connecting", "connected"]
+
+    def interrupted(self: monitor.Monitor, work: Any) -> Any:
+        future = begin(self, work)
+        if moments and moments.pop(0) == when:
+            raise KeyboardInterrupt
+        return future
+
+    monkeypatch.setattr(monitor.Monitor, "begin", interrupted)
+    with FakeQemu(tmp_path) as qemu:
+        with pytest.raises(KeyboardInterrupt):
+            vmdump.open_source(qemu.source)
+        moments.clear()
+        vmdump.dump(qemu.source, out / "guest.elf", format="elf")
+
+
 ANYWHERE = """
-import os, signal, sys
+import linecache, os, signal, sys
 import vmdump
 
 source, output = sys.argv[1:]
@@ -162,7 +222,8 @@ def trace(frame, event, argument):
     if not frame.f_code.co_filename.startswith(parts):
         return None
     seen.add(next(part for part in parts if frame.f_code.co_filename.startswith(part)))
-    if event == "line":
+    # Python handles signals where it calls something or jumps back: never between a line and a try behind it.
+    if event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() != "try:":
         left -= 1
         if left == 0:
             signal.raise_signal(signal.SIGINT)

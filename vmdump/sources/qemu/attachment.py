@@ -90,6 +90,11 @@ class Attachment:
             raise
 
     @property
+    def waits_for_this_thread(self) -> bool:
+        """True in the monitor's thread, which answers whoever closes."""
+        return self._monitor.is_this_thread
+
+    @property
     def _forked(self) -> bool:
         """True in a child of the process that attached: connection, lock and guardian are the parent's."""
         return os.getpid() != self._owner
@@ -185,9 +190,8 @@ class Attachment:
         """Give the right to dump the guest back."""
         if self._forked:
             return
-        assert self._process is not None
-        if not self._left_to_guardian:
-            # Otherwise it is the guardian's: it has the same lock, and gives it back by its end.
+        # If it is the guardian's, that has the same lock, and gives it back by its end; so does closing.
+        if self._process is not None and not self._left_to_guardian:
             self._process.disclaim()
         self._claim.release()
 

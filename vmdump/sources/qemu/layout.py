@@ -153,8 +153,9 @@ def _take_headers(monitor: Monitor, cancelled: Callable[[], bool], pipe_size: in
     finally:
         os.close(reader)
     # It fails with EAGAIN or EPIPE, after which QEMU takes commands again; or all fitted into the pipe.
-    with suppress(QmpError):
-        answer.result()
+    failure = answer.exception()
+    if not isinstance(failure, QmpError | None):
+        raise failure
     monitor.demand_alive()
     return headers
 

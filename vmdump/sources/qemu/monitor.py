@@ -127,6 +127,7 @@ class Monitor:
         self._lost = threading.Event()
         self._over = asyncio.Event()
         self._why_lost = "QEMU has ended, or closed the QMP connection"
+        self._clients = self.connection
         self._client = QMPClient("vmdump")
         self._client.register_listener(self.pauses)
         try:
@@ -144,7 +145,7 @@ class Monitor:
             atexit.unregister(self.close)
             thread: threading.Thread | None = getattr(self, "_thread", None)
             if thread is not None and thread.is_alive():
-                self._end_loop()
+                self.stop()
             self.connection.close()
 
     def _start_loop(self) -> None:
@@ -162,11 +163,10 @@ class Monitor:
 
     def _greet(self) -> None:
         # asyncio closes the socket that it is given; the guardian shares this one.
-        sock = self.connection.dup()
+        self._clients = self.connection.dup()
         try:
-            self.wait(asyncio.wait_for(self._client.connect(sock), _GREETING_WAIT))
+            self.wait(asyncio.wait_for(self._client.connect(self._clients), _GREETING_WAIT))
         except TimeoutError:
-            sock.close()
             raise QmpError(
                 f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
                 "and another may hold this one (libvirt never gives its own away: leave it alone, and use "
@@ -233,6 +233,11 @@ class Monitor:
             raise
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    @property
+    def is_this_thread(self) -> bool:
+        """True in the thread in which QMP runs."""
+        return threading.current_thread() is self._thread
+
     def wait(
         self,
         work: Coroutine[Any, Any, _Result],
@@ -252,7 +257,10 @@ class Monitor:
             if cancelled():
                 future.cancel()
                 raise Cancelled("cancelled while waiting for QEMU")
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            del future  # or an error would hold this frame, and all above it, in a circle
 
     async def ask(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         """Execute a QMP command; in the monitor's thread.
@@ -327,11 +335,20 @@ class Monitor:
         """
         if self._loop.is_closed() or os.getpid() != self._owner:
             return
+
+        async def disconnect() -> None:
+            async with asyncio.timeout(_CLOSE_WAIT):
+                if self._client.runstate in (Runstate.IDLE, Runstate.CONNECTING):
+                    # A client that connects closes what it has opened when that is cancelled, and only then.
+                    await _cancel_others()
+                else:
+                    await self._client.disconnect()
+
         with Deferred():
             try:
                 # It had ended before, or the client misses the answers to what was interrupted.
                 with contextlib.suppress(Exception):
-                    self.wait(asyncio.wait_for(self._client.disconnect(), _CLOSE_WAIT))
+                    self.wait(disconnect())
             finally:
                 self._end_loop()
 
@@ -356,15 +373,24 @@ class Monitor:
     def _end_loop(self) -> None:
         async def cancel_all() -> None:
             # Ending a task may begin another: the client's way of disconnecting.
-            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+            while await _cancel_others():
+                pass
 
         asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._clients.close()  # the client has, if it got so far
+
+
+async def _cancel_others() -> bool:
+    """Cancel all tasks of this thread but this one, and wait for them; False if there were none."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    return bool(tasks)
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 
@@ -15,6 +16,7 @@ from vmdump.interrupts import Deferred
 from vmdump.sources.base import LiveSource
 from vmdump.sources.qemu.attachment import Attachment
 from vmdump.sources.qemu.guest import QemuGuest
+from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.spec import check_options
 
 __all__ = ["QemuSource", "open_qemu"]
@@ -57,6 +59,9 @@ class QemuSource(LiveSource):
             guest = QemuGuest(self._first, attachment.emulator, changes=True)
             self._guest: Guest = guest if search else guest.without_search()
             attachment.attached()
+            # Also of a source that is lost, by Ctrl-C just after it was opened: QMP serves one client only.
+            self._close = weakref.finalize(self, _close, self._first, attachment)
+            self._close.atexit = False  # the attachment sees to that
         except BaseException:
             attachment.close()
             raise
@@ -144,11 +149,17 @@ class QemuSource(LiveSource):
 
     def close(self) -> None:
         """Let the guest run if it was paused here, and end the connection; closing twice does nothing."""
-        with Deferred():
-            try:
-                self._first.close()
-            finally:
-                self._attachment.close()
+        self._close()
+
+
+def _close(layout: GuestLayout, attachment: Attachment) -> None:
+    if attachment.waits_for_this_thread:
+        return  # the collector came by there; the end of the interpreter closes it
+    with Deferred():
+        try:
+            layout.close()
+        finally:
+            attachment.close()
 
 
 def _with_vmcoreinfo(guest: Guest, vmcoreinfo: VmcoreinfoChoice, found: FoundVmcoreinfo | None) -> Guest:
