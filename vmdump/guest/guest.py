@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from vmdump.arch import Arch
-from vmdump.arch.paging import Runs
 from vmdump.errors import LayoutError, RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
@@ -21,11 +20,12 @@ from vmdump.guest.linux.kernel import Kernel, Told
 from vmdump.guest.linux.utsname import Utsname
 from vmdump.guest.memory import GuestMemory, largest_page
 from vmdump.guest.views import view_of
-from vmdump.guest.virtual import VirtualMemory
 from vmdump.units import counted, is_power_of_two
 
 if TYPE_CHECKING:
+    from vmdump.arch.paging import Runs
     from vmdump.guest.qemu import QemuFacts
+    from vmdump.guest.virtual import VirtualMemory
 
 __all__ = ["Guest"]
 
@@ -272,6 +272,8 @@ class Guest(GuestMemory):
     @cached_property
     def virtual(self) -> VirtualMemory:
         """What the guest's page tables map where."""
+        from vmdump.guest.virtual import VirtualMemory  # most dumps ask no page tables
+
         find = self.arch.address_spaces
         spaces = None if find is None else find(self.cpus, self.vmcoreinfo, self.kernel.page_tables)
         return VirtualMemory(self.blocks, self.arch, spaces)

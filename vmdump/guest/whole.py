@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.guest.blocks import Block, BlockList, Memory, block_bounds
-from vmdump.guest.pieces import join_pieces
 from vmdump.units import align_up
 
 __all__ = ["count_pages", "data_runs", "page_runs", "partial_pages", "runs_of_pages", "whole_pages"]
@@ -49,6 +48,8 @@ def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
     whole_starts = first[begins] * size
     whole_sizes = (last[ends - 1] - first[begins] + np.uint64(1)) * size
     same = (starts[begins] == whole_starts) & (sizes[begins] == whole_sizes)
+    from vmdump.guest.pieces import join_pieces  # few guests have blocks that end inside a page
+
     join = join_pieces(blocks)
 
     def make(index: int) -> Memory:

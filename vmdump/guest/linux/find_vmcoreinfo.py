@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from threading import Lock, local
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -33,7 +33,9 @@ from vmdump.guest.linux.found import (
     text_at,
 )
 from vmdump.guest.linux.kernel import Kernel, Told
-from vmdump.guest.virtual import VirtualMemory
+
+if TYPE_CHECKING:
+    from vmdump.guest.virtual import VirtualMemory
 
 __all__ = ["Searchable", "find_all", "findings_of", "vmcoreinfo_texts"]
 

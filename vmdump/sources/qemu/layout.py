@@ -24,7 +24,6 @@ from vmdump.sources.process.memory import (
 )
 from vmdump.sources.process.process import Mapping, Process, covering
 from vmdump.sources.qemu.monitor import Monitor
-from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump
 
 __all__ = ["GuestLayout", "ask_headers"]
 
@@ -234,6 +233,8 @@ class GuestLayout:
         try:
             self.headers = ask_headers(monitor, cancelled)
         except QmpError as refusal:
+            from vmdump.sources.qemu.without_dump import describe_guest, has_no_dump  # most are dumped
+
             if not has_no_dump(refusal):
                 raise
             self.headers = describe_guest(monitor, target, refusal)
