@@ -149,13 +149,15 @@ class QemuSource(LiveSource):
 
     def close(self) -> None:
         """Let the guest run if it was paused here, and end the connection; closing twice does nothing."""
-        self._close()
+        # A finalizer is called once: a signal between that and the closing would leave the guest to nobody.
+        with Deferred():
+            self._close()
 
 
 def _close(layout: GuestLayout, attachment: Attachment) -> None:
-    if attachment.waits_for_this_thread:
-        return  # the collector came by there; the end of the interpreter closes it
     with Deferred():
+        if attachment.waits_for_this_thread:
+            return  # the collector came by there; the end of the interpreter closes it
         try:
             layout.close()
         finally:
