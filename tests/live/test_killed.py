@@ -156,12 +156,12 @@ def test_frozen_then_killed(guest: Guest, scratch: Path) -> None:
 FREEZES_IN_HEADERS = """
 import os, signal, sys
 from vmdump.cli.main import main
-from vmdump.sources.qemu import layout
-def read_headers(read, then=layout.read_headers, **options):
+from vmdump.sources.qemu import dump_headers
+def read_headers(read, then=dump_headers.read_headers, **options):
     read(0, 16)
     os.kill(os.getpid(), signal.SIGSTOP)
     return then(read, **options)
-layout.read_headers = read_headers
+dump_headers.read_headers = read_headers
 sys.argv[:3] = ["vmdump"]  # for -c -m vmdump
 sys.exit(main())
 """

@@ -29,10 +29,11 @@ PAUSED = {"return": {"status": "paused", "running": False}}
 # Stands in for vmdump: does what it is told, line by line, until it is killed.
 PARENT = """
 import os, socket, sys, time
-from vmdump.sources.qemu.guardian import Guardian
+from vmdump.sources.qemu.guardian import Guardian, guardian_main
 
-connection = socket.socket(fileno=int(sys.argv[1]))
-guardian = Guardian(connection, sys.argv[2], int(sys.argv[4]), (int(sys.argv[3]),))
+fd, path, lock, qemu = sys.argv[1:]
+connection = socket.socket(fileno=int(fd))
+guardian = Guardian(guardian_main.__file__, (fd, qemu, path), (int(fd), int(lock)))
 guardian.wait_ready()
 print(guardian._process.pid, flush=True)
 for line in sys.stdin:

@@ -181,7 +181,7 @@ def test_a_source_that_is_lost_in_the_monitors_thread(tmp_path: Path) -> None:
         async def lose() -> None:
             lost.clear()
 
-        attachment._monitor.wait(lose())
+        attachment._commands.wait(lose())
         assert not lost
         attachment.close()
 

@@ -10,17 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 
-from vmdump.errors import Cancelled, CapabilityError, GuestBusy, QmpError, SourceError
+from vmdump.errors import Cancelled, GuestBusy, QmpError, SourceError
 from vmdump.interrupts import Deferred
 from vmdump.sources.process.memory import ProcessMemory
 from vmdump.sources.process.process import Process
 from vmdump.sources.qemu import guardian_main
-from vmdump.sources.qemu.emulator import MACHINE, ask_emulator
 from vmdump.sources.qemu.guardian import Guardian
 from vmdump.sources.qemu.layout import GuestLayout
-from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
-from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.state import GuestState
+from vmdump.sources.qemu.way import Way
 
 __all__ = ["Attachment"]
 
@@ -35,12 +33,12 @@ def _is_interruption(error: BaseException | None) -> bool:
 
 
 class Attachment:
-    """A guest's monitor and process, and whether vmdump has paused it.
+    """A way to a guest, its process, and whether vmdump has paused it.
 
     Parameters
     ----------
-    path : str
-        Of a QMP socket.
+    open_way : callable
+        Gives the way, which is closed with the attachment.
 
     Attributes
     ----------
@@ -50,10 +48,10 @@ class Attachment:
     Raises
     ------
     SourceError, AccessDenied, QmpError, GuestBusy, CapabilityError
-        As for :class:`vmdump.sources.qemu.source.QemuSource`.
+        As for :class:`vmdump.sources.qemu.attached.AttachedSource`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, open_way: Callable[[], Way]) -> None:
         self._guardian: Guardian | None = None
         self._private: ProcessMemory | None = None
         self._process: Process | None = None
@@ -69,30 +67,31 @@ class Attachment:
         self._cancelled: Callable[[], bool] = lambda: False
         self._watched: tuple[str, int] | None = None
         self._state: GuestState | None = None
-        self._monitor = Monitor(path)
+        self._way = way = open_way()
         try:
-            self._monitor.pauses.on_resume = self._note_resume
+            self._commands = way.commands
+            self._path = way.commands.path
+            self._commands.pauses.on_resume = self._note_resume
             # A program that ends while a job has the guest stopped: the guardian need not be called.
             atexit.register(self._close_at_exit)
-            refuse_unsafe_libvirt(self._monitor)
-            self._refuse_encrypted()
+            way.demand_dumpable()
             self.refuse_busy()
-            if self._monitor.pid == 0:
+            if way.pid == 0:
                 raise SourceError(
                     "QEMU is in a PID namespace that is not visible from here",
-                    path=path,
+                    path=self._path,
                     hint="run vmdump on the host of its container",
                 )
-            self._process = Process(self._monitor.pid, "QEMU")
-            self.emulator = ask_emulator(self._monitor)
+            self._process = Process(way.pid, "QEMU")
+            self.emulator = way.emulator()
         except BaseException:
             self.close()
             raise
 
     @property
     def waits_for_this_thread(self) -> bool:
-        """True in the monitor's thread, which answers whoever closes."""
-        return self._monitor.is_this_thread
+        """True in the thread for commands, which answers whoever closes."""
+        return self._commands.is_this_thread
 
     @property
     def _forked(self) -> bool:
@@ -105,30 +104,18 @@ class Attachment:
 
         The first time, that for which QEMU stopped it at the attach is part of it.
         """
-        return self._monitor.pauses.seconds - self._paused_before
-
-    def _refuse_encrypted(self) -> None:
-        ask = self._monitor.execute_if_known
-        support = ask("qom-get", {"path": MACHINE, "property": "confidential-guest-support"})
-        kind = ask("qom-get", {"path": support, "property": "type"}) if support else None
-        if not kind and (ask("query-sev") or {}).get("enabled"):
-            kind = "sev-guest"
-        if kind or support:
-            raise CapabilityError(
-                f"{self._monitor.path}: the guest's memory is encrypted ({kind or support}): "
-                "nothing outside it can read it; use kdump inside the guest"
-            )
+        return self._commands.pauses.seconds - self._paused_before
 
     def refuse_busy(self) -> bool:
         """Raise GuestBusy if the guest cannot be dumped now; give True if it runs."""
-        path = self._monitor.path
-        status = self._monitor.execute("query-status")
+        path = self._path
+        status = self._commands.execute("query-status")
         if status["status"] == "inmigrate":
             raise GuestBusy(
                 f"{path}: the guest is waiting for an incoming migration and has no memory yet",
                 state="inmigrate",
             )
-        answer = self._monitor.execute_if_known("query-migrate") or {}
+        answer = self._commands.execute_if_known("query-migrate") or {}
         self._migrated = guardian_main.has_migrated(answer)
         migration = answer.get("status", "none")
         if migration not in _IDLE_MIGRATION:
@@ -136,7 +123,7 @@ class Attachment:
                 "part of its memory is still on the other host" if "postcopy" in migration else "wait for it"
             )
             raise GuestBusy(f"{path}: the guest is migrating ({migration}): {why}", state=migration)
-        if (self._monitor.execute_if_known("query-dump") or {}).get("status") == "active":
+        if (self._commands.execute_if_known("query-dump") or {}).get("status") == "active":
             raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
         return bool(status["running"])
 
@@ -146,12 +133,12 @@ class Attachment:
 
     def attached(self) -> None:
         """Note that the attach is over: that the guest was paused until now is vmdump's doing."""
-        self._paused_at_attach = self._monitor.pauses.seconds
+        self._paused_at_attach = self._commands.pauses.seconds
 
     def take_layout(self, cancelled: Callable[[], bool]) -> GuestLayout:
         """Ask for the layout and registers of now; the caller closes it."""
         assert self._process is not None
-        return GuestLayout(self._monitor, self._process, self.emulator.target, self._open_private, cancelled)
+        return GuestLayout(self._way, self._process, self.emulator.target, self._open_private, cancelled)
 
     def _open_private(self) -> ProcessMemory:
         assert self._process is not None
@@ -170,9 +157,9 @@ class Attachment:
             The attachment is closed.
         """
         if self._process is None:
-            raise SourceError("the source is closed", path=self._monitor.path)
+            raise SourceError("the source is closed", path=self._path)
         if not self._claim.acquire(blocking=False):
-            raise GuestBusy(f"{self._monitor.path}: another dump of this guest is running", state="dump")
+            raise GuestBusy(f"{self._path}: another dump of this guest is running", state="dump")
         try:
             # An answer comes behind the events of all that happened before.
             self._status()
@@ -183,7 +170,7 @@ class Attachment:
             self._claim.release()
             raise
         # What happened between the attach and now is not vmdump's doing.
-        self._paused_before = self._monitor.pauses.seconds - self._paused_at_attach
+        self._paused_before = self._commands.pauses.seconds - self._paused_at_attach
         self._paused_at_attach = 0.0
 
     def disclaim(self) -> None:
@@ -210,7 +197,7 @@ class Attachment:
         self._cancelled = cancelled
         if stop:
             self._stop(cancelled)
-        self._watched = (self._status(), self._monitor.pauses.stirs) if watch else None
+        self._watched = (self._status(), self._commands.pauses.stirs) if watch else None
         self._state = None
         self._held = True
 
@@ -218,10 +205,10 @@ class Attachment:
         """Note how the guest is that was just laid out, if it must not change until :meth:`release`."""
         if self._watched is not None:
             assert self._process is not None
-            self._state = GuestState(self._monitor, self._process.pid, layout)
+            self._state = GuestState(self._commands, self._process.pid, layout)
 
     def _status(self) -> str:
-        return str(self._monitor.execute("query-status")["status"])
+        return str(self._commands.execute("query-status")["status"])
 
     def _stop(self, cancelled: Callable[[], bool]) -> None:
         assert self._process is not None
@@ -230,34 +217,32 @@ class Attachment:
                 self._guardian.dismiss()
                 self._guardian = None
             if self._guardian is None:
-                self._guardian = Guardian(
-                    self._monitor.connection, self._monitor.path, self._process.pid, (self._process.lock,)
-                )
+                self._guardian = self._way.start_guardian(self._process)
         guardian = self._guardian
         guardian.wait_ready()
-        pauses = self._monitor.pauses
+        pauses = self._commands.pauses
 
         async def stop() -> None:
             before = pauses.stops
             guardian.arm(migrated=self._migrated)
             self._stopped = self._stopping = True
             try:
-                await self._monitor.ask("stop")
+                await self._commands.ask("stop")
             finally:
                 self._stopping = False
             if pauses.stops == before or not pauses.lasts:
                 # Somebody else has stopped it meanwhile, and will resume it; or has resumed it already.
                 self._disarm()
                 return
-            status = await self._monitor.ask("query-status")
+            status = await self._commands.ask("query-status")
             if not guardian_main.is_held(status["status"]):
                 # It had stopped by itself just before: for an I/O error, or its watchdog.
                 self._disarm()
 
-        self._monitor.wait(stop(), cancelled=cancelled)
+        self._commands.wait(stop(), cancelled=cancelled)
 
     def _disarm(self) -> None:
-        """Note that it is not vmdump that has the guest paused; in the monitor's thread."""
+        """Note that it is not vmdump that has the guest paused; in the thread for commands."""
         self._stopped = False
         if self._guardian is not None:
             self._guardian.disarm()
@@ -288,16 +273,16 @@ class Attachment:
         if not self._held:
             return
         self._held = False
-        self._monitor.demand_alive()
+        self._commands.demand_alive()
         check()
         # Events come in front of the answer to a later command: all there were have been counted then.
         status = self._status()
-        stirred = self._watched not in (None, (status, self._monitor.pauses.stirs))
+        stirred = self._watched not in (None, (status, self._commands.pauses.stirs))
         change = None if stirred or self._state is None else self._state.find_change()
         self.let_run(None)
         if stirred:
             raise GuestBusy(
-                f"{self._monitor.path}: somebody let the guest run, reset or migrated it while it was being "
+                f"{self._path}: somebody let the guest run, reset or migrated it while it was being "
                 f"read (it is {status} now), so the dump would not be of one moment; try again, or say "
                 "--no-pause",
                 state=status,
@@ -324,16 +309,16 @@ class Attachment:
             return
 
         async def resume() -> None:
-            # Asked here, behind a `stop` that was interrupted: both run in the monitor's thread.
+            # Asked here, behind a `stop` that was interrupted: both run in the thread for commands.
             if not self._stopped:
                 return
-            status = (await self._monitor.ask("query-status"))["status"]
+            status = (await self._commands.ask("query-status"))["status"]
             held = guardian_main.is_held(status)
             if held and guardian_main.needs_migration(status) and not self._migrated:
-                held = not guardian_main.has_migrated(await self._monitor.ask("query-migrate"))
+                held = not guardian_main.has_migrated(await self._commands.ask("query-migrate"))
             # The events of all that happened before have been counted: somebody else may have resumed it.
             if held and self._stopped:
-                await self._monitor.ask("cont")
+                await self._commands.ask("cont")
             self._disarm()
 
         raised = sys.exception()
@@ -349,7 +334,7 @@ class Attachment:
                 return hurry and time.monotonic() > limit
 
             try:
-                self._monitor.wait(resume(), cancelled=too_long)
+                self._commands.wait(resume(), cancelled=too_long)
             except Exception as failure:
                 self._leave_to_guardian(guardian, error, failure, hurry=hurry)
 
@@ -359,9 +344,9 @@ class Attachment:
         """Let the guardian resume the guest, which vmdump could not, and say what became of it."""
         self._guardian = None
         # Two readers of one connection would take the answers from each other.
-        self._monitor.stop()
+        self._way.leave()
         done = guardian.dismiss(hurry=hurry)
-        self._monitor.close(hang_up=done)
+        self._way.close(hang_up=done)
         if done:
             self._stopped = False
             if error is None:
@@ -372,13 +357,11 @@ class Attachment:
         if guardian.alive:
             text = f"the guest may still be paused until QEMU answers ({why}); the guardian resumes it then"
         else:
-            text = (
-                f"the guest is still paused and could not be resumed ({why}); 'cont' at its monitor may do it"
-            )
+            text = f"the guest is still paused and could not be resumed ({why}); {self._way.cure} may do it"
         if error is not None and not isinstance(error, Exception):
-            error.add_note(f"{self._monitor.path}: {text}")
+            error.add_note(f"{self._path}: {text}")
             return
-        raise QmpError(f"{self._monitor.path}: {text}", command="cont") from error or failure
+        raise QmpError(f"{self._path}: {text}", command="cont") from error or failure
 
     def close(self) -> None:
         """Let the guest run if it was stopped here, and end the connection; closing twice does nothing.
@@ -390,14 +373,15 @@ class Attachment:
             return
         with Deferred():
             atexit.unregister(self._close_at_exit)
+            self._way.commands.pauses.on_resume = None
             hurry = self._cancelled() or _is_interruption(sys.exception())
             try:
                 self.let_run(None)
             finally:
                 guardian, self._guardian = self._guardian, None
-                # The guardian may read the connection then.
-                self._monitor.stop()
-                self._monitor.close(hang_up=guardian is None or guardian.dismiss(hurry=hurry))
+                if self._stopped:
+                    self._way.leave()
+                self._way.close(hang_up=guardian is None or guardian.dismiss(hurry=hurry))
                 for part in (self._private, self._process):
                     if part is not None:
                         part.close()

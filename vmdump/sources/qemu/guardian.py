@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -30,14 +29,13 @@ class Guardian:
 
     Parameters
     ----------
-    connection : socket
-        The QMP connection; stays the caller's. The guardian has it open as well until it ends.
-    path : str
-        Of the QMP socket, for a new connection if that one is broken.
-    qemu : int
-        QEMU's process number.
+    program : str
+        Path of its Python file, which uses the words of ``guardian_main.py``.
+    arguments : sequence of str
+        The program's own, behind the number of the pipe and that of this process.
     kept : sequence of int
-        File descriptors that the guardian keeps open until it ends: the locks of the dump.
+        File descriptors that the guardian has open as well until it ends: the connection, the locks of the
+        dump.
 
     Raises
     ------
@@ -45,13 +43,10 @@ class Guardian:
         The process cannot be started.
     """
 
-    def __init__(self, connection: socket.socket, path: str, qemu: int, kept: Sequence[int]) -> None:
+    def __init__(self, program: str, arguments: Sequence[str], kept: Sequence[int]) -> None:
         reader, self._pipe = os.pipe()
         self._ready = False
-        words = [
-            *(sys.executable, "-I", "-S", guardian_main.__file__),
-            *(str(connection.fileno()), str(reader), str(os.getpid()), str(qemu), os.path.abspath(path)),
-        ]
+        words = [sys.executable, "-I", "-S", program, str(reader), str(os.getpid()), *arguments]
         try:
             self._process = subprocess.Popen(
                 words,
@@ -59,7 +54,7 @@ class Guardian:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                pass_fds=(connection.fileno(), reader, *kept),
+                pass_fds=(reader, *kept),
                 # Ctrl-C in a terminal goes to vmdump's whole process group; the guardian outlives it.
                 start_new_session=True,
             )
@@ -67,7 +62,7 @@ class Guardian:
             os.close(self._pipe)
             raise SourceError(
                 "cannot start the guardian, which lets the guest run again if vmdump dies",
-                path=sys.executable or Path(guardian_main.__file__).name,
+                path=sys.executable or Path(program).name,
                 errno=error.errno,
                 hint="--no-pause needs none",
             ) from error
@@ -130,7 +125,7 @@ class Guardian:
             os.write(self._pipe, word)
 
     def dismiss(self, *, hurry: bool = False) -> bool:
-        """Let it do what is left to do, and end. It reads the connection then: nobody else may.
+        """Let it do what is left to do, and end. It may use the connection then.
 
         Parameters
         ----------

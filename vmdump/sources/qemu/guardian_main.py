@@ -1,6 +1,6 @@
 """The guardian: resumes a guest whose vmdump died while it had stopped it.
 
-A program of its own, ``python -I -S guardian_main.py SOCKET_FD PIPE_FD PARENT_PID QEMU_PID PATH``; only the
+A program of its own, ``python -I -S guardian_main.py PIPE_FD PARENT_PID SOCKET_FD QEMU_PID PATH``; only the
 standard library, since it has to be up in a few milliseconds. A QMP server serves one client at a time, so
 it cannot have a connection of its own: it shares vmdump's, and uses it only after vmdump has stopped reading.
 
@@ -217,8 +217,8 @@ def _watch(pipe: int, parent: int) -> bytes:
 
 def main(arguments: list[str]) -> int:
     """Guard until vmdump ends; see the module."""
-    shared = socket.socket(fileno=int(arguments[0]))
-    pipe, parent, qemu = int(arguments[1]), int(arguments[2]), os.pidfd_open(int(arguments[3]))
+    pipe, parent = int(arguments[0]), int(arguments[1])
+    shared, qemu = socket.socket(fileno=int(arguments[2])), os.pidfd_open(int(arguments[3]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.set_blocking(pipe, False)

@@ -25,8 +25,9 @@ from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClie
 from vmdump.errors import Cancelled, QmpError, SourceError
 from vmdump.interrupts import Deferred
 from vmdump.sources.qemu.answers import check_answer, event_seconds
+from vmdump.sources.qemu.pauses import Pauses
 
-__all__ = ["Monitor", "Pauses"]
+__all__ = ["Monitor"]
 
 # Its log is for its developers; what goes wrong is raised.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -43,51 +44,17 @@ _UCRED = struct.Struct("3i")
 _Result = TypeVar("_Result")
 
 
-class Pauses(EventListener):
-    """Keeps account of when the guest was paused, by QEMU's own clock.
+class _PauseListener(EventListener):
+    """Has a guest's pauses counted."""
 
-    Attributes
-    ----------
-    stops : int
-        STOP events so far.
-    stirs : int
-        Events so far of a guest that runs from then on, or is changed: RESUME, WAKEUP (from suspend, where
-        there was no STOP), RESET.
-    seconds : float
-        In all, of the times that have ended.
-    on_resume : callable or None
-        Called at each RESUME, in the monitor's thread.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("STOP", "RESUME", "WAKEUP", "RESET"))
-        self.stops = 0
-        self.stirs = 0
-        self.seconds = 0.0
-        self.on_resume: Callable[[], object] | None = None
-        self._began: float | None = None
-
-    @property
-    def lasts(self) -> bool:
-        """Whether the last of all STOP and RESUME events was a STOP."""
-        return self._began is not None
+    def __init__(self, pauses: Pauses) -> None:
+        super().__init__(Pauses.EVENTS)
+        self._pauses = pauses
 
     async def put(self, event: Message) -> None:
         """Count an event, in the order in which QEMU sent them."""
-        if not isinstance(event["event"], str) or not self.accept(event):
-            return
-        now = event_seconds(event)
-        if event["event"] == "STOP":
-            self.stops += 1
-            self._began = now
-            return
-        self.stirs += 1
-        if event["event"] == "RESUME":
-            if self._began is not None:
-                self.seconds += max(now - self._began, 0.0)
-            self._began = None
-            if self.on_resume is not None:
-                self.on_resume()
+        if isinstance(event["event"], str) and self.accept(event):
+            self._pauses.count(event["event"], event_seconds(event))
 
 
 class Monitor:
@@ -107,7 +74,7 @@ class Monitor:
     connection : socket
         The connection itself.
     pauses : Pauses
-        When the guest was paused since the attach.
+        When the guest was paused since then, by QEMU's clock.
 
     Raises
     ------
@@ -129,7 +96,7 @@ class Monitor:
         self._why_lost = "QEMU has ended, or closed the QMP connection"
         self._clients = self.connection
         self._client = QMPClient("vmdump")
-        self._client.register_listener(self.pauses)
+        self._client.register_listener(_PauseListener(self.pauses))
         try:
             with Deferred():
                 self._start_loop()

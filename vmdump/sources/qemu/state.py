@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmdump.errors import GuestBusy
 from vmdump.sources.qemu.layout import GuestLayout
-from vmdump.sources.qemu.monitor import Monitor
+from vmdump.sources.qemu.way import Commands
 
 __all__ = ["GuestState"]
 
@@ -30,7 +30,7 @@ class GuestState:
 
     Parameters
     ----------
-    monitor : Monitor
+    commands : Commands
         The guest's.
     pid : int
         QEMU's process number.
@@ -38,9 +38,9 @@ class GuestState:
         Just taken, of the paused guest.
     """
 
-    def __init__(self, monitor: Monitor, pid: int, layout: GuestLayout) -> None:
-        self._path = monitor.path
-        self._ask = monitor.execute_if_known
+    def __init__(self, commands: Commands, pid: int, layout: GuestLayout) -> None:
+        self._path = commands.path
+        self._ask = commands.execute_if_known
         self._pid = pid
         self._layout = layout
         self._few = max(sum(block.size for block in layout.blocks) // _PAGE, _PAGE) * _BYTES_PER_PAGE

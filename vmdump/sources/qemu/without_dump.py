@@ -15,7 +15,7 @@ from vmdump.arch import ARCHES, Arch
 from vmdump.errors import LayoutError, QmpError
 from vmdump.formats.elf import PHDR, PT_LOAD
 from vmdump.formats.elf_headers import ElfHeaders
-from vmdump.sources.qemu.monitor import Monitor
+from vmdump.sources.qemu.way import Commands
 
 __all__ = ["describe_guest", "has_no_dump", "parse_memory", "parse_registers"]
 
@@ -50,12 +50,12 @@ def has_no_dump(refusal: QmpError) -> bool:
     return _NOT_SUPPORTED in str(refusal)
 
 
-def describe_guest(monitor: Monitor, target: str, refusal: QmpError) -> ElfHeaders:
+def describe_guest(commands: Commands, target: str, refusal: QmpError) -> ElfHeaders:
     """Make the headers of a guest that QEMU does not dump.
 
     Parameters
     ----------
-    monitor : Monitor
+    commands : Commands
         The guest's.
     target : str
         As QEMU names the architecture.
@@ -72,12 +72,12 @@ def describe_guest(monitor: Monitor, target: str, refusal: QmpError) -> ElfHeade
     arch = next((arch for arch in ARCHES if arch.name == target), None)
     if arch is None:
         raise refusal
-    memory = parse_memory(_ask(monitor, "info mtree -f"))
+    memory = parse_memory(_ask(commands, "info mtree -f"))
     if not memory:
-        raise LayoutError(f"{monitor.path}: info mtree -f shows no memory of the guest")
-    cpus = parse_registers(arch, _ask(monitor, "info registers -a"))
+        raise LayoutError(f"{commands.path}: info mtree -f shows no memory of the guest")
+    cpus = parse_registers(arch, _ask(commands, "info registers -a"))
     if not cpus:
-        raise LayoutError(f"{monitor.path}: info registers -a shows no registers of {arch.name}")
+        raise LayoutError(f"{commands.path}: info registers -a shows no registers of {arch.name}")
     loads = np.zeros(len(memory), PHDR[64].dtype(arch.byteorder))
     loads["p_type"] = PT_LOAD
     loads["p_paddr"] = loads["p_vaddr"] = [begin for begin, _ in memory]
@@ -85,8 +85,8 @@ def describe_guest(monitor: Monitor, target: str, refusal: QmpError) -> ElfHeade
     return ElfHeaders(arch.elf_class, arch.byteorder, arch.machine, loads, arch.notes(cpus))
 
 
-def _ask(monitor: Monitor, line: str) -> str:
-    return str(monitor.execute("human-monitor-command", {"command-line": line})).replace("\r\n", "\n")
+def _ask(commands: Commands, line: str) -> str:
+    return str(commands.execute("human-monitor-command", {"command-line": line})).replace("\r\n", "\n")
 
 
 def parse_memory(mtree: str) -> list[tuple[int, int]]:

@@ -1,0 +1,159 @@
+"""The way to a guest over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from vmdump.errors import CapabilityError, LayoutError
+from vmdump.formats.elf_headers import ElfHeaders
+from vmdump.sources.process.process import Mapping, Process
+from vmdump.sources.qemu import guardian_main
+from vmdump.sources.qemu.dump_headers import ask_headers
+from vmdump.sources.qemu.emulator import MACHINE, Emulator, ask_emulator
+from vmdump.sources.qemu.guardian import Guardian
+from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
+from vmdump.sources.qemu.monitor import Monitor
+
+__all__ = ["OverQmp"]
+
+_ASKED_AT_ONCE = 4096
+_HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
+
+
+class OverQmp:
+    """The way to a guest over QMP: a :class:`vmdump.sources.qemu.way.Way`.
+
+    Parameters
+    ----------
+    monitor : str or Monitor
+        Path of a QMP socket; or a monitor that others use as well: that stays open when the way is closed.
+        It is closed all the same where vmdump cannot resume the guest, because the guardian has to use the
+        connection then.
+
+    Attributes
+    ----------
+    commands : Monitor
+        The monitor.
+
+    Raises
+    ------
+    SourceError, QmpError
+        As for :class:`vmdump.sources.qemu.monitor.Monitor`.
+    """
+
+    has_quick_headers = True
+    cure = "'cont' at its monitor"
+
+    def __init__(self, monitor: str | Monitor) -> None:
+        self._shared = not isinstance(monitor, str)
+        self._left = False
+        # The last thing: of what is interrupted behind it, nobody would close it.
+        self.commands = Monitor(monitor) if isinstance(monitor, str) else monitor
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process, 0 if it is in a namespace that this process cannot see."""
+        return self.commands.pid
+
+    def demand_dumpable(self) -> None:
+        """Check that no daemon of libvirt would suffer, and that the guest's memory is not encrypted.
+
+        Raises
+        ------
+        CapabilityError
+            Either.
+        QmpError
+            QEMU does not answer.
+        """
+        refuse_unsafe_libvirt(self.commands)
+        ask = self.commands.execute_if_known
+        support = ask("qom-get", {"path": MACHINE, "property": "confidential-guest-support"})
+        kind = ask("qom-get", {"path": support, "property": "type"}) if support else None
+        if not kind and (ask("query-sev") or {}).get("enabled"):
+            kind = "sev-guest"
+        if kind or support:
+            raise CapabilityError(
+                f"{self.commands.path}: the guest's memory is encrypted ({kind or support}): "
+                "nothing outside it can read it; use kdump inside the guest"
+            )
+
+    def emulator(self) -> Emulator:
+        """Ask the QEMU what it is; QmpError if it does not tell."""
+        return ask_emulator(self.commands)
+
+    def headers(self, cancelled: Callable[[], bool]) -> ElfHeaders:
+        """Let QEMU begin a dump; see :func:`vmdump.sources.qemu.dump_headers.ask_headers`."""
+        return ask_headers(self.commands, cancelled)
+
+    def host_addresses(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        process: Process,
+        mappings: Sequence[Mapping],
+        cancelled: Callable[[], bool],
+    ) -> list[int]:
+        """Ask QEMU for the addresses of the first and the last byte of each range.
+
+        Raises
+        ------
+        LayoutError
+            There is no memory, or it is not contiguous in QEMU.
+        QmpError
+            QEMU does not answer.
+        Cancelled
+            `cancelled` returned true.
+        """
+        bounds = [start for start, _ in ranges] + [start + size - 1 for start, size in ranges]
+        addresses = self.commands.wait(self._ask_addresses(bounds), cancelled=cancelled)
+        begins, lasts = addresses[: len(ranges)], addresses[len(ranges) :]
+        for (start, size), begin, last in zip(ranges, begins, lasts, strict=True):
+            if last - begin != size - 1:
+                raise LayoutError(
+                    f"{self.commands.path}: the block at {start:#x} is not contiguous in QEMU", address=start
+                )
+        return begins
+
+    async def _ask_addresses(self, addresses: list[int]) -> list[int]:
+        found = []
+        ask = self.commands.ask
+        # Many at once: one by one each takes the time of a round trip, and the guest is paused.
+        for first in range(0, len(addresses), _ASKED_AT_ONCE):
+            part = addresses[first : first + _ASKED_AT_ONCE]
+            lines = [f"gpa2hva {address:#x}" for address in part]
+            texts = await asyncio.gather(
+                *(ask("human-monitor-command", {"command-line": line}) for line in lines)
+            )
+            for address, line, text in zip(part, lines, texts, strict=True):
+                match = _HVA.fullmatch(text)
+                if match is None:
+                    raise LayoutError(
+                        f"{self.commands.path}: {line}: {' '.join(text[:200].split())}", address=address
+                    )
+                found.append(int(match[1], 16))
+        return found
+
+    def start_guardian(self, process: Process) -> Guardian:
+        """Start the guardian, which has the connection and the process' lock open as well.
+
+        Raises
+        ------
+        SourceError
+            It cannot be started.
+        """
+        connection = self.commands.connection.fileno()
+        words = (str(connection), str(process.pid), os.path.abspath(self.commands.path))
+        return Guardian(guardian_main.__file__, words, (connection, process.lock))
+
+    def leave(self) -> None:
+        """Ask nothing any more: the guardian reads the connection now."""
+        # Two readers of one connection would take the answers from each other.
+        self._left = True
+        self.commands.stop()
+
+    def close(self, *, hang_up: bool) -> None:
+        """Close the monitor, unless others use it; see :meth:`Monitor.close`."""
+        if self._left or not self._shared:
+            self.commands.close(hang_up=hang_up)
