@@ -1,0 +1,1 @@
+"""libvirt: its connections, its domains, and what its own dump tells of one."""

@@ -1,0 +1,90 @@
+"""libvirt's event loop: there is one in a process, and somebody has to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+from vmdump.errors import SourceError
+
+__all__ = ["EventLoop"]
+
+_TURN_WAIT = 5.0
+"""Seconds that a loop has for its next turn; it takes one millisecond."""
+
+
+class EventLoop:
+    """Sees that events are delivered for as long as somebody uses it.
+
+    A program that has registered a loop runs it as well. Where there is none, libvirt's own is registered,
+    which cannot be taken back, and a thread runs it while there are users.
+
+    Parameters
+    ----------
+    libvirt : module
+        libvirt-python.
+    """
+
+    def __init__(self, libvirt: Any) -> None:
+        self._libvirt = libvirt
+        self._lock = threading.Lock()
+        self._users = 0
+        self._own = False
+        self._thread: threading.Thread | None = None
+        self._timer = -1
+
+    def enter(self) -> None:
+        """Begin to use it; before a connection is opened.
+
+        Raises
+        ------
+        SourceError
+            The program has registered a loop, and does not run it.
+        """
+        with self._lock:
+            if self._users == 0:
+                self._start()
+            self._users += 1
+
+    def _start(self) -> None:
+        add = self._libvirt.virEventAddTimeout
+        turned = threading.Event()
+
+        def turn(timer: int, _: object) -> None:
+            turned.set()
+            self._libvirt.virEventUpdateTimeout(timer, -1)
+
+        try:
+            self._timer = add(0, turn, None)
+        except self._libvirt.libvirtError:
+            self._libvirt.virEventRegisterDefaultImpl()
+            self._own = True
+            self._timer = add(0, turn, None)
+        if self._own:
+            self._thread = threading.Thread(target=self._run, name="vmdump-libvirt-events", daemon=True)
+            self._thread.start()
+        if not turned.wait(_TURN_WAIT):
+            self._stop()
+            raise SourceError("this program has registered an event loop of libvirt's, and does not run it")
+
+    def _run(self) -> None:
+        while threading.current_thread() is self._thread:
+            with contextlib.suppress(self._libvirt.libvirtError):
+                self._libvirt.virEventRunDefaultImpl()
+
+    def leave(self) -> None:
+        """Use it no more."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._stop()
+
+    def _stop(self) -> None:
+        thread, self._thread = self._thread, None
+        with contextlib.suppress(self._libvirt.libvirtError):
+            if thread is not None:
+                self._libvirt.virEventUpdateTimeout(self._timer, 0)  # one more turn, after which it looks
+                if thread is not threading.current_thread():
+                    thread.join(_TURN_WAIT)
+            self._libvirt.virEventRemoveTimeout(self._timer)
