@@ -1,114 +1,30 @@
-"""A guest of a real libvirt: its daemon lives on, whatever vmdump is asked to do."""
+"""A guest of a real libvirt, named by a QMP socket: its daemon lives on, whatever vmdump is asked to do."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from oracles import judges
+from oracles.elf import ElfCore
 
-from live.dumping import refused, succeeds, until
+import vmdump
+from live.dumping import Dumping, refused, succeeds, until
 from live.guests import QEMU, Monitor
-from vmdump.errors import CapabilityError
+from live.libvirt_session import LIBVIRTD, PATIENCE, Libvirt, session
+from vmdump.errors import CapabilityError, QmpError
+from vmdump.sources.libvirt.daemons import Daemon
+from vmdump.sources.qemu import reroute
 
-NOBODY = 65534
-LIBVIRTD = shutil.which("libvirtd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin") or "libvirtd"
-PATIENCE = 120
-SAFE = (11, 3, 0)
-DOMAIN = """
-<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
-  <devices><emulator>{emulator}</emulator><memballoon model='none'/></devices>
-  <qemu:commandline>
-    <qemu:arg value='-qmp'/><qemu:arg value='unix:{folder}/qmp,server=on,wait=off'/>
-  </qemu:commandline>
-</domain>
-"""
-
-
-class Libvirt:
-    """A session daemon with one domain, all its state in a folder of its own; the system's is left alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = folder.name
-        (folder / "bin").mkdir()
-        emulator = folder / "bin" / QEMU
-        # It asks each emulator that it finds what it can do, for some 3 s.
-        emulator.symlink_to(shutil.which(QEMU) or QEMU)
-        for name in ("run", "config/libvirt"):
-            (folder / name).mkdir(parents=True)
-        # Else it starts virtlogd as well.
-        (folder / "config/libvirt/qemu.conf").write_text('stdio_handler = "file"\n')
-        (folder / "domain.xml").write_text(DOMAIN.format(name=self.name, emulator=emulator, folder=folder))
-        self._user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else {}
-        if self._user:
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-        self._environment = {
-            "PATH": str(folder / "bin"),
-            "HOME": str(folder),
-            "XDG_RUNTIME_DIR": str(folder / "run"),
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-        }
-        with (folder / "log").open("wb") as log:
-            self.daemon = subprocess.Popen(
-                [LIBVIRTD],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                cwd=folder,
-                **self._user,
-            )
-
-    def virsh(self, *words: str) -> str:
-        """What virsh prints."""
-        uri = f"qemu:///session?socket={self.folder}/run/libvirt/libvirt-sock"
-        done = subprocess.run(
-            [shutil.which("virsh") or "virsh", "-c", uri, *words],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=self._environment,
-            **self._user,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def start(self) -> None:
-        """Start the domain."""
-        until((self.folder / "run/libvirt/libvirt-sock").exists, "libvirtd listens")
-        self.virsh("create", str(self.folder / "domain.xml"))
-
-    @property
-    def pid(self) -> int:
-        """Of QEMU."""
-        return int((self.folder / f"run/libvirt/qemu/run/{self.name}.pid").read_text())
-
-    def end(self) -> None:
-        """End the daemon and the domain."""
-        try:
-            pid = self.pid
-        except FileNotFoundError:
-            pid = 0
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            until(lambda: not os.path.exists(f"/proc/{pid}"), "QEMU has ended")
-        self.daemon.terminate()
-        try:
-            self.daemon.wait(PATIENCE)
-        finally:
-            self.daemon.kill()
-            self.daemon.wait()
+CRASH = re.compile(r"caught|crash|segfault|signal 11|abort", re.IGNORECASE)
+SECONDS = 30
 
 
 @pytest.fixture
@@ -117,41 +33,181 @@ def libvirt() -> Iterator[Libvirt]:
     judges.require(QEMU)
     judges.require("virsh")
     judges.require(LIBVIRTD)
-    folder = Path(tempfile.mkdtemp(prefix="vmdump-lv-"))
+    with session() as it:
+        yield it
+
+
+def source_of(libvirt: Libvirt) -> str:
+    return f"qmp:{libvirt.folder}/qmp"
+
+
+def status(libvirt: Libvirt) -> str:
+    """What QEMU itself says of the domain."""
+    monitor = Monitor(libvirt.folder / "qmp")
     try:
-        it = Libvirt(folder)
-        try:
-            it.start()
-            yield it
-        finally:
-            it.end()
+        return monitor.status()
     finally:
-        shutil.rmtree(folder)
+        monitor.close()
+
+
+def check_unharmed(libvirt: Libvirt, state: str = "running") -> None:
+    """The daemon is the one that was started, and it knows how its domain is."""
+    # What QEMU says to its monitors reaches the daemon before the answer to this.
+    told = libvirt.virsh("qemu-monitor-command", libvirt.name, "--hmp", "info status")
+    assert told.startswith(f"VM status: {state}")
+    assert libvirt.daemon.poll() is None
+    assert libvirt.virsh("domstate", libvirt.name) == state
+    assert not CRASH.findall((libvirt.folder / "log").read_text())
+
+
+def run(*words: object) -> str:
+    """What a command of vmdump prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vmdump", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_daemon_lives_on(libvirt: Libvirt, tmp_path: Path) -> None:
-    version = tuple(map(int, libvirt.virsh("version", "--daemon").rpartition(" ")[2].split(".")))
-    output, source = tmp_path / "guest", f"qmp:{libvirt.folder}/qmp"
-    if version >= SAFE:
-        succeeds(source, output)
-    else:
-        line = refused(source, output, code=CapabilityError.exit_code)
-        number = ".".join(map(str, version))
-        assert f"virsh dump --memory-only {libvirt.name}" in line
-        assert f"libvirtd {number}, process {libvirt.daemon.pid}" in line
-    # What QEMU says to its monitors reaches the daemon before the answer to this.
-    assert libvirt.virsh("qemu-monitor-command", libvirt.name, "--hmp", "info status") == "VM status: running"
-    assert libvirt.daemon.poll() is None
-    assert libvirt.virsh("domstate", libvirt.name) == "running"
+    """Whatever asks for headers: dumps, with a pause and without, and all else that looks at a guest."""
+    source, output = source_of(libvirt), tmp_path / "guest"
+    succeeds(source, output)
+    check_unharmed(libvirt)
+    succeeds(source, tmp_path / "fuzzy", "--no-pause")
+    check_unharmed(libvirt)
+    run("info", source)
+    run("bench", source, "--sample", "1M", "--to", tmp_path)
+    libvirt.virsh("suspend", libvirt.name)
+    succeeds(source, output, "--force")
+    run("verify", output, "--against", source)
+    check_unharmed(libvirt, "paused")
+
+
+def test_libvirt_does_not_take_it_for_tainted(libvirt: Libvirt, tmp_path: Path) -> None:
+    def taints() -> list[str]:
+        return re.findall(r"tainted: (.*)", libvirt.virsh("dominfo", libvirt.name))
+
+    before = taints()
+    succeeds(source_of(libvirt), tmp_path / "guest")
+    assert taints() == before
+    # A question to the monitor is one that it notes.
+    check_unharmed(libvirt)
+    assert len(taints()) > len(before)
+
+
+def test_dump_is_libvirts_own(libvirt: Libvirt, tmp_path: Path) -> None:
+    libvirt.virsh("suspend", libvirt.name)
+    succeeds(source_of(libvirt), tmp_path / "guest", "-f", "elf")
+    libvirt.virsh("dump", libvirt.name, str(libvirt.folder / "core"), "--memory-only", "--format", "elf")
+    mine, theirs = ElfCore(tmp_path / "guest"), ElfCore(libvirt.folder / "core")
+    assert [note.desc for note in mine.note_list()] == [note.desc for note in theirs.note_list()]
+    places = [(load.paddr, load.memsz) for load in theirs.loads]
+    assert [(load.paddr, load.memsz) for load in mine.loads] == places
+    for ours, load in zip(mine.loads, theirs.loads, strict=True):
+        assert mine.load_bytes(ours) == theirs.load_bytes(load)
+    assert any(any(theirs.load_bytes(load)) for load in theirs.loads)
+
+
+KILLED_IN_HEADERS = """
+import os, signal, sys
+from vmdump.cli.main import main
+from vmdump.sources.libvirt import fifo
+left = int(sys.argv[1])
+def read_headers(read, then=fifo.read_headers, **options):
+    global left
+    left -= 1
+    if left == 0:
+        read(0, 16)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return then(read, **options)
+fifo.read_headers = read_headers
+sys.argv[:4] = ["vmdump"]  # for -c, the number, -m vmdump
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["at the attach", "in the pause"])
+def test_killed_while_libvirt_dumps(nth: int, libvirt: Libvirt, tmp_path: Path) -> None:
+    """QEMU resumes no guest until that dump has ended: the guardian asks again."""
+    python = (sys.executable, "-c", KILLED_IN_HEADERS, str(nth))
+    with Dumping(source_of(libvirt), tmp_path / "guest", python=python) as dumping:
+        assert dumping.child.wait(SECONDS) == -signal.SIGKILL
+    until(lambda: libvirt.virsh("domstate", libvirt.name) == "running", "the domain runs", SECONDS)
+    check_unharmed(libvirt)
+    succeeds(source_of(libvirt), tmp_path / "guest")
+
+
+def test_killed_inside_the_pause(libvirt: Libvirt, tmp_path: Path) -> None:
+    """The guardian resumes the guest over QMP, and libvirt sees it."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Dumping(source_of(libvirt), fifo, "-f", "elf") as dumping:
+        reader = os.open(fifo, os.O_RDONLY)  # of which nothing is read
+        try:
+            dumping.wait_written(1 << 16)
+            assert libvirt.virsh("domstate", libvirt.name) == "paused"
+            dumping.signal(signal.SIGKILL)
+            dumping.child.wait()
+        finally:
+            os.close(reader)
+    until(lambda: libvirt.virsh("domstate", libvirt.name) == "running", "the domain runs", SECONDS)
+    check_unharmed(libvirt)
+    succeeds(source_of(libvirt), tmp_path / "guest")
+
+
+def test_daemon_ends_before_the_pause(libvirt: Libvirt, tmp_path: Path) -> None:
+    with vmdump.open_source(source_of(libvirt)) as source:
+        libvirt.daemon.kill()
+        libvirt.daemon.wait()
+        with pytest.raises(QmpError):
+            vmdump.dump(source, tmp_path / "guest")
+    assert not list(tmp_path.iterdir())
+    assert status(libvirt) == "running"
+
+
+def test_daemon_that_hangs(libvirt: Libvirt, tmp_path: Path) -> None:
+    """The pipe is never written to: whoever waits can cancel it, and the guest runs again."""
+    with vmdump.open_source(source_of(libvirt)) as source:
+        libvirt.daemon.send_signal(signal.SIGSTOP)
+        try:
+            with vmdump.start_dump(source, tmp_path / "guest") as job:
+                until(lambda: source.paused_seconds is not None, "it has begun")
+                job.cancel()
+                with pytest.raises(vmdump.errors.Cancelled):
+                    job.wait()
+        finally:
+            libvirt.daemon.send_signal(signal.SIGCONT)
+    assert status(libvirt) == "running"
+    check_unharmed(libvirt)
 
 
 def test_without_a_daemon(libvirt: Libvirt, tmp_path: Path) -> None:
     libvirt.daemon.terminate()
     libvirt.daemon.wait(PATIENCE)
-    line = refused(f"qmp:{libvirt.folder}/qmp", tmp_path / "guest", code=CapabilityError.exit_code)
+    line = refused(source_of(libvirt), tmp_path / "guest", code=CapabilityError.exit_code)
     assert "no daemon" in line
-    monitor = Monitor(libvirt.folder / "qmp")
-    try:
-        assert monitor.status() == "running"
-    finally:
-        monitor.close()
+    assert f"virsh dump --memory-only {libvirt.name}" in line
+    assert status(libvirt) == "running"
+
+
+@pytest.mark.parametrize("other", ["uuid", "process"])
+def test_domain_that_is_not_this_one(
+    other: str, libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What QEMU was told is no proof: another's daemon is not asked to dump somebody else's guest."""
+    monkeypatch.setattr(Daemon, "is_safe", False)
+    if other == "uuid":
+        told = Path(f"/proc/{libvirt.pid}/cmdline").read_text()
+        words = told.replace(libvirt.virsh("domuuid", libvirt.name), str(UUID(int=7))).split("\0")
+        monkeypatch.setattr(reroute, "command_line", lambda pid: words)
+    else:
+        monkeypatch.setattr("vmdump.sources.libvirt.domain.Domain._find_process", lambda self: 1)
+    with pytest.raises(CapabilityError, match="virsh dump --memory-only") as caught:
+        vmdump.dump(source_of(libvirt), tmp_path / "guest")
+    assert ("is process 1, not" if other == "process" else "no such domain") in str(caught.value)
+    check_unharmed(libvirt)

@@ -98,6 +98,10 @@ def do_munmap(*, address: int, size: int) -> None:
     _check(_libc.munmap(address, size))
 
 
+DUMPING = "There is a dump in process, please wait."
+"""Of QEMU 7.2 and 10.0, to `stop` and `cont`."""
+
+
 class _Closed(Exception):
     """The monitor has closed the connection."""
 
@@ -119,12 +123,12 @@ class Monitor:
         By command, or by ``command last-argument``: what it returns, or ``{"error": [class, text]}``.
     rules : list of dict
         ``{"command": name or "", "nth": from 1, "do": what}``; no nth means always. What is done:
-        ``error``, ``close`` (before it is done), ``done-close`` (after), ``silent`` (not done), ``ignored``
-        (done, not answered), ``twice`` (answered two times), ``resumed`` (somebody lets the guest run just
-        before), ``stolen`` (somebody has stopped it, and the client has not heard of it), ``reset``
-        (somebody resets it just before), ``restopped`` (somebody lets it run and stops it again just
-        before), ``failed`` (it stops by itself just before, for an I/O error), ``slow`` (half a second
-        later).
+        ``error``, ``dumping`` (refused, because of a dump), ``close`` (before it is done), ``done-close``
+        (after), ``silent`` (not done), ``ignored`` (done, not answered), ``twice`` (answered two times),
+        ``resumed`` (somebody lets the guest run just before), ``stolen`` (somebody has stopped it, and the
+        client has not heard of it), ``reset`` (somebody resets it just before), ``restopped`` (somebody lets
+        it run and stops it again just before), ``failed`` (it stops by itself just before, for an I/O
+        error), ``slow`` (half a second later).
     running : bool
         Whether the guest runs.
     endless : bool
@@ -295,6 +299,8 @@ class Monitor:
             self.event(event)
         if deed == "error":
             answer: dict[str, Any] = {"error": {"class": "GenericError", "desc": "injected"}}
+        elif deed == "dumping":
+            answer = {"error": {"class": "GenericError", "desc": DUMPING}}
         else:
             answer = self._answer(command, request.get("arguments", {}))
         if deed == "done-close":

@@ -100,6 +100,14 @@ def test_cont_that_fails_for_good(tmp_path: Path, out: Path) -> None:
         assert not qemu.running
 
 
+def test_cont_during_a_dump_of_somebody(tmp_path: Path, out: Path) -> None:
+    """QEMU resumes no guest until it has ended."""
+    with FakeQemu(tmp_path, rules=[rule("cont", "dumping", number) for number in (1, 2)]) as qemu:
+        assert dump(qemu, out) is None
+        assert qemu.commands.count("cont") == 3
+        assert qemu.running
+
+
 @pytest.mark.usefixtures("hasty")
 def test_guardian_is_heard(tmp_path: Path, out: Path) -> None:
     """QEMU refuses vmdump's `cont` and obeys the guardian's over the same connection: it gets the answer.

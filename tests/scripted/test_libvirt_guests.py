@@ -1,7 +1,8 @@
-"""Guests of libvirt: refused before its daemon hears of anything, unless that is known to be safe."""
+"""Guests of libvirt whose daemon cannot be asked: refused before it hears of anything, unless it is safe."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,17 +15,22 @@ import pytest
 import vmdump
 from scripted.fake_qemu import FakeQemu
 from vmdump.errors import CapabilityError, QmpError
-from vmdump.sources.qemu import libvirt
+from vmdump.sources.libvirt import connection, daemons
+from vmdump.sources.qemu import reroute
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 DAEMON = "vmdump-virtd"
 MONITOR = "charmonitor"
 # A process with a name and a mapped file, as a daemon is seen from outside.
 PROGRAM = """
-import ctypes, mmap, sys
+import ctypes, mmap, os, socket, sys
 ctypes.CDLL(None).prctl(15, sys.argv[1].encode())
 with open(sys.argv[2], "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+listener = socket.socket(socket.AF_UNIX)
+if sys.argv[3:]:
+    listener.bind(sys.argv[3])
+    listener.listen(4)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -44,17 +50,18 @@ def devices(
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeDaemon]:
     """daemon("libvirt.so.0.9000.0"): a process that is taken for libvirt's, with that file mapped.
 
-    daemon(library, name, *words): by another name, and started by that command.
+    daemon(library, name, *words, place=path): by another name, started by that command, listening there.
     """
-    monkeypatch.setattr(libvirt, "_DAEMONS", (DAEMON,))
+    monkeypatch.setattr(daemons, "_DAEMONS", (DAEMON,))
     with ExitStack() as stack:
 
-        def start(file_name: str, name: str = DAEMON, *start: str) -> Path:
+        def start(file_name: str, name: str = DAEMON, *start: str, place: Path | None = None) -> Path:
             library = tmp_path / file_name
             library.write_bytes(bytes(4096))
+            words = [] if place is None else [str(place)]
             child = stack.enter_context(
                 subprocess.Popen(
-                    [*start, sys.executable, "-I", "-S", "-c", PROGRAM, name, str(library)],
+                    [*start, sys.executable, "-I", "-S", "-c", PROGRAM, name, str(library), *words],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
@@ -76,6 +83,7 @@ def refused(qemu: FakeQemu, out: Path) -> str:
     text = str(caught.value)
     assert qemu.path in text
     assert "virsh dump --memory-only" in text
+    assert "libvirt:" in text
     return text
 
 
@@ -84,7 +92,7 @@ def refused(qemu: FakeQemu, out: Path) -> str:
     [
         ("libvirt.so.0.9000.0", "9.0.0"),
         ("libvirt.so.0.8000.0", "8.0.0"),
-        ("libvirt.so.0.11002.5", "11.2.5"),
+        ("libvirt.so.0.9010.0", "9.10.0"),
         ("libvirt.so.0", "unknown version"),
         ("xlibvirt.so.0.11003.0", "unknown version"),
     ],
@@ -97,7 +105,7 @@ def test_daemon_that_may_crash(
         assert told in refused(qemu, out)
 
 
-@pytest.mark.parametrize("library", ["libvirt.so.0.11003.0", "libvirt.so.0.12000.1"])
+@pytest.mark.parametrize("library", ["libvirt.so.0.7000.0", "libvirt.so.0.10000.0", "libvirt.so.0.12000.1"])
 def test_safe_daemon(library: str, daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
     daemon(library)
     with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
@@ -113,9 +121,9 @@ def test_upgraded_since_it_was_started(daemon: MakeDaemon, tmp_path: Path, out: 
 
 def test_one_of_two_daemons_may_crash(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
     daemon("libvirt.so.0.11003.0")
-    daemon("libvirt.so.0.10000.0")
+    daemon("libvirt.so.0.9005.0")
     with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
-        assert "10.0.0" in refused(qemu, out)
+        assert "9.5.0" in refused(qemu, out)
 
 
 @pytest.fixture
@@ -146,16 +154,16 @@ def test_superuser_of_a_container() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         Path(f"/proc/{child.pid}/uid_map").write_text(f"0 {user} 1")
-        found = libvirt._superuser(child.pid)
+        found = daemons._superuser(child.pid)
         child.kill()
     assert found == user
-    assert libvirt._superuser(os.getpid()) == 0
+    assert daemons._superuser(os.getpid()) == 0
 
 
 def test_wrapped_daemon(
     daemon: MakeDaemon, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libvirt, "_DAEMONS", ("vmdvirtd",))
+    monkeypatch.setattr(daemons, "_DAEMONS", ("vmdvirtd",))
     daemon("libvirt.so.0.11003.0", ".vmdvirtd-wrapped")  # of which the kernel cuts off the end
     with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
         vmdump.dump(qemu.source, out / "guest")
@@ -181,6 +189,60 @@ def test_another_users_daemon_does_not_count(daemon: MakeDaemon, tmp_path: Path,
         assert "no daemon" in refused(qemu, out)
 
 
+WORDS = (
+    *("qemu", "-name", "guest=web,debug-threads=on", "-uuid", "12345678-1234-1234-1234-123456789abc"),
+    *("-chardev", f"socket,id={MONITOR},fd=27"),
+)
+
+
+def test_daemon_that_listens_nowhere(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    daemon("libvirt.so.0.9000.0")
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "socket cannot be seen" in refused(qemu, out)
+
+
+def test_without_libvirt_python(
+    daemon: MakeDaemon, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon("libvirt.so.0.9000.0", place=tmp_path / "libvirt-sock")
+    monkeypatch.setattr(reroute, "command_line", lambda pid: [*WORDS])
+    monkeypatch.setattr(connection, "_libvirt_and_loop", connection._libvirt_and_loop.__wrapped__)
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "pip install 'vmdump[libvirt]'" in refused(qemu, out)
+
+
+def test_guest_that_does_not_tell_its_uuid(
+    daemon: MakeDaemon, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon("libvirt.so.0.9000.0", place=tmp_path / "libvirt-sock")
+    monkeypatch.setattr(reroute, "command_line", lambda pid: [*WORDS[:3], *WORDS[5:]])
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "UUID" in refused(qemu, out)
+
+
+@pytest.fixture(scope="module")
+def event_loop() -> None:
+    """libvirt's, which stays open for as long as the process."""
+    if importlib.util.find_spec("libvirt") is None:
+        pytest.skip("libvirt-python is not installed")
+    loop = connection._libvirt_and_loop()[1]
+    loop.enter()
+    loop.leave()
+
+
+@pytest.mark.usefixtures("event_loop")
+def test_daemon_that_lets_nobody_in(
+    daemon: MakeDaemon, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "libvirt-sock"
+    daemon("libvirt.so.0.9000.0", place=place)
+    monkeypatch.setattr(reroute, "command_line", lambda pid: [*WORDS])
+    place.rename(tmp_path / "elsewhere")  # after which nobody comes in by that name
+    with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
+        assert "cannot connect" in refused(qemu, out)
+
+
 @pytest.mark.usefixtures("daemon")
 def test_no_daemon(tmp_path: Path, out: Path) -> None:
     with FakeQemu(tmp_path, answers={"query-chardev": devices()}) as qemu:
@@ -190,7 +252,7 @@ def test_no_daemon(tmp_path: Path, out: Path) -> None:
 @pytest.mark.usefixtures("daemon")
 def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["qemu", "-name", "guest=web,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
-    monkeypatch.setattr(libvirt, "command_line", lambda pid: [*words, ""])
+    monkeypatch.setattr(reroute, "command_line", lambda pid: [*words, ""])
     with FakeQemu(tmp_path, answers={"query-chardev": []}) as qemu:
         assert "--memory-only web " in refused(qemu, out)
     # A QEMU that does not know the command.
@@ -202,7 +264,7 @@ def test_by_its_command_line(tmp_path: Path, out: Path, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("daemon")
 def test_name_for_the_shell(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["qemu", "-name", "guest=web 2,,old,debug-threads=on", "-chardev", f"socket,id={MONITOR},fd=27"]
-    monkeypatch.setattr(libvirt, "command_line", lambda pid: [*words, ""])
+    monkeypatch.setattr(reroute, "command_line", lambda pid: [*words, ""])
     with FakeQemu(tmp_path) as qemu:
         assert "--memory-only 'web 2,old' FILE" in refused(qemu, out)
 

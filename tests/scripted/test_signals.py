@@ -105,6 +105,17 @@ def test_signals_come_while_it_resumes(tmp_path: Path) -> None:
         check_runs(qemu)
 
 
+def test_killed_during_a_dump_of_somebody(tmp_path: Path) -> None:
+    """The guardian asks again: QEMU resumes no guest until that dump has ended."""
+    rules = [rule("cont", "dumping", number) for number in (1, 2)]
+    with FakeQemu(tmp_path, [LARGE], rules=rules) as qemu, holding(qemu) as child:
+        child.kill()
+        child.wait()
+        until(lambda: qemu.running, "the guardian has resumed it")
+        assert qemu.commands.count("cont") == 3
+        check_runs(qemu)
+
+
 @contextlib.contextmanager
 def many_interrupts(begin: Callable[[], bool]) -> Iterator[None]:
     """Ctrl-C for this process three times from a moment on; with a handler that raises, as Python's does."""

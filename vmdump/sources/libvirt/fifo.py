@@ -6,12 +6,14 @@ import concurrent.futures
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from vmdump.errors import FormatError
 from vmdump.formats.elf_headers import ElfHeaders, read_headers
 from vmdump.sources.header_stream import HeaderStream
 from vmdump.sources.libvirt.connection import never
 from vmdump.sources.libvirt.domain import Domain
+from vmdump.sources.libvirt.holder import held_by
 
 __all__ = ["headers_through_fifo"]
 
@@ -61,8 +63,9 @@ def headers_through_fifo(domain: Domain, cancelled: Callable[[], bool] = never) 
         finally:
             os.close(writer)
         try:
-            dump = domain.begin_dump(f"/proc/{os.getpid()}/fd/{high}")
-            headers = _read(reader, domain, dump, cancelled)
+            with _process_with(high, domain) as pid:
+                dump = domain.begin_dump(f"/proc/{pid}/fd/{high}")
+                headers = _read(reader, domain, dump, cancelled)
         finally:
             os.close(high)
     finally:
@@ -72,6 +75,17 @@ def headers_through_fifo(domain: Domain, cancelled: Callable[[], bool] = never) 
     # The error that nobody read the rest is none; but without an end of its job, the domain is still in use.
     domain.connection.await_result(dump, what=_COMMAND, name=domain.path, cancelled=cancelled)
     return headers
+
+
+def _process_with(fd: int, domain: Domain) -> AbstractContextManager[int]:
+    """Give a process that has a descriptor open, and into which the daemon may look."""
+    if os.geteuid() == 0 and domain.connection.is_session:
+        # A user's daemon and its QEMUs are of the same user.
+        with suppress(OSError):
+            owner = os.stat(f"/proc/{domain.pid}")
+            if owner.st_uid != 0:
+                return held_by(owner.st_uid, owner.st_gid, fd)
+    return nullcontext(os.getpid())
 
 
 def _read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -23,6 +24,8 @@ from vmdump.sources.qemu.way import Way
 __all__ = ["Attachment"]
 
 _IDLE_MIGRATION = ("none", "completed", "failed", "cancelled")
+_RETRY = 0.05
+"""Seconds between questions to a QEMU that cannot resume the guest yet."""
 _HURRY = 2.0
 """Seconds that QEMU has to resume the guest where somebody waits for the end: then the guardian goes on."""
 
@@ -318,7 +321,7 @@ class Attachment:
                 held = not guardian_main.has_migrated(await self._commands.ask("query-migrate"))
             # The events of all that happened before have been counted: somebody else may have resumed it.
             if held and self._stopped:
-                await self._commands.ask("cont")
+                await self._cont()
             self._disarm()
 
         raised = sys.exception()
@@ -337,6 +340,18 @@ class Attachment:
                 self._commands.wait(resume(), cancelled=too_long)
             except Exception as failure:
                 self._leave_to_guardian(guardian, error, failure, hurry=hurry)
+
+    async def _cont(self) -> None:
+        """Let the guest run, after the end of somebody's dump if there is one; in the thread for commands."""
+        while True:
+            try:
+                await self._commands.ask("cont")
+            except QmpError as refusal:
+                if not guardian_main.is_dumping(refusal):
+                    raise
+                await asyncio.sleep(_RETRY)
+            else:
+                return
 
     def _leave_to_guardian(
         self, guardian: Guardian, error: BaseException | None, failure: Exception, *, hurry: bool

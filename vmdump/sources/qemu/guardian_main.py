@@ -67,6 +67,14 @@ def has_migrated(answer: object) -> bool:
     return isinstance(seconds, int) and seconds > 0
 
 
+def is_dumping(refusal: object) -> bool:
+    """Tell from QEMU's refusal of `cont` whether somebody's dump has to end first.
+
+    It may be one that libvirt has begun for vmdump just before.
+    """
+    return "dump in process" in str(refusal)
+
+
 class _Gone(Exception):
     """QEMU has ended."""
 
@@ -157,7 +165,11 @@ def _resume(conversation: _Conversation, migrated: bool) -> bool:
             migrated = has_migrated(conversation.ask("query-migrate").get("return"))
             if migrated:
                 return True
-    return "return" in conversation.ask("cont")
+    while "return" not in (told := conversation.ask("cont")):
+        if not is_dumping(told.get("error")):
+            return False
+        time.sleep(_RETRY)
+    return True
 
 
 def _resume_anew(path: str, qemu: int, migrated: bool) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vmdump.errors import CapabilityError, LayoutError
 from vmdump.formats.elf_headers import ElfHeaders
@@ -14,8 +15,11 @@ from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.dump_headers import ask_headers
 from vmdump.sources.qemu.emulator import MACHINE, Emulator, ask_emulator
 from vmdump.sources.qemu.guardian import Guardian
-from vmdump.sources.qemu.libvirt import refuse_unsafe_libvirt
 from vmdump.sources.qemu.monitor import Monitor
+from vmdump.sources.qemu.reroute import find_reroute
+
+if TYPE_CHECKING:
+    from vmdump.sources.libvirt.domain import Domain
 
 __all__ = ["OverQmp"]
 
@@ -44,12 +48,12 @@ class OverQmp:
         As for :class:`vmdump.sources.qemu.monitor.Monitor`.
     """
 
-    has_quick_headers = True
     cure = "'cont' at its monitor"
 
     def __init__(self, monitor: str | Monitor) -> None:
         self._shared = not isinstance(monitor, str)
         self._left = False
+        self._domain: Domain | None = None
         # The last thing: of what is interrupted behind it, nobody would close it.
         self.commands = Monitor(monitor) if isinstance(monitor, str) else monitor
 
@@ -59,16 +63,16 @@ class OverQmp:
         return self.commands.pid
 
     def demand_dumpable(self) -> None:
-        """Check that no daemon of libvirt would suffer, and that the guest's memory is not encrypted.
+        """Find out who begins a dump without harm, and that the guest's memory is not encrypted.
 
         Raises
         ------
         CapabilityError
-            Either.
+            Nobody does, or it is.
         QmpError
             QEMU does not answer.
         """
-        refuse_unsafe_libvirt(self.commands)
+        self._domain = find_reroute(self.commands)
         ask = self.commands.execute_if_known
         support = ask("qom-get", {"path": MACHINE, "property": "confidential-guest-support"})
         kind = ask("qom-get", {"path": support, "property": "type"}) if support else None
@@ -84,9 +88,25 @@ class OverQmp:
         """Ask the QEMU what it is; QmpError if it does not tell."""
         return ask_emulator(self.commands)
 
+    @property
+    def has_quick_headers(self) -> bool:
+        """Whether QEMU itself is asked: libvirt takes 20 ms."""
+        return self._domain is None
+
     def headers(self, cancelled: Callable[[], bool]) -> ElfHeaders:
-        """Let QEMU begin a dump; see :func:`vmdump.sources.qemu.dump_headers.ask_headers`."""
-        return ask_headers(self.commands, cancelled)
+        """Let QEMU begin a dump; or libvirt, where its daemon may not hear of one that it did not begin.
+
+        Raises
+        ------
+        VmdumpError
+            As of :func:`vmdump.sources.qemu.dump_headers.ask_headers`, or
+            :func:`vmdump.sources.libvirt.fifo.headers_through_fifo`.
+        """
+        if self._domain is None:
+            return ask_headers(self.commands, cancelled)
+        from vmdump.sources.libvirt.fifo import headers_through_fifo
+
+        return headers_through_fifo(self._domain, cancelled)
 
     def host_addresses(
         self,
@@ -155,5 +175,9 @@ class OverQmp:
 
     def close(self, *, hang_up: bool) -> None:
         """Close the monitor, unless others use it; see :meth:`Monitor.close`."""
-        if self._left or not self._shared:
-            self.commands.close(hang_up=hang_up)
+        try:
+            if self._domain is not None:
+                self._domain.connection.close()
+        finally:
+            if self._left or not self._shared:
+                self.commands.close(hang_up=hang_up)
