@@ -19,9 +19,9 @@ import vmdump
 from live.dumping import Dumping, refused, succeeds, until
 from live.guests import QEMU, Monitor
 from live.libvirt_session import LIBVIRTD, PATIENCE, Libvirt, session
-from vmdump.errors import CapabilityError, QmpError
+from vmdump.errors import CapabilityError, GuestBusy, QmpError
 from vmdump.sources.libvirt.daemons import Daemon
-from vmdump.sources.qemu import reroute
+from vmdump.sources.qemu import over_qmp, reroute
 
 CRASH = re.compile(r"caught|crash|segfault|signal 11|abort", re.IGNORECASE)
 SECONDS = 30
@@ -182,6 +182,23 @@ def test_daemon_that_hangs(libvirt: Libvirt, tmp_path: Path) -> None:
                     job.wait()
         finally:
             libvirt.daemon.send_signal(signal.SIGCONT)
+    assert status(libvirt) == "running"
+    check_unharmed(libvirt)
+
+
+def test_daemon_that_hangs_in_the_pause(
+    libvirt: Libvirt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not waited for as long as libvirt itself would wait: the guest is paused."""
+    with vmdump.open_source(source_of(libvirt)) as source:
+        monkeypatch.setattr(over_qmp, "_LIBVIRT_WAIT", 0.5)
+        libvirt.daemon.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(GuestBusy, match="does not begin a dump"):
+                vmdump.dump(source, tmp_path / "guest")
+        finally:
+            libvirt.daemon.send_signal(signal.SIGCONT)
+    assert not list(tmp_path.iterdir())
     assert status(libvirt) == "running"
     check_unharmed(libvirt)
 

@@ -136,8 +136,8 @@ class Monitor:
         except TimeoutError:
             raise QmpError(
                 f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
-                "and another may hold this one (libvirt never gives its own away: leave it alone, and use "
-                "virsh dump --memory-only); give QEMU one more, -qmp unix:PATH,server,nowait"
+                "and another may hold this one (libvirt never gives its own away: leave it alone, and dump "
+                "libvirt:NAME); give QEMU one more, -qmp unix:PATH,server,nowait"
             ) from None
         except ConnectError as error:
             raise QmpError(f"{self.path}: no QMP server answers: {_one_line(error.exc)}") from error

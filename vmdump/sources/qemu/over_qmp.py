@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vmdump.errors import CapabilityError, LayoutError
+from vmdump.errors import Cancelled, CapabilityError, GuestBusy, LayoutError
 from vmdump.formats.elf_headers import ElfHeaders
 from vmdump.sources.process.process import Mapping, Process
 from vmdump.sources.qemu import guardian_main
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["OverQmp"]
 
 _ASKED_AT_ONCE = 4096
+_LIBVIRT_WAIT = 10.0
+"""Seconds; it takes 0.02. libvirt itself would wait 30 for whoever has the domain in use."""
 _HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 
 
@@ -98,6 +101,8 @@ class OverQmp:
 
         Raises
         ------
+        GuestBusy
+            libvirt lets it wait: the guest may be paused meanwhile.
         VmdumpError
             As of :func:`vmdump.sources.qemu.dump_headers.ask_headers`, or
             :func:`vmdump.sources.libvirt.fifo.headers_through_fifo`.
@@ -106,7 +111,23 @@ class OverQmp:
             return ask_headers(self.commands, cancelled)
         from vmdump.sources.libvirt.fifo import headers_through_fifo
 
-        return headers_through_fifo(self._domain, cancelled)
+        limit, late = time.monotonic() + _LIBVIRT_WAIT, False
+
+        def stop() -> bool:
+            nonlocal late
+            late = time.monotonic() > limit
+            return late or cancelled()
+
+        try:
+            return headers_through_fifo(self._domain, stop)
+        except Cancelled as error:
+            if not late:
+                raise
+            raise GuestBusy(
+                f"{self.commands.path}: libvirt does not begin a dump within {_LIBVIRT_WAIT:.0f} s: its "
+                "daemon hangs, or somebody else is at work on the domain; try again",
+                state="job",
+            ) from error
 
     def host_addresses(
         self,
