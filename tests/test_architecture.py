@@ -41,6 +41,7 @@ FLOORS = {
     "writers.compat": 14,
     "writers": 13,
     "readers": 13,
+    "sources.domain": 12,
     "sources.rawfile": 12,
     "sources.qemu": 11,
     "sources.raw": 11,

@@ -75,6 +75,7 @@ class _Scheme(NamedTuple):
 
 _SCHEMES = {
     "avml": _Scheme("dump", "vmdump.readers.registry", "open_dump"),
+    "libvirt": _Scheme("live", "vmdump.sources.domain.source", "open_libvirt"),
     "lime": _Scheme("dump", "vmdump.readers.registry", "open_dump"),
     "qmp": _Scheme("live", "vmdump.sources.qemu.source", "open_qemu"),
     "raw": _Scheme("memory", "vmdump.sources.rawfile", "RawSource.by_names"),
@@ -124,9 +125,9 @@ def open_source(source: Paths, *, search: bool = True) -> Source:
     Parameters
     ----------
     source : str, path, or sequence of str or path
-        ``qmp:SOCKET``, ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``,
-        ``synthetic:SIZE?seed=1&fill=0.3``, the path of a dump, or those of all parts of a split set; several
-        ``raw:PATH?...`` of one guest.
+        ``qmp:SOCKET``, ``libvirt:NAME?uri=qemu:///session``,
+        ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``, the path of a
+        dump, or those of all parts of a split set; several ``raw:PATH?...`` of one guest.
     search : bool
         Look for VMCOREINFO in the guest's memory where nothing tells it, when it is first asked for.
 

@@ -74,7 +74,8 @@ def dump_command(
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
-    SOURCE is qmp:SOCKET for a live guest of QEMU, which is paused meanwhile,
+    SOURCE is qmp:SOCKET for a live guest of QEMU, or libvirt:NAME?uri=qemu:///session for one of libvirt (by
+    its name or UUID; without uri= where libvirt itself would look), which is paused meanwhile,
     raw:PATH?machine=q35&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or
     those of all parts of a split set. Where raw memory lies is said by machine=, as in QEMU, with
     max_ram_below_4g=, by blocks=0-2G,4G-6G, or by base=; several raw:PATH are one guest. OUTPUT is a path, -

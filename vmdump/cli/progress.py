@@ -71,6 +71,7 @@ def summary(report: Report) -> str:
         f" {format_size(report.output_bytes)} written ({share:.0%})"
         f"{_filled_up(report)}"
         f"{_paused(report)}"
+        f"{''.join(f'; {remark}' for remark in report.remarks)}"
     )
 
 

@@ -60,6 +60,9 @@ class Report:
     lost_pages : int
         Pages of a damaged dump that it does not have any more; they are excluded, and the output is marked as
         incomplete.
+    remarks : tuple of str
+        What others see of the visit to a live guest, that they would not expect: that libvirt marks the
+        domain as tainted.
     """
 
     output: str
@@ -86,6 +89,7 @@ class Report:
     vmcoreinfo_found: int | None = None
     partial_pages: int = 0
     lost_pages: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def bytes_per_second(self) -> float:

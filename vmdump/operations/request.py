@@ -177,6 +177,7 @@ class Request:
             parts=tuple(target.parts),
             vmcoreinfo_found=None if guest.told.found is None else guest.told.found.address,
             lost_pages=guest.lost_pages,
+            remarks=tuple(self.source.remarks),
             **asdict(written.tally),
         )
 

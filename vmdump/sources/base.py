@@ -70,6 +70,11 @@ class Source(ABC):
         return None
 
     @property
+    def remarks(self) -> Sequence[str]:
+        """What others see of the visit, that they would not expect: one clause each."""
+        return ()
+
+    @property
     def in_use(self) -> Sequence[os.stat_result]:
         """What nothing may be written to; see :attr:`Guest.in_use`."""
         return self.guest.in_use
@@ -201,6 +206,11 @@ class _LiveView(LiveSource):
     def paused_seconds(self) -> float | None:
         """For how long the guest was paused."""
         return self._source.paused_seconds
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What others see of the visit."""
+        return self._source.remarks
 
     @property
     def in_use(self) -> Sequence[os.stat_result]:

@@ -114,6 +114,7 @@ class Connection:
         self.libvirt, self._loop = _libvirt_and_loop()
         self._loop.enter()
         self._closed = False
+        self._callbacks: list[int] = []
         try:
             handle = self._handle = self.call(self.libvirt.open, uri, what="connect", cancelled=cancelled)
             self.uri = self.call(handle.getURI, what="connect", cancelled=cancelled)
@@ -281,8 +282,39 @@ class Connection:
             hint="start its daemon (systemctl start libvirtd, or virtqemud), or name another with ?uri=",
         )
 
-    def close(self) -> None:
-        """Close it; closing twice does nothing. A daemon that does not answer is left to a thread."""
+    def listen(self, domain: Any, kind: int, callback: Callable[..., object]) -> None:
+        """Have a callback called at each event of a kind, in the thread for events, until this is closed.
+
+        Parameters
+        ----------
+        domain : virDomain
+            Of what.
+        kind : int
+            A VIR_DOMAIN_EVENT_ID.
+        callback : callable
+            As libvirt-python wants it.
+
+        Raises
+        ------
+        VmdumpError
+            As :meth:`failure` says.
+        """
+        register = self.handle.domainEventRegisterAny
+        self._callbacks.append(self.call(register, domain, kind, callback, None, what="listen"))
+
+    def listen_for_loss(self, callback: Callable[[], object]) -> None:
+        """Have a callback called, in the thread for events, when the daemon ends or hangs."""
+        handle = self.handle
+        self.call(handle.registerCloseCallback, lambda *_: callback(), None, what="listen")
+
+    def close(self, *others: Any) -> None:
+        """Close it; closing twice does nothing. A daemon that does not answer is left to a thread.
+
+        Parameters
+        ----------
+        *others
+            What holds the connection as well, of libvirt-python's: who gives it up last waits for the daemon.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -290,8 +322,9 @@ class Connection:
             handle, self._handle = self._handle, None
         try:
             if handle is not None:
-                # The last one who holds it says goodbye to the daemon, and waits for the answer.
-                concurrent.futures.wait((self.begin(handle.close),), _CLOSE_WAIT)
+                part = self.begin(_Goodbye(self.libvirt, handle, self._callbacks, others))
+                del handle, others
+                concurrent.futures.wait((part,), _CLOSE_WAIT)
         finally:
             self._loop.leave()
 
@@ -300,6 +333,26 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Goodbye:
+    """Ends a connection, and lets go of all that holds it."""
+
+    def __init__(self, libvirt: Any, handle: Any, callbacks: list[int], others: tuple[Any, ...]) -> None:
+        self._libvirt = libvirt
+        self._parts: list[Any] = [handle, *others]
+        self._callbacks = callbacks
+
+    def __call__(self) -> None:
+        handle = self._parts[0]
+        for callback in self._callbacks:
+            with contextlib.suppress(self._libvirt.libvirtError):
+                handle.domainEventDeregisterAny(callback)
+        with contextlib.suppress(self._libvirt.libvirtError):
+            handle.unregisterCloseCallback()
+        with contextlib.suppress(self._libvirt.libvirtError):
+            handle.close()
+        self._parts.clear()
 
 
 def _part(error: BaseException) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmdump.errors import QmpError, SourceError
 from vmdump.sources.libvirt.connection import Connection, never
+from vmdump.sources.libvirt.states import name_of_event
 from vmdump.sources.process.process import command_line
 
 if TYPE_CHECKING:
@@ -95,6 +96,54 @@ class Domain:
             libvirt.VIR_DOMAIN_CORE_DUMP_FORMAT_RAW,
             libvirt.VIR_DUMP_MEMORY_ONLY | libvirt.VIR_DUMP_LIVE,
         )
+
+    def listen(self, notice: Callable[[str], object], notice_loss: Callable[[], object]) -> None:
+        """Have somebody told of what happens to the domain, in the thread for events.
+
+        Parameters
+        ----------
+        notice : callable
+            Called with QMP's words for events: STOP, RESUME, WAKEUP, RESET; END for that of the QEMU.
+        notice_loss : callable
+            Called when the daemon ends, or hangs.
+
+        Raises
+        ------
+        VmdumpError
+            As :meth:`Connection.failure` says.
+        """
+        libvirt, listen = self.connection.libvirt, self.connection.listen
+
+        def lifecycle(_: Any, __: Any, event: int, detail: int, ___: Any) -> None:
+            if name := name_of_event(event, detail):
+                notice(name)
+
+        listen(self.handle, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
+        listen(self.handle, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, lambda *_: notice("RESET"))
+        self.connection.listen_for_loss(notice_loss)
+
+    def peek(self, address: int, size: int) -> bytes:
+        """Give what is at a guest-physical address; the domain is not marked as tainted.
+
+        Raises
+        ------
+        VmdumpError
+            As :meth:`Connection.failure` says.
+        """
+        physical = self.connection.libvirt.VIR_MEMORY_PHYSICAL
+        shown: bytes = self.call(self.handle.memoryPeek, address, size, physical, what="peek")
+        return shown
+
+    @property
+    def disks(self) -> list[str]:
+        """The names of its disks, in the guest."""
+        targets = (disk.find("target") for disk in self.xml.iterfind("devices/disk"))
+        return [target.get("dev", "") for target in targets if target is not None]
+
+    def close(self) -> None:
+        """Close the connection as well; closing twice does nothing."""
+        handle, self.handle = self.handle, None
+        self.connection.close(handle)
 
     def fact(self, place: str, attribute: str = "") -> str:
         """Give an attribute or the text of the first element at a place of the description, or nothing."""

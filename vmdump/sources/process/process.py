@@ -19,7 +19,7 @@ from typing import NoReturn
 from vmdump.errors import AccessDenied, SourceError
 from vmdump.guest.files import GuestFile
 
-__all__ = ["Mapping", "Process", "command_line", "covering"]
+__all__ = ["Mapping", "Process", "command_line", "covering", "merged"]
 
 _MAPS_LINE = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)", re.DOTALL
@@ -47,6 +47,8 @@ class Mapping:
         0 for anonymous memory.
     path : str
         As the kernel prints it.
+    readable : bool
+        False for what keeps others apart.
     """
 
     begin: int
@@ -56,6 +58,7 @@ class Mapping:
     device: int
     inode: int
     path: str
+    readable: bool = True
 
 
 class Process:
@@ -225,6 +228,7 @@ class Process:
                         device=device,
                         inode=int(inode),
                         path=path,
+                        readable=access[0] == "r",
                     )
                 )
         return found
@@ -294,3 +298,21 @@ def covering(mappings: Sequence[Mapping], begin: int, end: int) -> list[Mapping]
             if position >= end:
                 return found
     return []
+
+
+def merged(mappings: Sequence[Mapping]) -> list[Mapping]:
+    """Join neighbours of the same kind: madvise and mbind calls split what is one mapping."""
+    joined: list[Mapping] = []
+    for mapping in mappings:
+        if joined and _continues(joined[-1], mapping):
+            mapping = Mapping(**(vars(joined.pop()) | {"end": mapping.end}))
+        joined.append(mapping)
+    return joined
+
+
+def _continues(first: Mapping, second: Mapping) -> bool:
+    if first.end != second.begin:
+        return False
+    kinds = [(each.shared, each.device, each.inode, each.readable) for each in (first, second)]
+    follows = first.inode == 0 or second.offset - first.offset == second.begin - first.begin
+    return kinds[0] == kinds[1] and follows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 
 from vmdump.guest.guest import Guest
@@ -74,6 +74,11 @@ class AttachedSource(LiveSource):
     def paused_seconds(self) -> float:
         """For how long the guest was paused in the last dump, by QEMU's clock."""
         return self._attachment.paused_seconds
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What others see of the visit, that they would not expect."""
+        return self._attachment.remarks
 
     @property
     def in_use(self) -> tuple[os.stat_result, ...]:

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmdump.errors import Cancelled, GuestBusy, QmpError, SourceError
 from vmdump.interrupts import Deferred
@@ -129,6 +129,11 @@ class Attachment:
         if (self._commands.execute_if_known("query-dump") or {}).get("status") == "active":
             raise GuestBusy(f"{path}: QEMU is dumping this guest already; wait for it", state="dump")
         return bool(status["running"])
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What others see of the visit, that they would not expect."""
+        return self._way.remarks
 
     def open_files(self) -> tuple[os.stat_result, ...]:
         """Find the files and disks that QEMU has open."""
@@ -282,7 +287,10 @@ class Attachment:
         status = self._status()
         stirred = self._watched not in (None, (status, self._commands.pauses.stirs))
         change = None if stirred or self._state is None else self._state.find_change()
+        before = self._commands.pauses.stirs + self._stopped
         self.let_run(None)
+        # Where events may come behind answers, that of somebody else's resume is in front of this one's.
+        stirred = stirred or (self._watched is not None and self._commands.pauses.stirs > before)
         if stirred:
             raise GuestBusy(
                 f"{self._path}: somebody let the guest run, reset or migrated it while it was being "

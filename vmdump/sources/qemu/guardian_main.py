@@ -21,6 +21,10 @@ import socket
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 READY = b"R"
 ARM = b"A"
 ARM_MIGRATED = b"M"
@@ -201,7 +205,7 @@ def _let_run(shared: socket.socket, qemu: int, path: str, migrated: bool) -> boo
     return True  # QEMU is gone, and its guest with it
 
 
-def _watch(pipe: int, parent: int) -> bytes:
+def _watch(pipe: int, parent: int, heard: Callable[[bytes], object]) -> bytes:
     """Wait until vmdump has gone; its last word, or nothing if it never said one."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
@@ -221,22 +225,43 @@ def _watch(pipe: int, parent: int) -> bytes:
             except BlockingIOError:
                 break
             word = said.removesuffix(END)[-1:] or word
+            heard(word)
             if not said or said.endswith(END):
                 return word
         if dead:
             return word
 
 
-def main(arguments: list[str]) -> int:
-    """Guard until vmdump ends; see the module."""
-    pipe, parent = int(arguments[0]), int(arguments[1])
-    shared, qemu = socket.socket(fileno=int(arguments[2])), os.pidfd_open(int(arguments[3]))
+def guard(pipe: int, parent: int, heard: Callable[[bytes], object] = lambda _: None) -> bytes:
+    """Say that the guardian is ready, and wait until vmdump has gone.
+
+    Parameters
+    ----------
+    pipe : int
+        From which words are read.
+    parent : int
+        vmdump's process.
+    heard : callable
+        Called with each last word.
+
+    Returns
+    -------
+    bytes
+        The last of ARM, ARM_MIGRATED and DISARM; nothing if there was none.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.set_blocking(pipe, False)
     os.write(1, READY)
     os.close(1)
-    word = _watch(pipe, parent)
+    return _watch(pipe, parent, heard)
+
+
+def main(arguments: list[str]) -> int:
+    """Guard until vmdump ends; see the module."""
+    pipe, parent = int(arguments[0]), int(arguments[1])
+    shared, qemu = socket.socket(fileno=int(arguments[2])), os.pidfd_open(int(arguments[3]))
+    word = guard(pipe, parent)
     armed = word in (ARM, ARM_MIGRATED)
     return 0 if not armed or _let_run(shared, qemu, arguments[4], word == ARM_MIGRATED) else 1
 

@@ -15,7 +15,7 @@ from vmdump.sources.process.memory import (
     UnreadablePages,
     WatchedMemory,
 )
-from vmdump.sources.process.process import Mapping, Process, covering
+from vmdump.sources.process.process import Mapping, Process, covering, merged
 from vmdump.sources.qemu.way import ELSEWHERE, Way
 
 __all__ = ["GuestLayout"]
@@ -114,7 +114,7 @@ class GuestLayout:
                 hint=ELSEWHERE,
                 address=start,
             )
-        for run in _merged(mappings):
+        for run in merged(mappings):
             piece = min(run.end, end) - position
             parts.append(self._part(run, position, piece))
             position += piece
@@ -163,18 +163,3 @@ class GuestLayout:
         """Close the files; closing twice does nothing."""
         for file in self.files:
             file.close()
-
-
-def _merged(mappings: list[Mapping]) -> list[Mapping]:
-    """Join neighbours of the same kind: QEMU's madvise and mbind calls split what is one mapping."""
-    merged: list[Mapping] = []
-    for mapping in mappings:
-        if merged and _continues(merged[-1], mapping):
-            mapping = Mapping(**(vars(merged.pop()) | {"end": mapping.end}))
-        merged.append(mapping)
-    return merged
-
-
-def _continues(first: Mapping, second: Mapping) -> bool:
-    same = (first.shared, first.device, first.inode) == (second.shared, second.device, second.inode)
-    return same and (first.inode == 0 or second.offset - first.offset == second.begin - first.begin)

@@ -1,30 +1,27 @@
 """QEMU's monitor: QMP over a Unix socket, for code that is not asynchronous.
 
-The client is QEMU's own, qemu.qmp. It runs in a thread of its own, so that neither an event loop of the
-caller's nor an exception in the caller's thread (Ctrl-C above all) gets in the way of a command.
+The client is QEMU's own, qemu.qmp. It runs in a thread of its own: see `command_thread.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import contextlib
 import errno
 import logging
 import os
-import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from vmdump.errors import Cancelled, QmpError, SourceError
+from vmdump.errors import QmpError, SourceError
 from vmdump.interrupts import Deferred
 from vmdump.sources.qemu.answers import check_answer, event_seconds
+from vmdump.sources.qemu.command_thread import CommandThread
 from vmdump.sources.qemu.pauses import Pauses
 
 __all__ = ["Monitor"]
@@ -57,7 +54,7 @@ class _PauseListener(EventListener):
             self._pauses.count(event["event"], event_seconds(event))
 
 
-class Monitor:
+class Monitor(CommandThread):
     """A QMP connection.
 
     Parameters
@@ -85,8 +82,7 @@ class Monitor:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._owner = os.getpid()
+        super().__init__(path)
         self.connection = _connect(path)
         credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.pid: int = _UCRED.unpack(credentials)[0]
@@ -99,7 +95,7 @@ class Monitor:
         self._client.register_listener(_PauseListener(self.pauses))
         try:
             with Deferred():
-                self._start_loop()
+                self._start_loop("vmdump-qmp")
                 # The interpreter would complain of tasks that are still waiting for QEMU.
                 atexit.register(self.close)
             self._greet()
@@ -114,19 +110,6 @@ class Monitor:
             if thread is not None and thread.is_alive():
                 self.stop()
             self.connection.close()
-
-    def _start_loop(self) -> None:
-        # Where the loop gets no pair of its own, it complains once more when it is collected.
-        for end in socket.socketpair():
-            end.close()
-        # Not epoll: its state is in the kernel, and a forked child that ends would change this process's.
-        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vmdump-qmp", daemon=True)
-        try:
-            self._thread.start()
-        except BaseException:
-            self._loop.close()
-            raise
 
     def _greet(self) -> None:
         # asyncio closes the socket that it is given; the guardian shares this one.
@@ -177,58 +160,6 @@ class Monitor:
         if self._lost.is_set():
             raise QmpError(f"{self.path}: {self._why_lost}")
 
-    def _demand_open(self) -> None:
-        if self._loop.is_closed():
-            raise SourceError("the source is closed", path=self.path)
-        if os.getpid() != self._owner:
-            raise SourceError(
-                "the source was opened by another process, from which this one was forked", path=self.path
-            )
-
-    def begin(self, work: Coroutine[Any, Any, _Result]) -> concurrent.futures.Future[_Result]:
-        """Run a coroutine in the monitor's thread.
-
-        Raises
-        ------
-        SourceError
-            The monitor is closed.
-        """
-        try:
-            self._demand_open()
-        except SourceError:
-            work.close()
-            raise
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    @property
-    def is_this_thread(self) -> bool:
-        """True in the thread in which QMP runs."""
-        return threading.current_thread() is self._thread
-
-    def wait(
-        self,
-        work: Coroutine[Any, Any, _Result],
-        *,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> _Result:
-        """Run a coroutine in the monitor's thread and wait for its result.
-
-        Raises
-        ------
-        Cancelled
-            `cancelled` returned true.
-        """
-        future = self.begin(work)
-        while not future.done():
-            concurrent.futures.wait((future,), _POLL)
-            if cancelled():
-                future.cancel()
-                raise Cancelled("cancelled while waiting for QEMU")
-        try:
-            return future.result()
-        finally:
-            del future  # or an error would hold this frame, and all above it, in a circle
-
     async def ask(self, command: str, arguments: dict[str, object] | None = None) -> Any:
         """Execute a QMP command; in the monitor's thread.
 
@@ -255,38 +186,6 @@ class Monitor:
             raise QmpError(f"{self.path}: {self._why_lost}, during {command}", command=command) from error
         return check_answer(self.path, command, answer)
 
-    def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Execute a QMP command.
-
-        Parameters
-        ----------
-        command : str
-            Its name.
-        arguments : dict, optional
-            By name.
-
-        Raises
-        ------
-        QmpError
-            QEMU answers with an error, or not at all.
-        """
-        return self.wait(self.ask(command, arguments))
-
-    def execute_if_known(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """Execute a QMP command as :meth:`execute` does; None where QEMU refuses it, as it does unknown ones.
-
-        Raises
-        ------
-        QmpError
-            QEMU does not answer.
-        """
-        try:
-            return self.execute(command, arguments)
-        except QmpError as error:
-            if not error.error_class:
-                raise
-            return None
-
     async def pass_fd(self, fd: int, name: str) -> None:
         """Give QEMU a copy of a file descriptor under a name; in the monitor's thread."""
         try:
@@ -307,7 +206,7 @@ class Monitor:
             async with asyncio.timeout(_CLOSE_WAIT):
                 if self._client.runstate in (Runstate.IDLE, Runstate.CONNECTING):
                     # A client that connects closes what it has opened when that is cancelled, and only then.
-                    await _cancel_others()
+                    await self._cancel_others()
                 else:
                     await self._client.disconnect()
 
@@ -338,26 +237,8 @@ class Monitor:
             self.connection.close()
 
     def _end_loop(self) -> None:
-        async def cancel_all() -> None:
-            # Ending a task may begin another: the client's way of disconnecting.
-            while await _cancel_others():
-                pass
-
-        asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        super()._end_loop()
         self._clients.close()  # the client has, if it got so far
-
-
-async def _cancel_others() -> bool:
-    """Cancel all tasks of this thread but this one, and wait for them; False if there were none."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-    return bool(tasks)
 
 
 def _one_line(error: Exception) -> str:

@@ -51,6 +51,7 @@ class OverQmp:
         As for :class:`vmdump.sources.qemu.monitor.Monitor`.
     """
 
+    remarks: Sequence[str] = ()
     cure = "'cont' at its monitor"
 
     def __init__(self, monitor: str | Monitor) -> None:

@@ -71,6 +71,10 @@ class Way(Protocol):
         """False where taking the headers once more would make the pause much longer."""
 
     @property
+    def remarks(self) -> Sequence[str]:
+        """What others see of the visit, that they would not expect."""
+
+    @property
     def cure(self) -> str:
         """What lets a guest run that vmdump could not resume."""
 
