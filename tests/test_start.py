@@ -115,6 +115,7 @@ def test_dump_loads_only_what_it_needs(name: str, tmp_path: Path) -> None:
     needless = {
         *("asyncio", "json", "ssl", "numpy.ma", "qemu.qmp", "rich", "matplotlib", "tempfile"),
         *("vmdump.aio", "vmdump.readers", "vmdump.sources.qemu"),
+        *("libvirt", "vmdump.sources.domain", "vmdump.sources.libvirt"),
         *(f"vmdump.arch.paging.{name}" for name in ("aarch64", "mappings", "riscv64", "x86")),
         *("vmdump.operations.verify", "vmdump.operations.capabilities"),
         *("vmdump.sources.synthetic.guest", "vmdump.cli.bench", "vmdump.cli.capabilities", "vmdump.cli.demo"),

@@ -51,7 +51,7 @@ _NO_JOB = (0, 3, 4, 5)
 _EVENTS: Mapping[int, str] = {2: "RESET", 3: "STOP", 4: "RESUME", 5: "END"}
 """Lifecycle events. What is started is another guest, or one from a snapshot."""
 _DETAILS: Mapping[tuple[int, int], str] = {
-    (2, 5): "WAKEUP",
+    (2, 4): "WAKEUP",
     (3, 5): "RESET",  # paused, from a snapshot
 }
 

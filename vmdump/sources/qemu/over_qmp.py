@@ -199,7 +199,7 @@ class OverQmp:
         """Close the monitor, unless others use it; see :meth:`Monitor.close`."""
         try:
             if self._domain is not None:
-                self._domain.connection.close()
+                self._domain.close()
         finally:
             if self._left or not self._shared:
                 self.commands.close(hang_up=hang_up)
