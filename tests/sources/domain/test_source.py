@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ def test_events_may_come_late(guest: Guest, libvirt: FakeLibvirt) -> None:
     assert guest.guardian.words[:: len(guest.guardian.words) - 1] == ["arm", "disarm"]
     assert guest.domain.now[0] == RUNNING
     assert paused is not None
+
+
+def test_the_time_until_libvirt_has_paused_it_counts(guest: Guest) -> None:
+    guest.domain.before["suspend"] = lambda: time.sleep(0.2)
+    paused = hold()
+    assert paused is not None
+    assert paused >= 0.2
 
 
 def test_a_pause_without_an_event_does_not_last(guest: Guest) -> None:
