@@ -139,3 +139,12 @@ def test_nothing_stays_behind(libvirt: FakeLibvirt) -> None:
     libvirt.add("x")
     found("x")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmdump-libvirt")]
+
+
+def test_who_is_not_root_may_be_what_is_wrong(libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    libvirt.refusal = Error("internal error: Unable to get system bus connection")
+    with pytest.raises(SourceError, match="start its daemon"):
+        Connection("qemu:///session")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(AccessDenied, match="run vmdump as root; guests of your own"):
+        Connection("qemu:///system")

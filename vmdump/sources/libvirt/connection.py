@@ -271,11 +271,15 @@ class Connection:
         return QmpError(f"{where}: {what}: libvirt: {text}", command=what, error_class="GenericError")
 
     def _no_connection(self, code: int, number: int, text: str) -> VmdumpError:
-        denied = number in (errno.EACCES, errno.EPERM)
-        if denied or code in _codes(self.libvirt, "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE"):
-            return AccessDenied(f"{self.uri}: libvirt lets this user not in: {text}", hint=_rights(self.uri))
         if code == self.libvirt.VIR_ERR_NO_CONNECT:
             return CapabilityError(f"{self.uri}: {text}; guests of QEMU are at qemu:///system and {_SESSION}")
+        missing = number in (errno.ENOENT, errno.ECONNREFUSED)
+        # The daemon asks polkit whether somebody who is not root may, which fails in ways of its own.
+        denied = number in (errno.EACCES, errno.EPERM) or not (
+            missing or os.geteuid() == 0 or self.is_session
+        )
+        if denied or code in _codes(self.libvirt, "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE"):
+            return AccessDenied(f"{self.uri}: libvirt lets this user not in: {text}", hint=_rights(self.uri))
         return SourceError(
             f"cannot connect to libvirt: {text}",
             path=self.uri,
