@@ -21,7 +21,19 @@ from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, Vm
 
 __all__ = ["main", "run_line"]
 
-_COMMANDS = ("bench", "capabilities", "convert", "demo", "dmesg", "dump", "info", "read", "repair", "verify")
+_COMMANDS = (
+    "bench",
+    "capabilities",
+    "convert",
+    "demo",
+    "dmesg",
+    "dump",
+    "info",
+    "read",
+    "repair",
+    "serve",
+    "verify",
+)
 """Each is NAME_command in vmdump/cli/NAME.py."""
 _ONE_OUTPUT = ("convert", "dump", "read", "repair")
 """Those that are done when their output is there."""

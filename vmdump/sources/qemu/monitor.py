@@ -91,7 +91,7 @@ class Monitor(CommandThread):
         self._over = asyncio.Event()
         self._why_lost = "QEMU has ended, or closed the QMP connection"
         self._clients = self.connection
-        self._client = QMPClient("vmdump")
+        self._client = self._make_client()
         self._client.register_listener(_PauseListener(self.pauses))
         try:
             with Deferred():
@@ -102,6 +102,9 @@ class Monitor(CommandThread):
         except BaseException:
             self._give_up()
             raise
+
+    def _make_client(self) -> QMPClient:
+        return QMPClient("vmdump")
 
     def _give_up(self) -> None:
         with Deferred():
