@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from oracles import judges
 
+from live.doors import Door, Hall
+from live.dumping import MIB, noise
 from live.guests import QEMU, Guest
+from live.raw_client import Client
 
 HERE = Path(__file__).parent
 
@@ -104,3 +108,58 @@ def bare_guest(make_guest: MakeGuest) -> MakeGuest:
         return make_guest(memory, **{"vmcoreinfo": False, **options, "boot": False})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _bare_hall() -> Iterator[Hall]:
+    judges.require(QEMU)
+    with contextlib.closing(Hall("32M", boot=False, vmcoreinfo=False)) as hall:
+        noise(hall.guest, 8 * MIB)
+        yield hall
+
+
+@pytest.fixture(scope="session")
+def _linux_hall() -> Iterator[Hall]:
+    judges.require("guest")
+    with contextlib.closing(Hall("96M", fill=4)) as hall:
+        hall.guest.wait_ready()
+        hall.guest.monitor.execute("stop")
+        yield hall
+
+
+@pytest.fixture(params=["qemu", "serve"])
+def door(request: pytest.FixtureRequest, _bare_hall: Hall) -> Iterator[Door]:
+    """QEMU's dump interface, and that of `vmdump serve`: 32 MiB without a kernel, of which 8 are noise.
+
+    The guest is paused.
+    """
+    with _bare_hall.door(request.param) as door:
+        door.pause()
+        yield door
+
+
+@pytest.fixture(params=["qemu", "serve"])
+def linux_door(request: pytest.FixtureRequest, _linux_hall: Hall) -> Iterator[Door]:
+    """The same to a Linux guest of 96 MiB with VMCOREINFO, paused for ever."""
+    with _linux_hall.door(request.param) as door:
+        yield door
+
+
+@pytest.fixture(params=["qemu", "serve"])
+def new_door(request: pytest.FixtureRequest) -> Iterator[Callable[..., Door]]:
+    """new_door(...): the same to a guest of the test's own, of 32 MiB without a kernel, if not told else."""
+    judges.require(QEMU)
+    with ExitStack() as stack:
+
+        def make(memory: str = "32M", **options: Any) -> Door:
+            options = {"boot": False, "vmcoreinfo": False, **options}
+            hall = stack.enter_context(contextlib.closing(Hall(memory, **options)))
+            return stack.enter_context(hall.door(request.param))
+
+        yield make
+
+
+@pytest.fixture
+def client(door: Door) -> Client:
+    """A connection to `door`."""
+    return door.client()
