@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 PAGE = 4096
 
@@ -17,6 +17,9 @@ class Shape:
     bits            of a virtual address that are translated
     table, page     (address, level) -> entry
     size            bytes of an entry
+    byteorder       of an entry
+    empty           level -> entry that is not in use
+    above           bits of a kernel's addresses above the translated ones; None: copies of the highest one
     """
 
     bits: int
@@ -24,6 +27,16 @@ class Shape:
     table: Callable[[int, int], int]
     page: Callable[[int, int], int]
     size: int = 8
+    byteorder: Literal["little", "big"] = "little"
+    empty: Callable[[int], int] = lambda level: 0
+    above: int | None = None
+
+    def address(self, virtual: int) -> int:
+        """What a program calls the translated bits of an address."""
+        if self.above is not None:
+            return virtual | self.above
+        high = virtual >> (self.bits - 1)
+        return virtual | -(1 << self.bits) & (1 << 64) - 1 if high else virtual
 
     def table_bytes(self, level: int) -> int:
         above = self.shifts[level - 1] if level else self.bits
@@ -46,6 +59,7 @@ PAE = Shape(
     (30, 21, 12),
     lambda address, level: address | (1 if level == 0 else 0x67),
     lambda address, level: address | 0x63 | (0x80 if level == 1 else 0),
+    above=0,
 )
 
 
@@ -55,7 +69,7 @@ def _legacy_page(address: int, level: int) -> int:
     return (address & 0xFFC00000) | (address >> 32 & 0xFF) << 13 | 0xE3
 
 
-LEGACY = Shape(32, (22, 12), lambda address, level: address | 0x67, _legacy_page, size=4)
+LEGACY = Shape(32, (22, 12), lambda address, level: address | 0x67, _legacy_page, size=4, above=0)
 
 
 def aarch64(page_shift: int, bits: int) -> Shape:
@@ -76,6 +90,96 @@ def aarch64(page_shift: int, bits: int) -> Shape:
         shifts,
         lambda address, level: placed(address) | 3 | 1 << 59,
         lambda address, level: placed(address) | attributes | (3 if level == len(shifts) - 1 else 1),
+    )
+
+
+def arm_short() -> Shape:
+    """Sections of 1 MiB and pages of 4 KiB, whose bits look like those of smaller addresses."""
+    return Shape(
+        32,
+        (20, 12),
+        lambda address, level: address | 0x1E1,
+        lambda address, level: address | (0x5C1E if level == 0 else 0x45F),
+        size=4,
+        above=0,
+    )
+
+
+def arm_long() -> Shape:
+    """LPAE: the tables of AArch64, of which the top one has four entries."""
+    return replace(aarch64(12, 39), bits=32, above=0)
+
+
+def radix(page_shift: int) -> Shape:
+    """The radix tree of Power 9: each entry that names a table has the bits of its index."""
+    shifts = (39, 30, 21, page_shift)
+    return Shape(
+        52,
+        shifts,
+        lambda address, level: address | 1 << 63 | (shifts[level] - shifts[level + 1]),
+        # Leaf, dirty, accessed, and what it may be used for.
+        lambda address, level: address | 3 << 62 | 0x18F,
+        byteorder="big",
+        above=0xC000 << 48,
+    )
+
+
+def hashed(page_shift: int) -> Shape:
+    """Linux' own tables beside a hash table: those above the last ones are plain addresses."""
+    bits, shifts = (52, (44, 34, 24, 16)) if page_shift == 16 else (46, (37, 28, 21, 12))
+    return Shape(
+        bits,
+        shifts,
+        lambda address, level: address,
+        lambda address, level: address | 3 << 62 | 0x18F,
+        byteorder="big",
+        above=0xC000 << 48,
+    )
+
+
+def z_architecture(levels: int) -> Shape:
+    """Of 2 to 5 levels; every entry of a region or segment table has the type of its table."""
+    shifts = (53, 42, 31, 20, 12)[5 - levels :]
+
+    def kind(level: int) -> int:
+        return max(levels - level - 2, 0) << 2
+
+    def table(address: int, level: int) -> int:
+        # All four quarters of the table below, which is protected in case it has pages.
+        return address | kind(level) | (3 if level < levels - 2 else 0x200)
+
+    def page(address: int, level: int) -> int:
+        return address | 0x215 if level == levels - 1 else address | kind(level) | 0xC600
+
+    return Shape(
+        64 if levels == 5 else (53, 42, 31, 20, 12)[4 - levels],
+        shifts,
+        table,
+        page,
+        byteorder="big",
+        empty=lambda level: 0x400 if level == levels - 1 else kind(level) | 0x20,
+        above=0,
+    )
+
+
+def loongarch(page_shift: int) -> Shape:
+    """Linux' tables of three levels: each entry is an address in the window of cached memory."""
+    shifts = tuple(page_shift + (page_shift - 3) * above for above in (2, 1, 0))
+    bits = shifts[0] + page_shift - 3
+    window = 0x9000 << 48
+    return Shape(
+        bits,
+        shifts,
+        lambda address, level: address | window,
+        # Present and valid; a large page's bit is what the others have for a global one.
+        lambda address, level: address | (0x1 << 62) | 0xDF | (0 if level == 2 else 0x1000),
+        above=0xFFFF8 << 44 & -(1 << bits) & (1 << 64) - 1,
+    )
+
+
+def riscv32() -> Shape:
+    return replace(
+        riscv64(32), shifts=(22, 12), size=4, above=0, page=lambda address, level: address >> 2 | 0xE7
     )
 
 
@@ -114,6 +218,10 @@ class Tables:
         address = -(-self.free // size) * size
         self.free = address + size
         assert self.free <= len(self.memory), "no room for tables"
+        if self.shape.empty(level):
+            count = self.shape.table_bytes(level) // self.shape.size
+            for place in range(address, address + count * self.shape.size, self.shape.size):
+                self.put(place, self.shape.empty(level))
         return address
 
     def _place(self, table: int, virtual: int, level: int) -> int:
@@ -122,10 +230,10 @@ class Tables:
 
     def get(self, place: int) -> int:
         data = self.memory[place : place + self.shape.size]
-        return int.from_bytes(data, "little")
+        return int.from_bytes(data, self.shape.byteorder)
 
     def put(self, place: int, entry: int) -> None:
-        struct.pack_into("<Q" if self.shape.size == 8 else "<I", self.memory, place, entry)
+        self.memory[place : place + self.shape.size] = entry.to_bytes(self.shape.size, self.shape.byteorder)
 
     def map(self, virtual: int, physical: int, level: int, *, root: int | None = None) -> bool:
         """Map one page of the size of a level; False if something is mapped there."""
@@ -134,13 +242,13 @@ class Tables:
         for above in range(level):
             place = self._place(table, virtual, above)
             if place not in self.below:
-                if self.get(place):
+                if self.get(place) != self.shape.empty(above):
                     return False
                 self.below[place] = self._allocate(above + 1)
                 self.put(place, self.shape.table(self.below[place], above))
             table = self.below[place]
         place = self._place(table, virtual, level)
-        if self.get(place):
+        if self.get(place) != self.shape.empty(level):
             return False
         self.put(place, self.shape.page(physical, level))
         return True

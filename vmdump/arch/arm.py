@@ -35,4 +35,5 @@ ARCH = Arch(
     phys_base=lowest_block,
     kernel_to_phys=linear_map,
     kernel_to_phys_is_sure=False,
+    page_tables="arm:arm_spaces",
 )

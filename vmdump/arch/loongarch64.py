@@ -47,4 +47,5 @@ ARCH = Arch(
         ),
     ),
     kernel_to_phys=_kernel_to_phys,
+    page_tables="loongarch64:loongarch64_spaces",
 )

@@ -43,5 +43,6 @@ BIG = Arch(
         ),
     ),
     kernel_to_phys=kernel_to_phys,
+    page_tables="mips64:mips64_spaces",
 )
 LITTLE = replace(BIG, name="mips64el", byteorder="little")

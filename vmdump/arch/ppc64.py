@@ -30,5 +30,6 @@ BIG = Arch(
     page_sizes=(4096, 65536),
     page_size=65536,
     kernel_to_phys=_kernel_to_phys,
+    page_tables="ppc64:ppc64_spaces",
 )
 LITTLE = replace(BIG, name="ppc64le", uts_machine="ppc64le", byteorder="little")

@@ -24,4 +24,5 @@ ARCH = Arch(
     byteorder="little",
     register_notes=(prstatus("riscv32", 4, words("u4", *REGISTERS), fpvalid=False),),
     kernel_to_phys=_kernel_to_phys,
+    page_tables="riscv:riscv_spaces",
 )

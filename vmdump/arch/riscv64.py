@@ -34,5 +34,5 @@ ARCH = Arch(
     byteorder="little",
     register_notes=(prstatus("riscv64", 8, words("u8", *REGISTERS), fpvalid=False),),
     kernel_to_phys=kernel_to_phys,
-    page_tables="riscv64:riscv64_spaces",
+    page_tables="riscv:riscv_spaces",
 )

@@ -63,4 +63,5 @@ ARCH = Arch(
         _linux(0x30B, "GS_CB", *words("u8", "gs_reserved", "gsd", "gssm", "gs_epl_a")),
     ),
     kernel_to_phys=_kernel_to_phys,
+    page_tables="s390x:s390x_spaces",
 )

@@ -272,11 +272,18 @@ class Guest(GuestMemory):
     @cached_property
     def virtual(self) -> VirtualMemory:
         """What the guest's page tables map where."""
-        from vmdump.guest.virtual import VirtualMemory  # most dumps ask no page tables
+        # Most dumps ask no page tables.
+        from vmdump.arch.paging import AddressSpaces, KernelFacts, ReadTables
+        from vmdump.guest.virtual import VirtualMemory
 
         find = self.arch.address_spaces
-        spaces = None if find is None else find(self.cpus, self.vmcoreinfo, self.kernel.page_tables)
-        return VirtualMemory(self.blocks, self.arch, spaces)
+
+        def spaces(read: ReadTables) -> AddressSpaces:
+            assert find is not None
+            kernel = self.kernel
+            return find(KernelFacts(self.cpus, kernel.vmcoreinfo, self.byteorder, kernel.to_phys, read))
+
+        return VirtualMemory(self.blocks, self.arch, None if find is None else spaces)
 
     def mappings(self, *, as_qemu: bool = False) -> Runs:
         """List what page tables map to memory; see :meth:`vmdump.guest.virtual.VirtualMemory.mappings`."""

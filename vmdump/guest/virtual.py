@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch import Arch
 from vmdump.arch.paging import AddressSpace, AddressSpaces, Runs, walk
-from vmdump.arch.paging.tables import MAX_TABLES, Words
+from vmdump.arch.paging.tables import MAX_TABLES, ReadTables, Words
 from vmdump.errors import CapabilityError, ReadError, TranslationError
 from vmdump.guest.blocks import Block, Pages, block_bounds, find_pieces, read_into
 from vmdump.units import ADDRESS_LIMIT
@@ -35,25 +35,28 @@ class VirtualMemory:
         Its memory.
     arch : Arch
         Its architecture.
-    spaces : AddressSpaces or None
-        The page tables that are known; None for an architecture without a walk.
+    find : callable or None
+        Finds the page tables that are known, given what reads them; None for an architecture without a walk.
     """
 
-    def __init__(self, blocks: Sequence[Block], arch: Arch, spaces: AddressSpaces | None) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], arch: Arch, find: Callable[[ReadTables], AddressSpaces] | None
+    ) -> None:
         self._blocks = blocks
         self._arch = arch
-        self._spaces = spaces
         self._starts, sizes = block_bounds(blocks)
         self._size = sum(sizes.tolist())
         # The last address and not the one behind it: that does not fit where a block ends at 2**64.
         self._lasts = self._starts + (sizes - np.uint64(1))
+        self._spaces = None if find is None else find(self._read_tables)
 
     def mappings(self, *, as_qemu: bool = False) -> Runs:
         """List the virtual memory that all known page tables map to memory of this guest.
 
         The page tables are those of the vCPUs, by their control registers; without these, the kernel's, by
-        VMCOREINFO. The list has the order, and on x86_64 the addresses, that QEMU gives it: ascending in
-        guest-physical memory, and addresses of the lower half with their highest 16 (7) bits set.
+        VMCOREINFO. What the kernel has without tables is listed as well. The list has the order, and on
+        x86_64 the addresses, that QEMU gives it: ascending in guest-physical memory, and addresses of the
+        lower half with their highest 16 (7) bits set.
 
         Parameters
         ----------
@@ -79,6 +82,7 @@ class VirtualMemory:
         active = [space for space in known.cpus if space is not None]
         if known.cpus and not active:
             return Runs.identity(*block_bounds(self._blocks))
+        direct = [known.direct.clipped(block.start, block.end) for block in self._blocks]
         if not active and known.kernel is not None:
             active = [known.kernel]
         if as_qemu:
@@ -86,12 +90,16 @@ class VirtualMemory:
         else:
             from vmdump.arch.paging.mappings import mapped_runs
         pages = self._size // _PAGE
-        return mapped_runs(
+        runs = mapped_runs(
             active,
             self._read_tables,
             self._is_memory,
             max_tables=min(pages // _PAGES_PER_TABLE + _SMALL_GUEST, MAX_TABLES),
         )
+        if not known.direct.size.size:
+            return runs
+        both = Runs.joined((*direct, runs))
+        return both.take(np.argsort(both.physical, kind="stable"))
 
     def kernel_half(self) -> Runs:
         """List all that the kernel's own page tables map in the upper half, memory of this guest or not.
@@ -125,12 +133,15 @@ class VirtualMemory:
         spaces, arch = self._spaces, self._arch
         if spaces is None:
             raise CapabilityError(f"{what}: no page-table walk for {arch.name} in this version")
-        if spaces.kernel is None and not spaces.cpus:
-            raise CapabilityError(
-                f"{what}: neither registers of vCPUs nor VMCOREINFO tell where the page tables of this "
-                f"{arch.name} guest are; --vmcoreinfo FILE gives the latter"
-            )
+        if spaces.kernel is None and not spaces.cpus and not spaces.direct.size.size:
+            raise self._without_tables(what)
         return spaces
+
+    def _without_tables(self, what: str) -> CapabilityError:
+        return CapabilityError(
+            f"{what}: neither registers of vCPUs nor VMCOREINFO tell where the page tables of this "
+            f"{self._arch.name} guest are; --vmcoreinfo FILE gives the latter"
+        )
 
     def runs(self, address: int, length: int, cpu: int | None) -> Runs:
         """Find where virtual memory is.
@@ -150,7 +161,7 @@ class VirtualMemory:
         Raises
         ------
         CapabilityError
-            As for :meth:`mappings`.
+            As for :meth:`mappings`; where only page tables could tell, and it is not known where they are.
         TranslationError
             Part of it is not mapped.
         """
@@ -160,17 +171,23 @@ class VirtualMemory:
                 break
             if space is None:
                 return Runs(*(np.array([value], np.uint64) for value in (address, address, length, _PAGE)))
-            begin = space.offset(address)
-            if begin is None or space.offset(address + length - 1) is None:
-                continue
-            runs = _cut(walk(space, self._read_tables, begin=begin, end=begin + length), begin, length)
+            if isinstance(space, Runs):
+                begin, runs = address, _cut(space, address, length)
+            else:
+                offset = space.offset(address)
+                if offset is None or space.offset(address + length - 1) is None:
+                    continue
+                found = walk(space, self._read_tables, begin=offset, end=offset + length)
+                begin, runs = offset, space.prefixed(_cut(found, offset, length))
             covered = _covered(runs, begin)
             if covered == length:
                 return runs._replace(virtual=runs.virtual + np.uint64(address - begin))
             best = max(best, address + covered)
+        if best == address and self._spaces is not None and not (self._spaces.kernel or self._spaces.cpus):
+            raise self._without_tables("virtual address")
         raise TranslationError(f"no page table maps the virtual address {best:#x}", address=best)
 
-    def _candidates(self, address: int, cpu: int | None) -> list[AddressSpace | None]:
+    def _candidates(self, address: int, cpu: int | None) -> Sequence[AddressSpace | Runs | None]:
         known = self._known("virtual address")
         if cpu is not None:
             if not 0 <= cpu < len(known.cpus):
@@ -179,12 +196,14 @@ class VirtualMemory:
                     f"those of {len(known.cpus)} are"
                 )
             return [known.cpus[cpu]]
-        spaces = list(dict.fromkeys(known.cpus))
+        # A vCPU that was not started yet says nothing about a guest that runs on others.
+        spaces: list[AddressSpace | Runs] = [s for s in dict.fromkeys(known.cpus) if s is not None]
         if known.kernel is not None:
             # A vCPU in user mode may have tables without the kernel; the kernel's own have no processes.
-            spaces.insert(0 if address >> 63 else len(spaces), known.kernel)
-        # A vCPU that was not started yet says nothing about a guest that runs on others.
-        return [space for space in spaces if space is not None] or [None]
+            spaces.insert(0 if known.kernel_first or address >> 63 else len(spaces), known.kernel)
+        if known.direct.size.size:
+            spaces.insert(0, known.direct)
+        return spaces or [None]
 
     @property
     def knows_page_tables(self) -> bool:
@@ -247,10 +266,16 @@ class VirtualMemory:
 
 
 def _cut(runs: Runs, begin: int, length: int) -> Runs:
-    """Give what of the runs is inside ``[begin, begin + length)``."""
-    before = np.maximum(runs.virtual, np.uint64(begin)) - runs.virtual
-    behind = np.minimum(runs.virtual + runs.size, np.uint64(begin + length))
-    return Runs(runs.virtual + before, runs.physical + before, behind - runs.virtual - before, runs.page)
+    """Give what of the runs is inside ``[begin, begin + length)``, ascending."""
+    low, last = np.uint64(begin), np.uint64(begin + length - 1)
+    # The last byte and not the end: 2**64 does not fit into 64 bits.
+    inside = runs.take((runs.virtual <= last) & (runs.virtual + (runs.size - np.uint64(1)) >= low))
+    inside = inside.take(np.argsort(inside.virtual, kind="stable"))
+    before = np.maximum(inside.virtual, low) - inside.virtual
+    behind = np.minimum(inside.virtual + (inside.size - np.uint64(1)), last) + np.uint64(1)
+    return Runs(
+        inside.virtual + before, inside.physical + before, behind - inside.virtual - before, inside.page
+    )
 
 
 def _covered(runs: Runs, begin: int) -> int:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, ReadTables, Runs, TableFormat, walk
+from vmdump.arch.paging.tables import (
+    AddressSpace,
+    AddressSpaces,
+    KernelFacts,
+    ReadTables,
+    Runs,
+    TableFormat,
+    walk,
+)
 
 __all__ = [
     "AddressSpace",
     "AddressSpaces",
+    "KernelFacts",
     "ReadTables",
     "Runs",
     "TableFormat",

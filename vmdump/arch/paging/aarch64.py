@@ -5,14 +5,12 @@ Source: Arm's Architecture Reference Manual, chapter D8 (VMSAv8-64).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, TableFormat, Words
-from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, KernelFacts, TableFormat, Words
 
 __all__ = ["aarch64_format", "aarch64_spaces"]
 
@@ -67,20 +65,15 @@ def aarch64_format(page_shift: int, bits: int) -> TableFormat:
     return TableFormat(bits, shifts, partial(_decode, shifts=shifts, wide=wide))
 
 
-def aarch64_spaces(
-    cpus: Sequence[Mapping[str, int]], vmcoreinfo: Vmcoreinfo, root: int | None
-) -> AddressSpaces:
+def aarch64_spaces(facts: KernelFacts) -> AddressSpaces:
     """Find the kernel's page tables by VMCOREINFO; no note has the registers that name those in use.
 
     Parameters
     ----------
-    cpus : sequence of mapping of str to int
-        Not needed.
-    vmcoreinfo : Vmcoreinfo
-        Says how large pages are, and how many bits of an address are translated.
-    root : int or None
-        Guest-physical address of ``swapper_pg_dir``.
+    facts : KernelFacts
+        VMCOREINFO says how large pages are, and how many bits of an address are translated.
     """
+    vmcoreinfo, root = facts.vmcoreinfo, facts.root
     page_shift = _GRANULES.get(vmcoreinfo.page_size)
     bits = vmcoreinfo.number("VA_BITS")
     # A kernel that is built for 52 bits runs with fewer on a CPU without them. With granules of 64 KiB it

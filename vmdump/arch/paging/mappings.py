@@ -130,13 +130,18 @@ class _Walks:
         forms = dict.fromkeys(space.format for space in spaces)
         for form in forms:
             members = [index for index, space in enumerate(spaces) if space.format is form]
-            tops = np.stack([_top_table(spaces[index], read) for index in members])
+            roots = np.array([spaces[index].root for index in members], np.uint64)
+            tops = form.read(roots, 0, read)
+            for row, index in enumerate(members):
+                end = spaces[index].end
+                if end is not None:
+                    tops[row, end >> form.shifts[0] :] = 0
             # Equal entries of top tables of one format mean the same, whatever is below them.
             first = _first_equal(tops)
             for row, index in enumerate(members):
                 self._tops[spaces[index]] = np.where(first[row] == row, tops[row], 0)
                 self._owners[spaces[index]] = np.where(
-                    tops[row] & np.uint64(1), np.array(members)[first[row]], -1
+                    form.valid(tops[row], 0), np.array(members)[first[row]], -1
                 )
 
     def _counted(self, addresses: Words, size: int) -> NDArray[np.uint8]:
@@ -198,13 +203,6 @@ def _cut_at(runs: Runs, shift: np.uint64) -> Runs:
     low = np.maximum(begin, whole.virtual) - whole.virtual
     high = np.minimum(begin + (np.uint64(1) << shift) - whole.virtual, whole.size)
     return Runs(whole.virtual + low, whole.physical + low, high - low, whole.page)
-
-
-def _top_table(space: AddressSpace, read: ReadTables) -> Words:
-    form = space.format
-    data = read(np.array([space.root], np.uint64), form.entries(0) * form.entry_size)
-    entries: Words = data.view(f"<u{form.entry_size}")[0].astype(np.uint64)
-    return entries
 
 
 def _added(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.errors import TranslationError
+from vmdump.formats.layout import ByteOrder
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.units import ADDRESS_LIMIT
 
 __all__ = [
     "MAX_RUNS",
@@ -19,6 +21,7 @@ __all__ = [
     "AddressSpaces",
     "Decode",
     "FindSpaces",
+    "KernelFacts",
     "ReadTables",
     "Runs",
     "TableFormat",
@@ -39,12 +42,24 @@ _CHUNK = 256
 """Tables that are read at once: 1 MiB of them, and 131072 entries."""
 
 _MASK64 = (1 << 64) - 1
+_PREFIXED = 2 * 4096
 
 ReadTables = Callable[[Words, int], NDArray[np.uint8]]
 """``(guest-physical addresses (n,), bytes of each) -> (n, bytes) uint8``; zeros outside the memory."""
 
 Decode = Callable[[Words, int, Words], tuple[NDArray[np.bool_], NDArray[np.bool_], Words]]
 """``(entries, level, place of each in its table) -> (names a table, maps a page, address)``, all (n,)."""
+
+IsValid = Callable[[Words, int], NDArray[np.bool_]]
+"""``(entries, level) -> bool``: which of them say something at all, of any shape."""
+
+Bounds = Callable[[Words, int], tuple[Words, Words]]
+"""``(entries that name tables, level) -> (the first, the last entry that such a table has)``, all (n,)."""
+
+
+def _has_bit_0(entries: Words, level: int) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = (entries & np.uint64(1)) != 0
+    return valid
 
 
 class Runs(NamedTuple):
@@ -106,7 +121,7 @@ class Runs(NamedTuple):
 class TableFormat:
     """How an architecture, in one of its modes, lays out page tables.
 
-    Bit 0 of an entry says that it is valid, on every architecture here.
+    An entry of zero is not valid: so reads what is not in memory.
 
     Attributes
     ----------
@@ -121,6 +136,12 @@ class TableFormat:
         Bytes.
     attributes : int
         Bits of an entry above the address, which are attributes of the page; 0 where they are not needed.
+    byteorder : {"little", "big"}
+        Of the entries.
+    valid : IsValid
+        Which entries are valid.
+    bounds : Bounds, optional
+        Where entries say which part of the table below there is.
     """
 
     bits: int
@@ -128,11 +149,20 @@ class TableFormat:
     decode: Decode
     entry_size: int = 8
     attributes: int = 0
+    byteorder: ByteOrder = "little"
+    valid: IsValid = _has_bit_0
+    bounds: Bounds | None = None
 
     def entries(self, level: int) -> int:
         """Count the entries of a table."""
         above = self.shifts[level - 1] if level else self.bits
         return 1 << (above - self.shifts[level])
+
+    def read(self, tables: Words, level: int, read: ReadTables) -> Words:
+        """Read tables of a level: (n, entries)."""
+        data = read(tables, self.entries(level) * self.entry_size)
+        code = "<" if self.byteorder == "little" else ">"
+        return data.view(f"{code}u{self.entry_size}").astype(np.uint64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -145,16 +175,23 @@ class AddressSpace:
         Of the tables.
     root : int
         Guest-physical address of the top table.
-    extension : {"sign", "ones", "zeros"}
-        The bits above the translated ones: copies of the highest of them, all ones, or all zeros.
+    extension : {"sign", "ones", "zeros"} or int
+        The bits above the translated ones: copies of the highest of them, all ones, all zeros, or these.
     listed_with_ones : bool
         In a list of mappings they are ones on all addresses, as QEMU has them for x86_64.
+    end : int, optional
+        Offset from which on the top table has no entries; without it the table is whole.
+    prefix : int
+        What the tables have at 0 is here, two pages long, and what they have here is at 0: s390x's prefixing,
+        which gives each processor pages of its own.
     """
 
     format: TableFormat
     root: int
-    extension: str
+    extension: str | int
     listed_with_ones: bool = False
+    end: int | None = None
+    prefix: int = 0
 
     @property
     def _above(self) -> int:
@@ -163,12 +200,30 @@ class AddressSpace:
     def offset(self, address: int) -> int | None:
         """Give the translated bits of a virtual address; None if the others are invalid."""
         offset = address & ~self._above
+        if isinstance(self.extension, int):
+            return offset if address == offset | self.extension else None
         ones = self.extension == "ones" or (self.extension == "sign" and offset >> (self.format.bits - 1))
         return offset if address == (offset | self._above if ones else offset) else None
 
+    def prefixed(self, runs: Runs) -> Runs:
+        """Turn what the tables say of guest-physical memory into where it is on this processor."""
+        if not self.prefix:
+            return runs
+        behind = self.prefix + _PREFIXED
+        moves = (
+            *((0, _PREFIXED, self.prefix), (_PREFIXED, self.prefix, 0)),
+            *((self.prefix, behind, _MASK64 + 1 - self.prefix), (behind, _MASK64 + 1, 0)),
+        )
+        parts = [(runs.clipped(begin, end), move) for begin, end, move in moves]
+        moved = Runs.joined([part._replace(physical=part.physical + np.uint64(move)) for part, move in parts])
+        return moved.take(np.argsort(moved.virtual, kind="stable"))
+
     def listed(self, runs: Runs) -> Runs:
         """Turn the offsets of runs into addresses, as a list of mappings has them."""
+        runs = self.prefixed(runs)
         offsets = runs.virtual
+        if isinstance(self.extension, int):
+            return runs._replace(virtual=offsets | np.uint64(self.extension))
         if self.extension == "ones" or self.listed_with_ones:
             return runs._replace(virtual=offsets | np.uint64(self._above))
         if self.extension == "sign":
@@ -187,15 +242,69 @@ class AddressSpaces:
         The kernel's own, by VMCOREINFO.
     cpus : tuple of (AddressSpace or None)
         Those in use, by the vCPUs' registers; None for one whose paging is off. Empty if no registers tell.
+    direct : Runs
+        What the kernel has at fixed addresses without page tables, memory or not.
+    kernel_first : bool
+        The kernel has an address space of its own: its addresses are not above those of processes.
     """
 
     kernel: AddressSpace | None = None
     cpus: tuple[AddressSpace | None, ...] = ()
+    direct: Runs = field(default_factory=lambda: Runs.joined(()))
+    kernel_first: bool = False
 
 
-FindSpaces = Callable[[Sequence[Mapping[str, int]], Vmcoreinfo, int | None], AddressSpaces]
-"""``(registers of each vCPU, VMCOREINFO, guest-physical address of swapper_pg_dir or None)``: the page tables
-that a guest is known to have."""
+@dataclass(frozen=True)
+class KernelFacts:
+    """What leads to a guest's page tables.
+
+    Attributes
+    ----------
+    cpus : sequence of mapping of str to int
+        Registers of each vCPU by name.
+    vmcoreinfo : Vmcoreinfo
+        Of the guest.
+    byteorder : {"little", "big"}
+        Of the kernel's own data.
+    to_phys : callable
+        ``(virtual address) -> guest-physical address or None`` of the kernel's image.
+    read : ReadTables
+        Reads memory.
+    """
+
+    cpus: Sequence[Mapping[str, int]]
+    vmcoreinfo: Vmcoreinfo
+    byteorder: ByteOrder
+    to_phys: Callable[[int], int | None]
+    read: ReadTables
+
+    @property
+    def root(self) -> int | None:
+        """Guest-physical address of the kernel's own page tables; None where that is not told."""
+        for name in _ROOTS:
+            symbol = self.vmcoreinfo.symbol(name)
+            if symbol is not None:
+                return self.at(symbol)
+        return None
+
+    def at(self, address: int) -> int | None:
+        """Give the guest-physical address of what is in the kernel's image, as an unsigned number."""
+        physical = self.to_phys(address)
+        return None if physical is None else physical % ADDRESS_LIMIT
+
+    def word(self, address: int | None, size: int = 8) -> int | None:
+        """Read an unsigned number of `size` bytes of the kernel's data; None where no address is known."""
+        if address is None:
+            return None
+        data = self.read(np.array([address % ADDRESS_LIMIT], np.uint64), size)
+        return int.from_bytes(data.tobytes(), self.byteorder)
+
+
+_ROOTS = ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt")
+"""The same on all architectures; x86_64 has the others as well, before Linux 4.13 the last one."""
+
+FindSpaces = Callable[[KernelFacts], AddressSpaces]
+"""Finds the page tables that a guest is known to have."""
 
 
 def walk(
@@ -243,28 +352,32 @@ def walk(
         There are more tables, or more runs, than any guest needs.
     """
     form = space.format
-    limited = begin > 0 or end is not None
-    end = 1 << form.bits if end is None else end
+    limited = begin > 0 or end is not None or space.end is not None
+    end = min(1 << form.bits if end is None else end, space.end or 1 << form.bits)
+    low, last = np.uint64(begin), np.uint64(end - 1)
+    bounds: tuple[Words, Words] | None = None
     tables, bases = np.array([space.root], np.uint64), np.zeros(1, np.uint64)
     found: list[Runs] = []
     runs = 0
     for level, shift in enumerate(form.shifts):
         visited += tables.size
-        below: list[tuple[Words, Words]] = []
+        below: list[tuple[Words, ...]] = []
         named = 0
         for first in range(0, tables.size, _CHUNK):
             part, base = tables[first : first + _CHUNK], bases[first : first + _CHUNK]
             if level == 0 and top is not None:
                 entries = top.reshape(1, -1)
             else:
-                size = form.entries(level) * form.entry_size
-                entries = read(part, size).view(f"<u{form.entry_size}").astype(np.uint64, copy=False)
-            rows, columns = np.nonzero(entries & np.uint64(1))
+                entries = form.read(part, level, read)
+            rows, columns = np.nonzero(form.valid(entries, level))
             places = columns.astype(np.uint64)
             offsets = base[rows] + (places << np.uint64(shift))
             valid = entries[rows, columns]
             if limited:
-                inside = (offsets < end) & (offsets + np.uint64((1 << shift) - 1) >= begin)
+                inside = (offsets <= last) & (offsets + np.uint64((1 << shift) - 1) >= low)
+                rows, valid, places, offsets = rows[inside], valid[inside], places[inside], offsets[inside]
+            if bounds is not None:
+                inside = (places >= bounds[0][first + rows]) & (places <= bounds[1][first + rows])
                 valid, places, offsets = valid[inside], places[inside], offsets[inside]
             is_table, is_page, address = form.decode(valid, level, places)
             pages = is_page if keep is None else is_page & keep(address)
@@ -272,7 +385,8 @@ def walk(
                 sizes = np.full(np.count_nonzero(pages), 1 << shift, np.uint64)
                 found.append(Runs(offsets[pages], address[pages], sizes, sizes).compressed())
                 runs += found[-1].size.size
-            below.append((address[is_table], offsets[is_table]))
+            limits = form.bounds(valid[is_table], level) if form.bounds else ()
+            below.append((address[is_table], offsets[is_table], *limits))
             named += below[-1][0].size
             if visited + named > max_tables or runs > MAX_RUNS:
                 what = f"{max_tables} tables" if runs <= MAX_RUNS else f"{MAX_RUNS} mappings"
@@ -283,6 +397,7 @@ def walk(
                 )
         if not named:
             break
-        tables, bases = (np.concatenate(column) for column in zip(*below, strict=True))
+        tables, bases, *parts = (np.concatenate(column) for column in zip(*below, strict=True))
+        bounds = (parts[0], parts[1]) if parts else None
     everything = Runs.joined(found)
     return everything.take(np.argsort(everything.virtual, kind="stable")).compressed()

@@ -11,8 +11,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, TableFormat, Words
-from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, KernelFacts, TableFormat, Words
 
 __all__ = ["i386_spaces", "x86_64_spaces"]
 
@@ -98,40 +97,36 @@ def _known(cpus: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
     return [cpu for cpu in cpus if all(name in cpu for name in ("cr0", "cr3", "cr4"))]
 
 
-def i386_spaces(cpus: Sequence[Mapping[str, int]], vmcoreinfo: Vmcoreinfo, root: int | None) -> AddressSpaces:
-    """Find the page tables of a guest in 32-bit mode, by the control registers of its vCPUs.
+def i386_spaces(facts: KernelFacts) -> AddressSpaces:
+    """Find the page tables of a guest in 32-bit mode.
 
     Parameters
     ----------
-    cpus : sequence of mapping of str to int
-        Registers by name; ``cr0``, ``cr3`` and ``cr4`` of the QEMU note.
-    vmcoreinfo : Vmcoreinfo
-        Not needed.
-    root : int or None
-        Not needed.
+    facts : KernelFacts
+        With ``cr0``, ``cr3`` and ``cr4`` of the vCPUs' QEMU notes; VMCOREINFO says which form the kernel's
+        tables have.
     """
-    return AddressSpaces(cpus=tuple(_of_cpu(cpu, long_mode=False) for cpu in _known(cpus)))
+    kernel, root = None, facts.root
+    if root is not None:
+        kernel = _pae(root) if facts.vmcoreinfo.get("CONFIG_X86_PAE") == "y" else _legacy(root, pse=True)
+    return AddressSpaces(kernel, tuple(_of_cpu(cpu, long_mode=False) for cpu in _known(facts.cpus)))
 
 
-def x86_64_spaces(
-    cpus: Sequence[Mapping[str, int]], vmcoreinfo: Vmcoreinfo, root: int | None
-) -> AddressSpaces:
+def x86_64_spaces(facts: KernelFacts) -> AddressSpaces:
     """Find the page tables of a guest in long mode.
 
     Parameters
     ----------
-    cpus : sequence of mapping of str to int
-        Registers by name; ``cr0``, ``cr3`` and ``cr4`` of the QEMU note.
-    vmcoreinfo : Vmcoreinfo
-        Says how many levels the kernel's tables have, and which bit marks encrypted memory.
-    root : int or None
-        Guest-physical address of ``swapper_pg_dir``.
+    facts : KernelFacts
+        With ``cr0``, ``cr3`` and ``cr4`` of the vCPUs' QEMU notes. VMCOREINFO says how many levels the
+        kernel's tables have, and which bit marks encrypted memory.
     """
+    vmcoreinfo, root = facts.vmcoreinfo, facts.root
     # With secure memory encryption entries and cr3 have a bit that is not part of the address.
     encryption = vmcoreinfo.number("sme_mask") or 0
     kernel = None
     if root is not None:
         five_levels = bool(vmcoreinfo.number("pgtable_l5_enabled"))
         kernel = _long_mode(root, five_levels=five_levels, encryption=encryption)
-    spaces = (_of_cpu(cpu, long_mode=True, encryption=encryption) for cpu in _known(cpus))
+    spaces = (_of_cpu(cpu, long_mode=True, encryption=encryption) for cpu in _known(facts.cpus))
     return AddressSpaces(kernel, tuple(spaces))

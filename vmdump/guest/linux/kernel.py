@@ -102,13 +102,6 @@ class Kernel:
         """Find what it maps directly; see :meth:`vmdump.guest.guest.Guest.kernel_to_phys`."""
         return self.arch.kernel_to_phys(self.vmcoreinfo, address, self.lowest)
 
-    @property
-    def page_tables(self) -> int | None:
-        """Guest-physical address of its own page tables; None where that is not told."""
-        symbol = self.vmcoreinfo.symbol("swapper_pg_dir")
-        root = None if symbol is None else self.to_phys(symbol)
-        return None if root is None else root % ADDRESS_LIMIT
-
     def names_in(self, read: Callable[[int, int], bytes]) -> Utsname | None:
         """Read its names where they should be; None if something else is there.
 

@@ -1,22 +1,20 @@
-"""Page tables of RISC-V: Sv39, Sv48 and Sv57.
+"""Page tables of RISC-V: Sv32, Sv39, Sv48 and Sv57.
 
 Source: the RISC-V Privileged Architecture, chapter "Supervisor-Level ISA", with Svnapot and Svpbmt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, TableFormat, Words
-from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, KernelFacts, TableFormat, Words
 
-__all__ = ["riscv64_format", "riscv64_spaces"]
+__all__ = ["riscv_spaces"]
 
-_BITS = (39, 48, 57)
+_BITS = (32, 39, 48, 57)
 _READ_WRITE_EXECUTE = 0xE
 _PPN = (1 << 54) - (1 << 10)
 _NAPOT = 1 << 63
@@ -41,27 +39,22 @@ def _decode(
 
 
 @cache
-def riscv64_format(bits: int) -> TableFormat:
-    """Give the format of Sv39, Sv48 or Sv57, by the bits of an address that are translated."""
-    shifts = tuple(reversed(range(12, bits, 9)))
-    return TableFormat(bits, shifts, partial(_decode, shifts=shifts))
+def _format(bits: int) -> TableFormat:
+    """Give the format by the bits of an address that are translated."""
+    # Sv32 has entries of 4 bytes, which have no attributes above the address.
+    shifts = (22, 12) if bits == 32 else tuple(reversed(range(12, bits, 9)))
+    return TableFormat(bits, shifts, partial(_decode, shifts=shifts), entry_size=4 if bits == 32 else 8)
 
 
-def riscv64_spaces(
-    cpus: Sequence[Mapping[str, int]], vmcoreinfo: Vmcoreinfo, root: int | None
-) -> AddressSpaces:
+def riscv_spaces(facts: KernelFacts) -> AddressSpaces:
     """Find the kernel's page tables by VMCOREINFO; no note has the register satp.
 
     Parameters
     ----------
-    cpus : sequence of mapping of str to int
-        Not needed.
-    vmcoreinfo : Vmcoreinfo
-        ``VA_BITS`` is the mode.
-    root : int or None
-        Guest-physical address of ``swapper_pg_dir``.
+    facts : KernelFacts
+        VMCOREINFO's ``VA_BITS`` is the mode.
     """
-    bits = vmcoreinfo.number("VA_BITS")
+    bits, root = facts.vmcoreinfo.number("VA_BITS"), facts.root
     if root is None or bits not in _BITS:
         return AddressSpaces()
-    return AddressSpaces(AddressSpace(riscv64_format(bits), root, "sign"))
+    return AddressSpaces(AddressSpace(_format(bits), root, "zeros" if bits == 32 else "sign"))
