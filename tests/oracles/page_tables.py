@@ -177,6 +177,25 @@ def loongarch(page_shift: int) -> Shape:
     )
 
 
+def mips(page_shift: int, below: int, frame_shift: int, byteorder: Literal["little", "big"]) -> Shape:
+    """Linux' tables for 64 bits, of three levels; `below`: its own bits in an entry of a page of the kernel.
+
+    Then come global, valid and dirty, three bits about caches, and the page frame number at `frame_shift`.
+    """
+    shifts = (30, 21, 12) if page_shift == 12 else (36, 25, 14)
+    window = 0x9800 << 48
+    return Shape(
+        40 if page_shift == 12 else 47,
+        shifts,
+        lambda address, level: address | window,
+        lambda address, level: (
+            address >> page_shift << frame_shift | 0x1F << (frame_shift - page_shift + 6) | below
+        ),
+        byteorder=byteorder,
+        above=0xC000 << 48,
+    )
+
+
 def riscv32() -> Shape:
     return replace(
         riscv64(32), shifts=(22, 12), size=4, above=0, page=lambda address, level: address >> 2 | 0xE7

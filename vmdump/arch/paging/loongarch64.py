@@ -10,7 +10,15 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.arch.paging.tables import AddressSpace, AddressSpaces, KernelFacts, Runs, TableFormat, Words
+from vmdump.arch.paging.tables import (
+    AddressSpace,
+    AddressSpaces,
+    KernelFacts,
+    Runs,
+    TableFormat,
+    Words,
+    differ,
+)
 
 __all__ = ["loongarch64_spaces"]
 
@@ -18,7 +26,6 @@ _PRESENT = 1 << 7
 """Linux' own: the hardware's bit 0 is cleared to learn of accesses."""
 _HUGE = 1 << 6
 _ADDRESS_BITS = 48
-_MASK64 = (1 << 64) - 1
 _WINDOWS = (0x8000 << 48, 0x9000 << 48)
 """All memory without and with the caches, as Linux sets them."""
 _KERNEL = 0xFFFF800000000000
@@ -28,8 +35,8 @@ _PAGE_SHIFTS = {4096: 12, 16384: 14, 65536: 16}
 
 def _valid(entries: Words, level: int) -> NDArray[np.bool_]:
     # An entry that names a table is its address in a window, without any bit of a page's.
-    valid: NDArray[np.bool_] = (entries & np.uint64(_PRESENT if level == 2 else _MASK64)) != 0
-    return valid
+    valid: NDArray[np.bool_] = (entries & np.uint64(_PRESENT)) != 0
+    return valid if level == 2 else valid | (entries != 0) & differ(entries)
 
 
 def _decode(

@@ -26,6 +26,7 @@ __all__ = [
     "Runs",
     "TableFormat",
     "Words",
+    "differ",
     "walk",
 ]
 
@@ -51,10 +52,27 @@ Decode = Callable[[Words, int, Words], tuple[NDArray[np.bool_], NDArray[np.bool_
 """``(entries, level, place of each in its table) -> (names a table, maps a page, address)``, all (n,)."""
 
 IsValid = Callable[[Words, int], NDArray[np.bool_]]
-"""``(entries, level) -> bool``: which of them say something at all, of any shape."""
+"""``(entries, level) -> bool``: which say something at all; of whole tables, (entries,) or (n, entries)."""
 
 Bounds = Callable[[Words, int], tuple[Words, Words]]
 """``(entries that name tables, level) -> (the first, the last entry that such a table has)``, all (n,)."""
+
+
+def differ(entries: Words) -> NDArray[np.bool_]:
+    """Tell which entries occur once in their table, (entries,) or (n, entries).
+
+    Linux on MIPS and LoongArch has no entry that is not valid above the last level: those that are not in use
+    all name one table, which is empty.
+    """
+    order = np.argsort(entries, axis=-1, kind="stable")
+    ascending = np.take_along_axis(entries, order, -1)
+    same = ascending[..., 1:] == ascending[..., :-1]
+    once = np.ones(entries.shape, bool)
+    once[..., 1:] &= ~same
+    once[..., :-1] &= ~same
+    result = np.empty_like(once)
+    np.put_along_axis(result, order, once, -1)
+    return result
 
 
 def _has_bit_0(entries: Words, level: int) -> NDArray[np.bool_]:
