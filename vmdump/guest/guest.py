@@ -298,8 +298,9 @@ class Guest(GuestMemory):
             Virtual address, from 0 to 2**64 - 1.
         cpu : int, optional
             Only by the page tables of this vCPU, counted from 0. Without it the kernel's own, by
-            VMCOREINFO, and those of all vCPUs are tried: for addresses of the upper half the kernel's first,
-            else in the order of the vCPUs.
+            VMCOREINFO, and those of all vCPUs are tried: for addresses of the upper half, and on s390x for
+            all, the kernel's first, else in the order of the vCPUs. What the kernel has mapped without
+            tables is before all of them.
 
         Raises
         ------

@@ -129,6 +129,42 @@ class VirtualMemory:
             space, self._read_tables, begin=end // 2, end=end - _IMAGE, max_tables=min(tables, MAX_TABLES)
         )
 
+    def kernel_runs(self, address: int, length: int) -> Runs:
+        """Find where virtual memory of the kernel is, by what it has mapped itself; no registers are asked.
+
+        Parameters
+        ----------
+        address, length : int
+            ``[address, address + length)``, up to 2**64. What of it is not mapped is left out.
+
+        Returns
+        -------
+        Runs
+            Ascending, as few as possible; memory of this guest or not.
+
+        Raises
+        ------
+        CapabilityError
+            There is no walk for the architecture, or nothing tells where the page tables are.
+        TranslationError
+            The page tables stand for more than any guest needs.
+        SourceError
+            They cannot be read.
+        """
+        known = self._known("page tables")
+        space = known.kernel
+        if space is None and not known.direct.size.size:
+            raise CapabilityError("page tables: VMCOREINFO does not tell where the kernel's are")
+        if length <= 0:
+            return Runs.joined(())
+        parts = [_cut(known.direct, address, length)]
+        begin, last = (None if space is None else space.offset(at) for at in (address, address + length - 1))
+        if space is not None and begin is not None and last is not None:
+            found = _cut(walk(space, self._read_tables, begin=begin, end=last + 1), begin, length)
+            parts.append(found._replace(virtual=found.virtual + np.uint64(address - begin)))
+        runs = Runs.joined(parts)
+        return runs.take(np.argsort(runs.virtual, kind="stable")).compressed()
+
     def _known(self, what: str) -> AddressSpaces:
         spaces, arch = self._spaces, self._arch
         if spaces is None:

@@ -74,6 +74,11 @@ def test_memory_by_virtual_addresses(name: str) -> None:
     image = b"".join(memory[frame * page : (frame + 1) * page] for frame in frames)
     with guest_of(kernel, memory, tables.root) as guest:
         assert guest.read_virtual(shape.address(start) + 5, len(image) - 5) == image[5:]
+        runs = guest.virtual.kernel_runs(shape.address(start) - page + 5, 30 * page)
+        assert rows(runs.take(np.argsort(runs.virtual))) == rows(runs)
+        found = b"".join(guest.read(physical, size) for _, physical, size in rows(runs))
+        assert found == image
+        assert int(runs.virtual[0]) == shape.address(start)
         with pytest.raises(TranslationError) as caught:
             guest.read_virtual(shape.address(start) + 5, len(image))
         assert caught.value.address == shape.address(start) + len(image)
