@@ -131,7 +131,8 @@ def hashed(page_shift: int) -> Shape:
         bits,
         shifts,
         lambda address, level: address,
-        lambda address, level: address | 3 << 62 | 0x18F,
+        # Where it is in the hash table is in bits 59:55.
+        lambda address, level: address | 3 << 62 | 0x0B << 55 | 0x18F,
         byteorder="big",
         above=0xC000 << 48,
     )
@@ -233,7 +234,8 @@ class Tables:
         return self._allocate(0)
 
     def _allocate(self, level: int) -> int:
-        size = max(self.shape.table_bytes(level), PAGE)
+        # Tables below the top one may be parts of pages.
+        size = self.shape.table_bytes(level) if level else max(self.shape.table_bytes(level), PAGE)
         address = -(-self.free // size) * size
         self.free = address + size
         assert self.free <= len(self.memory), "no room for tables"

@@ -42,6 +42,9 @@ def test_kernel_tables(name: str) -> None:
         for virtual, (physical, size) in mapped.items():
             inside = rng.randrange(size)
             assert guest.translate(shape.address(virtual) + inside) == physical + inside
+            if shape.bits < 60:
+                with pytest.raises(TranslationError):
+                    guest.translate(shape.address(virtual) + inside ^ 1 << 60)
         inside_memory = [
             (shape.address(virtual), *mapped[virtual])
             for virtual in sorted(mapped)
@@ -220,13 +223,13 @@ def test_pages_that_are_several_equal_entries() -> None:
     super_section, large = 0xD0000000, 0xE0000000
     tables.map(large + 0x1FF000, 0, 1)  # makes the table
     for number in range(16):
-        # Physical 0x5_3400_0000 with bits 35:32 at 23:20, bits 39:36 at 8:5.
-        tables.put(tables.root + (super_section >> 20) * 4 + number * 4, 0x34540C0E)
+        # Physical 0xA5_3400_0000 with bits 35:32 at 23:20, bits 39:36 at 8:5.
+        tables.put(tables.root + (super_section >> 20) * 4 + number * 4, 0x34540D4E)
     below = tables.below[tables.root + (large >> 20) * 4 + 4]
     for number in range(16):
         tables.put(below + number * 4, 0x00230000 | 0x55)
     kernel = KERNELS["arm"]
     with guest_of(kernel, memory, tables.root) as guest:
-        assert guest.translate(super_section + 0xABCDEF) == 0x534ABCDEF
+        assert guest.translate(super_section + 0xABCDEF) == 0xA534ABCDEF
         assert guest.translate(large + 0x10FEDC) == 0x23FEDC
         assert (large + 0x100000, 0x230000, 0x10000) in rows(guest.mappings())

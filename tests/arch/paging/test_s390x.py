@@ -57,6 +57,10 @@ def test_vcpus_of_s390x_have_control_registers() -> None:
             if not found:
                 with pytest.raises(TranslationError):
                     guest.translate(3 << 40)
+    # Another vCPU may have all of what one has in part.
+    cpus = [{"psw_mask": 1 << 58, "cr1": primary.root | 4 | length} for length in (2, 3)]
+    with BlockSource(memory, arch="s390x", cpus=cpus) as both:
+        assert len(rows(both.mappings())) == 2
 
 
 def test_prefix_of_s390x() -> None:
@@ -74,3 +78,18 @@ def test_prefix_of_s390x() -> None:
         ]
         memory[4 * PAGE : 4 * PAGE + 4] = b"mine"
         assert guest.read_virtual(16 * PAGE, 4) == b"mine"
+
+
+def test_kernel_has_an_address_space_of_its_own() -> None:
+    """An address that a process has as well is the kernel's, unless a vCPU is named."""
+    memory = bytearray(4 * MIB)
+    kernel, process = Tables(memory, z_architecture(3), MIB), Tables(memory, z_architecture(3), 2 * MIB)
+    kernel.map(0x1000, 0x5000, 2)
+    process.map(0x1000, 0x6000, 2)
+    process.map(0x2000, 0x7000, 2)
+    text = KERNELS["s390x, 3 levels"].vmcoreinfo(kernel.root)
+    cpus = [{"psw_mask": 1 << 58, "cr1": process.root | 7}]
+    with BlockSource(memory, arch="s390x", vmcoreinfo=text, page_size=4096, cpus=cpus) as guest:
+        assert [guest.translate(0x1000), guest.translate(0x1000, cpu=0)] == [0x5000, 0x6000]
+        assert guest.translate(0x2000) == 0x7000
+        assert rows(guest.virtual.kernel_runs(0, 0x10000)) == [(0x1000, 0x5000, PAGE)]
