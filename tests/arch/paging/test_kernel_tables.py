@@ -120,7 +120,7 @@ def test_unused_entries_that_name_empty_tables(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 @given(words=st.lists(HOSTILE, min_size=1, max_size=8), data=st.data())
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 def test_hostile_tables(name: str, words: list[int], data: st.DataObject) -> None:
     """Whatever the memory holds, the walk ends, in little memory, with a list or with one line."""
     kernel = KERNELS[name]
