@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +17,11 @@ from oracles import judges
 from live.doors import Door, Hall
 from live.dumping import MIB, noise
 from live.guests import QEMU, Guest
+from live.libvirt_host import Domain, Host
 from live.raw_client import Client
 
 HERE = Path(__file__).parent
+NOBODY = 65534
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,6 +86,33 @@ def running_guest(_running_guest: Guest) -> Guest:
     if not _running_guest.running():
         _running_guest.monitor.execute("cont")
     return _running_guest
+
+
+def as_nobody(*words: str) -> tuple[str, ...]:
+    """The start of a command that a user without any right runs."""
+    return (
+        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", *words),
+    )
+
+
+@pytest.fixture(scope="session")
+def nobody() -> tuple[str, ...]:
+    """Another user's Python that has vmdump: this one may lie in a folder that only its owner may enter."""
+    judges.require("setpriv")
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    paths = f"PYTHONPATH={os.pathsep.join(path for path in sys.path if path)}"
+    # The guardian is started with the interpreter's own path.
+    loaded = "vmdump.sources.qemu.source"
+    probe = f"import sys, subprocess, {loaded}; subprocess.check_call([sys.executable, '-c', ''])"
+    complaints = []
+    for python in ([sys.executable], ["env", paths, "/usr/bin/python3"]):
+        done = subprocess.run(as_nobody(*python, "-c", probe), capture_output=True, check=False, cwd="/")
+        if done.returncode == 0:
+            return as_nobody(*python)
+        complaints += done.stderr.decode().strip().splitlines()[-1:]
+    pytest.skip(f"another user cannot run vmdump here: {complaints}")
 
 
 MakeGuest = Callable[..., Guest]
@@ -163,3 +195,31 @@ def new_door(request: pytest.FixtureRequest) -> Iterator[Callable[..., Door]]:
 def client(door: Door) -> Client:
     """A connection to `door`."""
     return door.client()
+
+
+@pytest.fixture(scope="session")
+def libvirt_host() -> Iterator[Host]:
+    """libvirtd and virtlogd as the distribution configures them, in a mount namespace of their own."""
+    judges.require("libvirt")
+    if os.geteuid() != 0:
+        pytest.skip("only root can start the system's libvirtd")
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def _domain(libvirt_host: Host) -> Domain:
+    return libvirt_host.start(f"vmdump-{os.getpid()}", line="fill=40 tick=1").wait_ready()
+
+
+@pytest.fixture
+def domain(_domain: Domain) -> Iterator[Domain]:
+    """512 MiB, 40 MiB of it filled, VMCOREINFO; runs and counts, and no test taints it.
+
+    Its state is ("running", "unpaused"): what it is after every pause.
+    """
+    if _domain.state()[0] == "running":
+        _domain.virsh("suspend")
+    _domain.virsh("resume")
+    yield _domain
+    assert _domain.taints() == ""

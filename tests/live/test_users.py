@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,39 +12,12 @@ import pytest
 from oracles import judges
 from oracles.elf import ElfCore
 
-from live.conftest import MakeGuest
+from live.conftest import MakeGuest, as_nobody
 from live.dumping import MIB, refused, succeeds, until
 from live.guests import Guest
 
 DENIED, SOURCE = 14, 3
 NOBODY = 65534
-
-
-def as_nobody(*words: str) -> tuple[str, ...]:
-    """The start of a command that a user without any right runs."""
-    return (
-        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", *words),
-    )
-
-
-@pytest.fixture(scope="module")
-def nobody() -> tuple[str, ...]:
-    """Another user's Python that has vmdump: this one may lie in a folder that only its owner may enter."""
-    judges.require("setpriv")
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    paths = f"PYTHONPATH={os.pathsep.join(path for path in sys.path if path)}"
-    # The guardian is started with the interpreter's own path.
-    loaded = "vmdump.sources.qemu.source"
-    probe = f"import sys, subprocess, {loaded}; subprocess.check_call([sys.executable, '-c', ''])"
-    complaints = []
-    for python in ([sys.executable], ["env", paths, "/usr/bin/python3"]):
-        done = subprocess.run(as_nobody(*python, "-c", probe), capture_output=True, check=False, cwd="/")
-        if done.returncode == 0:
-            return as_nobody(*python)
-        complaints += done.stderr.decode().strip().splitlines()[-1:]
-    pytest.skip(f"another user cannot run vmdump here: {complaints}")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,29 @@ def _missing(name: str) -> str:
         if not all((GUEST / part).exists() for part in ("vmlinuz", "initrd.gz", "crash.gz")):
             return "scripts/guest has not made the guest's kernel and initramfs"
         return _missing("qemu-system-x86_64")
+    if name == "libvirt":
+        return _missing_of_libvirt()
     return "" if shutil.which(name) else f"the program {name} is not installed"
+
+
+def _missing_of_libvirt() -> str:
+    """Why there can be no libvirtd as the distribution configures it, or an empty string."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    for program in ("libvirtd", "virtlogd", "virsh", "nsenter", "unshare"):
+        if not shutil.which(program, path=path):
+            return f"the program {program} is not installed"
+    if importlib.util.find_spec("libvirt") is None:
+        return "the Python package libvirt-python is not installed"
+    try:
+        pwd.getpwnam("libvirt-qemu")
+    except KeyError:
+        return "there is no user libvirt-qemu: the system package libvirt-daemon-system is not installed"
+    return _missing("guest")
+
+
+def user_id(name: str) -> str:
+    """A user's number, as /proc writes it."""
+    return str(pwd.getpwnam(name).pw_uid)
 
 
 def require(name: str) -> None:
