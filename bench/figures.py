@@ -104,6 +104,10 @@ class Target:
         )
 
 
+def still_seconds(sample: Sample) -> float | None:
+    return sample.still_seconds
+
+
 def output_bytes(sample: Sample) -> float | None:
     return sample.output_bytes
 
@@ -188,6 +192,11 @@ def targets(groups: Iterable[Group], threads: int) -> list[Target]:
         Target("growth of a guest that vmdump dumps", mib(max(growth, default=None)), 1, "MiB", True)
     )
     found += scale_targets(by_name.get("scale"))
+    for name in ("elf", "kdump-zlib"):
+        for way in ("libvirt:", "qmp:"):
+            theirs, ours = row("libvirt", f"virsh dump {name}"), row("libvirt", f"vmdump {way} {name}")
+            what = f"{name}, virsh's pause of a domain over that of {way}"
+            found.append(Target(what, times(theirs, ours, still_seconds, still_seconds), 20, "x"))
     return found
 
 

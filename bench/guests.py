@@ -1,4 +1,4 @@
-"""The tests' guests and their monitor, for the benchmarks."""
+"""The tests' guests, their monitor and their libvirt, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from live.guests import IMAGE, QEMU, SHM, Guest
+from live.guests import IMAGE, QEMU, SHM, Guest, Monitor
+from live.libvirt_host import Domain, Host
 
-__all__ = ["IMAGE", "QEMU", "SHM", "Guest"]
+__all__ = ["IMAGE", "QEMU", "SHM", "Domain", "Guest", "Host", "Monitor"]

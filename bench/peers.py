@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from guests import Guest
@@ -16,14 +17,24 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def dump_with_vmdump(
-    source: str, path: Path, format: str, threads: int, *, guest: Guest | None = None, data: int | None = None
+    source: str,
+    path: Path,
+    format: str,
+    threads: int,
+    *,
+    guest: Guest | None = None,
+    data: int | None = None,
+    prefix: Sequence[str] = (),
 ) -> Sample:
-    """``vmdump dump SOURCE PATH`` in a process of its own; `guest` is the live one behind `source`."""
+    """``vmdump dump SOURCE PATH`` in a process of its own, behind other words if there are any.
+
+    `guest` is the live one behind `source`.
+    """
     clear(path)
     before = guest.allocated() if guest else 0
     qemu_before = cpu_seconds(guest.pid) if guest else 0.0
     words = ["dump", source, str(path), "-f", format, "-j", str(threads), "--json"]
-    done = run_process(sys.executable, "-m", "vmdump", *words)
+    done = run_process(*prefix, sys.executable, "-m", "vmdump", *words)
     report = json.loads(done.stdout)
     sample = Sample(
         seconds=done.seconds,

@@ -5,9 +5,9 @@
     python bench/run.py --quick                 small guests, 2 rounds: to try the benchmark itself
 
 Groups: start (a dump of one page), raw (a guest's memory in a file), elf (an ELF file to kdump), warm and
-cold (a live guest that QEMU has dumped before, and fresh ones), scale (the same data, dense and scattered
-over 1 TiB). Prints a table and the targets; everything, each sample included, goes to a JSON file, and the
-medians to a chart beside it.
+cold (a live guest that QEMU has dumped before, and fresh ones), libvirt (a domain, against virsh; needs
+root), scale (the same data, dense and scattered over 1 TiB). Prints a table and the targets; everything,
+each sample included, goes to a JSON file, and the medians to a chart beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pathlib import Path
 
 from chart import draw_chart
 from figures import targets
+from groups import GROUPS, run_group
 from measure import ROOT, Group, say
-from scenarios import GROUPS, QUICK, Sizes, prepared, run_group, versions
+from scenarios import QUICK, Sizes, prepared, versions
 from show import machine, print_tables, write_json
 
 BUSY = 0.5

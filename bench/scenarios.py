@@ -22,7 +22,6 @@ from measure import (
     Failed,
     Group,
     Sample,
-    clear,
     data_size,
     demand_room,
     read_once,
@@ -47,12 +46,15 @@ class Sizes:
 
     warm: tuple[str, int] = ("4G", 300)
     cold: tuple[str, int] = ("2G", 270)
+    domain: tuple[int, int] = (1024, 300)  # both in MiB
     dense: int = GIB
     sparse: int = 1 << 40
     starts: int = 5
 
 
-QUICK = Sizes(warm=("1G", 60), cold=("512M", 40), dense=128 << 20, sparse=32 << 30, starts=2)
+QUICK = Sizes(
+    warm=("1G", 60), cold=("512M", 40), domain=(512, 40), dense=128 << 20, sparse=32 << 30, starts=2
+)
 
 
 @dataclass
@@ -419,26 +421,6 @@ def demand_pieces(source: Path, dump: Path, piece: int) -> None:
                 raise Failed(f"{dump.name} has data before {begin + distance:#x}")
 
 
-GROUPS: dict[str, Callable[[Bench, Group], None]] = {
-    "start": start,
-    "raw": raw_file,
-    "elf": from_elf,
-    "warm": live_warm,
-    "cold": live_cold,
-    "scale": scale,
-}
-
-
-def run_group(bench: Bench, group: Group) -> None:
-    """Run one group, by its name; an error ends the group and no more."""
-    try:
-        GROUPS[group.name](bench, group)
-    except Exception as error:
-        group.error = f"{error}" or type(error).__name__
-        say(f"{group.name}: {group.error}")
-    clear(bench.output)
-
-
 @contextmanager
 def prepared(folder: Path | None, rounds: int, threads: int, sizes: Sizes) -> Iterator[Bench]:
     """Make the folders of a run, and remove them."""
@@ -459,4 +441,8 @@ def versions() -> dict[str, str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         return (done.stdout or done.stderr).partition("\n")[0]
 
-    return {"qemu": first(QEMU, "--version"), "makedumpfile": first("makedumpfile", "-v")}
+    return {
+        "qemu": first(QEMU, "--version"),
+        "makedumpfile": first("makedumpfile", "-v"),
+        "virsh": f"virsh {first('virsh', '--version')}",
+    }
