@@ -92,6 +92,7 @@ setup(
             extension("pack", "pack.c", "incompressible.c", "scan.c", "read.c", "hash.c"),
             extension("unpack", "unpack.c"),
             extension("cache", "cache.c"),
+            extension("page_types", "page_types.c"),
         ],
         compiler_directives={
             "language_level": 3,

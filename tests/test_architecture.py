@@ -55,6 +55,7 @@ FLOORS = {
     "readers.bytes": 9,
     "guest.guest": 8,
     "guest.linux": 7,
+    "guest.linux.page_types": 7,
     "guest": 6,
     "arch": 5,
     "arch.paging": 4,

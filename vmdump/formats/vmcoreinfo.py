@@ -73,6 +73,10 @@ class Vmcoreinfo(Mapping[str, str]):
         """Read ``SIZE(struct)`` in bytes; None if absent."""
         return _integer(self.get(f"SIZE({struct})"), 0)
 
+    def length(self, array: str) -> int | None:
+        """Read ``LENGTH(array)`` in elements; None if absent."""
+        return _integer(self.get(f"LENGTH({array})"), 0)
+
     @property
     def page_size(self) -> int | None:
         """``PAGESIZE`` in bytes; None if absent."""

@@ -130,7 +130,9 @@ class VirtualMemory:
         )
 
     def kernel_runs(self, address: int, length: int) -> Runs:
-        """Find where virtual memory of the kernel is, by what it has mapped itself; no registers are asked.
+        """Find where virtual memory of the kernel is, by what it has mapped itself.
+
+        Registers of vCPUs are asked only where VMCOREINFO does not tell the kernel's own page tables.
 
         Parameters
         ----------
@@ -152,11 +154,13 @@ class VirtualMemory:
             They cannot be read.
         """
         known = self._known("page tables")
-        space = known.kernel
-        if space is None and not known.direct.size.size:
-            raise CapabilityError("page tables: VMCOREINFO does not tell where the kernel's are")
         if length <= 0:
             return Runs.joined(())
+        space = known.kernel
+        if space is None and not known.direct.size.size:
+            space = next((space for space in known.cpus if space is not None), None)
+            if space is None:
+                return _as_physical(address, length)
         parts = [_cut(known.direct, address, length)]
         begin, last = (None if space is None else space.offset(at) for at in (address, address + length - 1))
         if space is not None and begin is not None and last is not None:
@@ -206,7 +210,7 @@ class VirtualMemory:
             if not 0 <= address <= ADDRESS_LIMIT - length:
                 break
             if space is None:
-                return Runs(*(np.array([value], np.uint64) for value in (address, address, length, _PAGE)))
+                return _as_physical(address, length)
             if isinstance(space, Runs):
                 begin, runs = address, _cut(space, address, length)
             else:
@@ -299,6 +303,11 @@ class VirtualMemory:
             for block, low, high in find_pieces(self._blocks, address, address + out.size):
                 read_into(block.memory, low, out[done : done + high - low])
                 done += high - low
+
+
+def _as_physical(address: int, length: int) -> Runs:
+    """Give the memory that a vCPU without paging has at an address."""
+    return Runs(*(np.array([value], np.uint64) for value in (address, address, length, _PAGE)))
 
 
 def _cut(runs: Runs, begin: int, length: int) -> Runs:

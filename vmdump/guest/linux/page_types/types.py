@@ -1,0 +1,224 @@
+"""The types of all pages of a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.arch.paging import Runs
+from vmdump.errors import CapabilityError, ReadError
+from vmdump.guest.linux.page_types.arrays import PageArray, Typed, find_arrays
+from vmdump.guest.linux.page_types.layout import PageLayout
+from vmdump.guest.linux.page_types.reading import StructReader
+from vmdump.kernels.page_types import (
+    UNKNOWN,
+    UNREADABLE,
+    spread_type,
+)
+
+__all__ = ["PageTypes", "demand_vmcoreinfo", "tell_types"]
+
+Types = NDArray[np.uint8]
+
+_CHUNK = 1 << 15
+"""Pages whose struct pages are read and told at once, from a multiple of it on: a section of x86, 2 MiB."""
+_CHUNKS_PER_WALK = 32
+"""A walk of page tables takes 0.2 ms, a chunk 0.5 ms."""
+
+
+class PageTypes:
+    """What the pages of a guest are used for: a byte for each that has a struct page.
+
+    Attributes
+    ----------
+    page_size : int
+        Bytes of a page, as the guest's kernel has them.
+    arrays : list of (int, int)
+        Frame numbers ``[begin, end)`` that have struct pages, ascending, not touching.
+    types : (n,) uint8
+        Of these pages one behind the other: a type, and beside it the bit POISONED.
+    tells_free : bool
+        False of a kernel that does not mark free pages.
+    """
+
+    def __init__(self, page_size: int, arrays: list[PageArray], *, tells_free: bool) -> None:
+        self.page_size = page_size
+        self.tells_free = tells_free
+        self.arrays: list[tuple[int, int]] = []
+        for array in arrays:
+            if self.arrays and self.arrays[-1][1] == array.first:
+                self.arrays[-1] = (self.arrays[-1][0], array.first + array.pages)
+            else:
+                self.arrays.append((array.first, array.first + array.pages))
+        bounds = np.array(self.arrays, np.int64).reshape(-1, 2)
+        self._begins, self._ends = bounds.T
+        sizes = self._ends - self._begins
+        self._places = np.cumsum(sizes) - sizes
+        self.types: Types = np.zeros(int(sizes.sum()), np.uint8)
+
+    def place(self, pfn: int, count: int) -> Types:
+        """Give a view of the types of pages that all have struct pages."""
+        index = int(np.searchsorted(self._ends, pfn, side="right"))
+        at = int(self._places[index]) + pfn - int(self._begins[index])
+        return self.types[at : at + count]
+
+    def of(self, pfn: int, count: int) -> Types:
+        """Give the types of any pages, by frame number in units of `page_size`.
+
+        Returns
+        -------
+        (count,) uint8
+            UNKNOWN of pages that have no struct page.
+        """
+        found = np.full(count, UNKNOWN, np.uint8)
+        index = int(np.searchsorted(self._ends, pfn, side="right"))
+        while index < len(self.arrays) and (begin := self.arrays[index][0]) < pfn + count:
+            low, high = max(begin, pfn), min(self.arrays[index][1], pfn + count)
+            found[low - pfn : high - pfn] = self.place(low, high - low)
+            index += 1
+        return found
+
+    def counts(self, runs: list[tuple[int, int]]) -> NDArray[np.int64]:
+        """Count pages by type.
+
+        Parameters
+        ----------
+        runs : list of (int, int)
+            Frame numbers ``[begin, end)`` of the pages that are counted.
+
+        Returns
+        -------
+        (256,) int64
+        """
+        counts = np.zeros(256, np.int64)
+        for begin, end in runs:
+            for pfn in range(begin, end, 1 << 20):
+                counts += np.bincount(self.of(pfn, min(1 << 20, end - pfn)), minlength=256)
+        return counts
+
+    def spread(self, runs: list[tuple[int, int, int]]) -> None:
+        """Give the pages of runs that began before them their type, as far as they have struct pages.
+
+        Parameters
+        ----------
+        runs : list of (int, int, int)
+            First page, pages, and type.
+        """
+        for first, count, kind in runs:
+            index = int(np.searchsorted(self._ends, first, side="right"))
+            while index < len(self.arrays) and self.arrays[index][0] < first + count:
+                low = max(self.arrays[index][0], first)
+                high = min(self.arrays[index][1], first + count)
+                spread_type(self.place(low, high - low), kind)
+                index += 1
+
+
+def demand_vmcoreinfo(guest: Typed) -> None:
+    """Demand a VMCOREINFO, which is that of the kernel that runs.
+
+    Raises
+    ------
+    CapabilityError
+        There is none, or its ``_stext`` does not translate.
+    """
+    lines = guest.vmcoreinfo
+    way_out = "give another with --vmcoreinfo FILE, or dump all pages with -d 1"
+    stext = lines.symbol("_stext")
+    if stext is None:
+        raise CapabilityError(
+            f"dump level: this guest has no VMCOREINFO to tell what its pages are used for; {way_out}"
+        )
+    try:
+        guest.virtual.runs(stext, 1, None)
+    except (ReadError, CapabilityError) as error:
+        raise CapabilityError(
+            f"dump level: the guest's VMCOREINFO is not that of the kernel in its memory ({error}); {way_out}"
+        ) from error
+
+
+def _nothing() -> None:
+    pass
+
+
+def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _nothing) -> PageTypes:
+    """Tell the types of all pages of a guest, by its kernel's struct pages.
+
+    The rules and their order are makedumpfile's. Three things differ on purpose. Pages without a struct page
+    (firmware, device memory) are kept; there all above the last of them are missing. Nothing but PG_slab and
+    the map count tells slab pages; there bit 7 does since 6.10, which is PG_waiters. And what contradicts
+    itself is kept and counted: a free block of an impossible order, a head that is not aligned.
+
+    Parameters
+    ----------
+    guest : Typed
+        The guest; its memory must not change meanwhile.
+    threads : int
+        Threads that read and tell.
+    check : callable
+        Called now and then; raises to end it.
+
+    Raises
+    ------
+    CapabilityError
+        Its VMCOREINFO is missing, of another kernel, or tells too little.
+    ReadError
+        What tells where struct pages are is not in memory.
+    SourceError
+        The memory cannot be read.
+    """
+    demand_vmcoreinfo(guest)
+    lines = guest.vmcoreinfo
+    layout = PageLayout.of(lines, 8 if guest.arch.elf_class == 64 else 4, guest.byteorder)
+    told = lines.page_size
+    page_size = told if told is not None and told in guest.arch.page_sizes else guest.page_size
+    arrays = find_arrays(guest, lines, layout.size)
+    types = PageTypes(page_size, arrays, tells_free=layout.tells_free)
+    typer, reader, size = layout.typer(), StructReader(guest), layout.size
+
+    def tell(part: PageArray, runs: Runs) -> list[tuple[int, int, int]]:
+        place = types.place(part.first, part.pages)
+        data, missing = reader.read(runs, part.address, part.pages * size)
+        going_on = typer.tell(data, part.first, place)
+        for begin, end in missing:
+            place[begin // size : -(-end // size)] = UNREADABLE
+        return going_on
+
+    def tell_batch(batch: list[PageArray]) -> list[tuple[int, int, int]]:
+        check()
+        begin, last = batch[0].address, batch[-1]
+        runs = guest.virtual.kernel_runs(begin, last.address + last.pages * size - begin)
+        return [run for part in batch for run in tell(part, runs)]
+
+    going_on: list[tuple[int, int, int]] = []
+    with ThreadPoolExecutor(threads, thread_name_prefix="vmdump-types") as pool:
+        tasks: list[Future[list[tuple[int, int, int]]]] = []
+        try:
+            tasks = [pool.submit(tell_batch, batch) for batch in _batches(arrays, size, threads)]
+            for task in tasks:
+                going_on += task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+    types.spread(going_on)
+    return types
+
+
+def _batches(arrays: list[PageArray], size: int, threads: int) -> list[list[PageArray]]:
+    """Cut arrays into chunks, and put those together whose struct pages are found by one walk."""
+    chunks = sum(array.pages for array in arrays) // _CHUNK
+    most = max(min(_CHUNKS_PER_WALK, chunks // (2 * threads)), 1)
+    batches: list[list[PageArray]] = []
+    for array in arrays:
+        end, pfn = array.first + array.pages, array.first
+        batch: list[PageArray] = []
+        while pfn < end:
+            cut = min(end, pfn - pfn % _CHUNK + _CHUNK)
+            batch.append(PageArray(pfn, cut - pfn, array.address + (pfn - array.first) * size))
+            pfn = cut
+            if len(batch) == most or pfn == end:
+                batches.append(batch)
+                batch = []
+    return batches
