@@ -24,6 +24,7 @@ from vmdump.units import counted, is_power_of_two
 
 if TYPE_CHECKING:
     from vmdump.arch.paging import Runs
+    from vmdump.guest.linux.page_types.filter import Filtered
     from vmdump.guest.qemu import QemuFacts
     from vmdump.guest.virtual import VirtualMemory
 
@@ -56,6 +57,8 @@ class Guest(GuestMemory):
         True for a dump that is marked as lacking pages which it should have.
     dump_level : int
         Which kinds of pages a dump excludes, in makedumpfile's bits; 1 is zeros, of which nothing is lost.
+    filtered : Filtered or None
+        What was left out of it by types of pages; None where nothing was.
     codec : str or None
         Of the pages of a kdump file, where they shrank; empty where that was not tried. None of any other.
 
@@ -99,6 +102,7 @@ class Guest(GuestMemory):
     changes = False
     incomplete = False
     dump_level = 1
+    filtered: Filtered | None = None
     codec: str | None = None
 
     def __init__(

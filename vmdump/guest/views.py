@@ -3,9 +3,9 @@
 Those of :class:`vmdump.guest.guest.Guest`: with another VMCOREINFO, with none but what is told, and with
 somebody who is told of a search.
 
-A filter by page type is one more, and its room is here: it gives `view_of` a guest with its own
-`excluded_pages`, `excluded_size`, `stored_pages` and `dump_level`, which add to the guest's. Whatever writes,
-verifies or describes a guest asks these, and need not know of the filter.
+A filter by page type (`guest/linux/page_types/filter.py`) is one more: it gives `view_of` a guest with its
+own `excluded_pages`, `excluded_size`, `stored_pages` and `dump_level`, which add to the guest's. Whatever
+writes, verifies or describes a guest asks these, and need not know of the filter.
 
 A part of the memory is not a view: the kernel and the page tables that describe it may lie in the rest.
 """

@@ -1,0 +1,177 @@
+"""A guest without pages of some types: a view of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmdump.errors import ExcludedPage
+from vmdump.guest.excluded import excluded_ranges
+from vmdump.guest.linux.page_types.arrays import Typed
+from vmdump.guest.linux.page_types.levels import excluded_types
+from vmdump.guest.linux.page_types.memory import without_pages
+from vmdump.guest.linux.page_types.types import PageTypes
+from vmdump.guest.stored import StoredPages
+from vmdump.guest.views import view_of
+from vmdump.guest.whole import page_runs
+from vmdump.kernels.page_types import DOUBTFUL, UNREADABLE
+
+__all__ = ["Filterable", "Filtered", "filtered"]
+
+_WINDOW = 1 << 18
+"""Pages asked for together."""
+
+
+class Filterable(Typed, Protocol):
+    """What of a guest a filter asks; :class:`vmdump.guest.guest.Guest` tells of each."""
+
+    dump_level: int
+
+    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
+        """Give pages as they are stored."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read guest-physical memory."""
+
+
+_Guest = TypeVar("_Guest", bound=Filterable)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What was left out of a guest.
+
+    Attributes
+    ----------
+    base : Guest
+        The guest with all its pages.
+    types : PageTypes
+        Of these.
+    level : int
+        What is left out, in makedumpfile's bits.
+    """
+
+    base: Any
+    types: PageTypes
+    level: int
+
+    @cached_property
+    def doubtful_pages(self) -> int:
+        """Pages that were kept because their struct pages contradict themselves, or cannot be read."""
+        counts = self.types.counts(page_runs(self.base.blocks, self.types.page_size))
+        return int(counts[[DOUBTFUL, UNREADABLE]].sum())
+
+    def excluded(self, pfn: int, count: int) -> NDArray[np.bool_]:
+        """Tell which pages, by frame number in units of the guest's page size, are left out by type.
+
+        A page of the guest that is a part of a page of its kernel is left out with that, and one of several
+        with all of these.
+        """
+        left_out, size, page_size = excluded_types(self.level), self.types.page_size, self.base.page_size
+        if size == page_size:
+            return left_out[self.types.of(pfn, count)]
+        if size > page_size:
+            parts = size // page_size
+            first, last = pfn // parts, -(-(pfn + count) // parts)
+            whole = np.repeat(left_out[self.types.of(first, last - first)], parts)
+            return whole[pfn - first * parts :][:count]
+        parts = page_size // size
+        pages = left_out[self.types.of(pfn * parts, count * parts)].reshape(-1, parts)
+        whole = np.empty(count, np.bool_)
+        np.all(pages, axis=1, out=whole)
+        return whole
+
+    def only_long_runs(self, shortest: int) -> Any:
+        """Give the guest without those of these pages that are in long runs of a block, or at its end.
+
+        Parameters
+        ----------
+        shortest : int
+            Pages of a run that is long. Pages that the base lacks count.
+        """
+        guest = _view(self.base, self, self.excluded)
+        found = []
+        for begin, end in page_runs(self.base.blocks, self.base.page_size):
+            size = self.base.page_size
+            runs = excluded_ranges(guest, begin * size, end * size) // size + begin
+            found.append(runs[(runs[:, 1] - runs[:, 0] >= shortest) | (runs[:, 1] == end)])
+        runs = np.concatenate(found)
+        return _view(self.base, self, _inside(runs, self.excluded))
+
+
+def _inside(runs: NDArray[np.int64], excluded: Callable[[int, int], NDArray[np.bool_]]) -> Any:
+    """Limit what is left out to runs of pages."""
+
+    def limited(pfn: int, count: int) -> NDArray[np.bool_]:
+        low = int(np.searchsorted(runs[:, 1], pfn, side="right"))
+        high = int(np.searchsorted(runs[:, 0], pfn + count))
+        steps = np.zeros(count + 1, np.int32)
+        np.add.at(steps, np.maximum(runs[low:high, 0], pfn) - pfn, 1)
+        np.add.at(steps, np.minimum(runs[low:high, 1], pfn + count) - pfn, -1)
+        inside = np.cumsum(steps[:-1]) > 0
+        return excluded(pfn, count) & inside if inside.any() else inside
+
+    return limited
+
+
+def filtered(guest: _Guest, types: PageTypes, level: int) -> _Guest:
+    """Give a guest without pages of some types.
+
+    What the guest lacks already it lacks as well, and levels add up. Memory is read through the guest; pages
+    that are left out are zero and are not read.
+
+    Parameters
+    ----------
+    guest : Guest
+        The guest.
+    types : PageTypes
+        Of its pages, as its memory is now.
+    level : int
+        What is left out, in makedumpfile's bits; the lowest, for zeros, changes nothing.
+    """
+    found = Filtered(guest, types, level)
+    return _view(guest, found, found.excluded)
+
+
+def _view(guest: _Guest, found: Filtered, excluded: Callable[[int, int], NDArray[np.bool_]]) -> _Guest:
+    page_size = guest.page_size
+
+    def excluded_pages(pfn: int, count: int) -> NDArray[np.bool_]:
+        mask, own = excluded(pfn, count), guest.excluded_pages(pfn, count)
+        return mask if own is None else mask | own
+
+    def stored_pages(pfn: int, count: int) -> StoredPages | None:
+        stored = guest.stored_pages(pfn, count)
+        if stored is None:
+            return None
+        mask = excluded(pfn, count)
+        sizes = np.where(mask, np.uint32(0), stored.sizes)
+        return replace(stored, sizes=sizes, excluded=stored.excluded | mask, zero=stored.zero & ~mask)
+
+    def read(address: int, length: int) -> bytes:
+        first = address // page_size
+        mask = excluded(first, -(-(address + length) // page_size) - first) if length > 0 else None
+        if mask is not None and mask.any():
+            raise ExcludedPage.at(max(address, (first + int(mask.argmax())) * page_size))
+        return guest.read(address, length)
+
+    count = sum(
+        int(np.count_nonzero(excluded_pages(pfn, min(_WINDOW, end - pfn))))
+        for begin, end in page_runs(guest.blocks, page_size)
+        for pfn in range(begin, end, _WINDOW)
+    )
+    return view_of(
+        guest,
+        blocks=without_pages(guest.blocks, excluded, page_size),
+        excluded_pages=excluded_pages,
+        excluded_size=count * page_size,
+        stored_pages=stored_pages,
+        read=read,
+        dump_level=guest.dump_level | found.level,
+        filtered=found,
+    )
