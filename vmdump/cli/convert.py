@@ -10,6 +10,8 @@ from vmdump import convert
 from vmdump.cli.options import (
     as_source,
     check_report,
+    exclude_options,
+    excluded,
     format_option,
     json_option,
     layout_option,
@@ -38,6 +40,7 @@ __all__ = ["convert_command"]
     "--level", type=int, help="Compression level, on the engine's own scale; packs all pages again."
 )
 @threads_option
+@exclude_options
 @vmcoreinfo_option
 @search_option
 @click.option("--keep-going", is_flag=True, help="Exclude the lost pages of a damaged dump.")
@@ -56,6 +59,8 @@ def convert_command(
     vmcoreinfo: str | None,
     no_search: bool,
     keep_going: bool,
+    dump_level: int,
+    exclude: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -84,6 +89,7 @@ def convert_command(
             search=not no_search,
             force=force,
             keep_going=keep_going,
+            exclude=excluded(dump_level, exclude),
             progress=progress,
         )
     if as_json:

@@ -11,6 +11,8 @@ from vmdump.cli.options import (
     as_size,
     as_source,
     check_report,
+    exclude_options,
+    excluded,
     format_option,
     json_option,
     layout_option,
@@ -47,6 +49,8 @@ _SHOWN = 3
 @click.option("--length", callback=as_size, metavar="SIZE", help="Bytes from --begin on (elf only).")
 @click.option("--paging", is_flag=True, help="Describe memory by the guest's page tables (elf only).")
 @click.option("--no-pause", is_flag=True, help="Let a running guest run on: the dump is fuzzy.")
+@exclude_options
+@click.option("--force-fuzzy", is_flag=True, help="Exclude pages even with --no-pause: some may be missing.")
 @vmcoreinfo_option
 @search_option
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
@@ -68,6 +72,9 @@ def dump_command(
     vmcoreinfo: str | None,
     no_search: bool,
     compat: str | None,
+    dump_level: int,
+    exclude: str | None,
+    force_fuzzy: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -99,6 +106,8 @@ def dump_command(
             vmcoreinfo=vmcoreinfo,
             search=not no_search,
             compat=compat,
+            exclude=excluded(dump_level, exclude),
+            force_fuzzy=force_fuzzy,
             progress=progress,
         )
     if as_json:

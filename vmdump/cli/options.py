@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from vmdump.errors import RequestError
+from vmdump.formats.levels import EXCLUDABLE, parse_level
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
 from vmdump.sinks.opening import named_descriptor
 from vmdump.units import parse_size
@@ -13,6 +17,8 @@ __all__ = [
     "as_size",
     "as_source",
     "check_report",
+    "exclude_options",
+    "excluded",
     "format_option",
     "json_option",
     "layout_option",
@@ -24,6 +30,7 @@ __all__ = [
 ]
 
 _STDOUT = 1
+_BITS = ", ".join(f"{bit} {name}" for name, bit in EXCLUDABLE.items())
 
 format_option = click.option(
     "-f",
@@ -37,6 +44,26 @@ format_option = click.option(
 layout_option = click.option(
     "--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}."
 )
+_level_option = click.option(
+    "-d",
+    "--dump-level",
+    "dump_level",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="LEVEL",
+    help=f"Pages to exclude, as makedumpfile has them: the sum of {_BITS}.",
+)
+_exclude_option = click.option(
+    "--exclude", metavar="NAMES", help=f"The same by names: {','.join(EXCLUDABLE)}."
+)
+
+
+def exclude_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which types of pages are excluded; :func:`excluded` takes them."""
+    return _level_option(_exclude_option(command))
+
+
 threads_option = click.option(
     "-j", "--threads", type=int, help="Worker threads; all processors, if not given."
 )
@@ -69,6 +96,17 @@ def as_source(
 def source_name(source: str | tuple[str, ...]) -> str:
     """Give the name to show for what was named on the command line."""
     return source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more"
+
+
+def excluded(dump_level: int, exclude: str | None) -> int:
+    """Give the level of both options.
+
+    Raises
+    ------
+    RequestError
+        There is no such level, or no such name.
+    """
+    return parse_level(dump_level) | (0 if exclude is None else parse_level(exclude))
 
 
 def check_report(output: str, *, as_json: bool) -> None:

@@ -69,6 +69,7 @@ def summary(report: Report) -> str:
         f" {format_size(report.guest_bytes)} of guest memory"
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
+        f"{_in_doubt(report)}"
         f"{_filled_up(report)}"
         f"{_paused(report)}"
         f"{''.join(f'; {remark}' for remark in report.remarks)}"
@@ -79,6 +80,12 @@ def _filled_up(report: Report) -> str:
     if not report.partial_pages:
         return ""
     return f"; zeros fill up {counted(report.partial_pages, 'page')} inside which memory ends"
+
+
+def _in_doubt(report: Report) -> str:
+    if not report.doubtful_pages:
+        return ""
+    return f"; {counted(report.doubtful_pages, 'page')} of doubtful types kept"
 
 
 def _paused(report: Report) -> str:

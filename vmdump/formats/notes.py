@@ -160,8 +160,8 @@ def blocks_note(blocks: Sequence[tuple[int, int]], byteorder: ByteOrder) -> byte
     """Build the note that tells excluded memory from missing memory: name VMDUMP, type 2, the guest's blocks.
 
     Only a core from which pages were excluded has it. The descriptor is a pair of 64-bit numbers for each
-    block, ``[begin, end)`` in guest-physical bytes, ascending: what is in a block and in no PT_LOAD is
-    excluded.
+    block, ``[begin, end)`` in guest-physical bytes, ascending: what is in a block and of which no PT_LOAD has
+    bytes in the file is excluded.
     """
     table = np.array(blocks, np.uint64).astype("<u8" if byteorder == "little" else ">u8")
     return build_note(VMDUMP_NAME, _BLOCKS_TYPE, table.tobytes(), byteorder)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmdump.errors import RequestError
+from vmdump.formats.levels import parse_level
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.guest.guest import Guest
 from vmdump.opening import as_source, names_dump, names_live_guest, open_dump, open_source
@@ -43,6 +44,7 @@ class ConvertOptions(TypedDict, total=False):
     search: bool
     force: bool
     keep_going: bool
+    exclude: int | str | Iterable[str]
 
 
 def convert(
@@ -75,6 +77,8 @@ def convert(
     keep_going : bool
         Exclude the lost pages of a dump that is damaged or was cut short, as :func:`vmdump.repair` does, and
         mark the output as incomplete. All pages are read once more for it.
+    exclude : int, str, or iterable of str
+        As for :func:`dump`. What the dump lacks already stays excluded: levels add up.
 
     Returns
     -------
@@ -112,6 +116,7 @@ def _check(
     search: bool = True,
     force: bool = False,
     keep_going: bool = False,
+    exclude: int | str | Iterable[str] = 1,
 ) -> Request:
     """Open the dump and check the request, before anything is created."""
     parts: list[str] = []
@@ -119,12 +124,21 @@ def _check(
         if not 2 <= split <= _MAX_PARTS:
             raise RequestError(f"split: {split} is not from 2 to {_MAX_PARTS}", parameter="split")
         parts = part_names(output, split)
+    left_out = parse_level(exclude)
     writer = make_writer(format, layout=layout, engine=engine, level=level)
     if parts:
         writer.check_split()
     threads = check_threads(threads)
     checking = Checking(threads, control) if keep_going else None
-    target = Target(output=output, format=format, writer=writer, threads=threads, force=force, parts=parts)
+    target = Target(
+        output=output,
+        format=format,
+        writer=writer,
+        threads=threads,
+        force=force,
+        parts=parts,
+        exclude=left_out,
+    )
     return make_request(lambda: _open(source, checking), target, vmcoreinfo=vmcoreinfo, search=search)
 
 

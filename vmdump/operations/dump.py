@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from vmdump.errors import naming_shortages
+from vmdump.errors import RequestError, naming_shortages
+from vmdump.formats.levels import parse_level
 from vmdump.formats.names import DEFAULT_FORMAT
 from vmdump.opening import as_source
 from vmdump.operations.report import Report
@@ -18,6 +19,7 @@ from vmdump.writers.registry import make_writer
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
 
+Exclude = int | str | Iterable[str]
 __all__ = ["DumpOptions", "check_request", "dump"]
 
 
@@ -37,6 +39,8 @@ class DumpOptions(TypedDict, total=False):
     vmcoreinfo: bytes | str | os.PathLike[str] | None
     search: bool
     compat: str | None
+    exclude: Exclude
+    force_fuzzy: bool
 
 
 def dump(
@@ -86,6 +90,14 @@ def dump(
     compat : {"qemu"}, optional
         Write, byte for byte, the file that QEMU 7.2 would have written of the guest: elf, or kdump-zlib,
         which is flattened unless another layout is asked for.
+    exclude : int, str, or iterable of str
+        Which types of pages are not dumped: a level of makedumpfile from 0 to 31, or names of its bits:
+        ``zero``, ``cache``, ``cache-private``, ``user``, ``free``. What each page is used for is told by the
+        guest's Linux kernel, through VMCOREINFO; pages in doubt are dumped. Levels 0 and 1 need no kernel,
+        and are the same here: zeros take no room. In an ELF file runs of fewer than 256 pages stay.
+    force_fuzzy : bool
+        Exclude more than zeros even with `pause` false. A page that is free when its type is told may hold
+        data of the kernel a moment later, which would be missing without a trace.
 
     Returns
     -------
@@ -126,6 +138,8 @@ def check_request(
     vmcoreinfo: bytes | str | os.PathLike[str] | None = None,
     search: bool = True,
     compat: str | None = None,
+    exclude: Exclude = 1,
+    force_fuzzy: bool = False,
 ) -> Request:
     """Open the source and check the request, before anything is created; parameters as for :func:`dump`.
 
@@ -134,6 +148,13 @@ def check_request(
     VmdumpError
         As for :func:`dump`.
     """
+    left_out = parse_level(exclude)
+    if left_out > 1 and not pause and not force_fuzzy:
+        raise RequestError(
+            f"exclude: level {left_out} of a guest that runs would lack pages that were free and are not any "
+            "more; let it be paused, or demand that with --force-fuzzy",
+            parameter="exclude",
+        )
     writer = make_writer(
         format,
         layout=layout,
@@ -145,6 +166,14 @@ def check_request(
         compat=compat,
         pause=pause,
         vmcoreinfo=vmcoreinfo is not None,
+        filters=left_out > 1,
     )
-    target = Target(output=output, format=format, writer=writer, threads=check_threads(threads), force=force)
+    target = Target(
+        output=output,
+        format=format,
+        writer=writer,
+        threads=check_threads(threads),
+        force=force,
+        exclude=left_out,
+    )
     return make_request(lambda: as_source(source), target, vmcoreinfo=vmcoreinfo, search=search, pause=pause)

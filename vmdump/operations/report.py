@@ -35,8 +35,8 @@ class Report:
     copied_pages : int
         Those of them that were copied as they are stored in another kdump file, not packed again.
     excluded_pages : int
-        Pages of the guest that are not in the dump: excluded from the dump that was its source, or, in a
-        kdump file, unreadable.
+        Pages of the guest that are not in the dump: of types that were not wanted, excluded from the dump
+        that was its source, or, in a kdump file, unreadable.
     partial_pages : int
         Pages of which the guest has only a part, as blocks that end inside a page have it: a kdump file has
         zeros in the rest. 0 in an ELF file, which has no more than the guest's bytes.
@@ -63,6 +63,12 @@ class Report:
     remarks : tuple of str
         What others see of the visit to a live guest, that they would not expect: that libvirt marks the
         domain as tainted.
+    dump_level : int
+        Which types of pages are not in the dump, in makedumpfile's bits; those of a source that was a
+        filtered dump included. 1 is zeros, of which nothing is lost.
+    doubtful_pages : int
+        Pages that are in it because what the guest's kernel tells of them contradicts itself, or cannot be
+        read.
     """
 
     output: str
@@ -90,6 +96,8 @@ class Report:
     partial_pages: int = 0
     lost_pages: int = 0
     remarks: tuple[str, ...] = ()
+    dump_level: int = 1
+    doubtful_pages: int = 0
 
     @property
     def bytes_per_second(self) -> float:

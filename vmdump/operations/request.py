@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class Target:
         Replace an existing output file.
     parts : sequence of str
         The files of a split set, which the writer can write; empty for a dump in one file.
+    exclude : int
+        Types of pages that are left out, in makedumpfile's bits.
     """
 
     output: str | os.PathLike[str]
@@ -48,6 +50,12 @@ class Target:
     threads: int
     force: bool = False
     parts: Sequence[str] = ()
+    exclude: int = 1
+
+    @property
+    def filters(self) -> bool:
+        """Whether types of pages are left out that take more than a look at their contents."""
+        return self.exclude > 1
 
 
 class _Written(NamedTuple):
@@ -124,9 +132,8 @@ class Request:
                 if ahead is not None:
                     stack.enter_context(closing(ahead))
 
-            guest = stack.enter_context(
-                self._held(control, write_ahead if writer.writes_ahead(sink) else None)
-            )
+            prepares = writer.writes_ahead(sink) and not self.target.filters
+            guest = stack.enter_context(self._held(control, write_ahead if prepares else None))
             sink.begin(guest.files)
             plan = (ahead or writer).plan(guest)
             control.start(plan.memory_size)
@@ -150,14 +157,22 @@ class Request:
                 tally += plan.write(sink, threads=target.threads, control=control, release=_keep)
         return _Written(os.fspath(target.output), "standard", guest, guest.size, tally)
 
-    def _held(
-        self, control: Control, prepare: Callable[[Guest], None] | None = None
-    ) -> AbstractContextManager[Guest]:
-        """Hold the source's guest, with the VMCOREINFO that is wanted; see :meth:`Source.held`."""
+    @contextmanager
+    def _held(self, control: Control, prepare: Callable[[Guest], None] | None = None) -> Iterator[Guest]:
+        """Hold the source's guest, with the VMCOREINFO that is wanted, without what is excluded."""
         vmcoreinfo = replace(self.vmcoreinfo, progress=control.side_work())
-        return self.source.held(
+        with self.source.held(
             pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
-        )
+        ) as guest:
+            yield self._filtered(guest, control) if self.target.filters else guest
+
+    def _filtered(self, guest: Guest, control: Control) -> Guest:
+        """Leave out what is excluded, by what the guest's kernel tells of its pages now."""
+        from vmdump.guest.linux.page_types.filter import filtered  # most dumps leave out nothing
+        from vmdump.guest.linux.page_types.types import tell_types
+
+        types = tell_types(guest, threads=self.target.threads, check=control.check)
+        return filtered(guest, types, self.target.exclude)
 
     def _report(self, written: _Written, seconds: float) -> Report:
         guest, target = written.guest, self.target
@@ -178,6 +193,8 @@ class Request:
             vmcoreinfo_found=None if guest.told.found is None else guest.told.found.address,
             lost_pages=guest.lost_pages,
             remarks=tuple(self.source.remarks),
+            dump_level=guest.dump_level,
+            doubtful_pages=0 if guest.filtered is None else guest.filtered.doubtful_pages,
             **asdict(written.tally),
         )
 
@@ -222,6 +239,10 @@ def make_request(
             writer.plan_split(guest, len(target.parts))
         else:
             writer.check(guest)
+        if target.filters and guest.told.is_whole and not guest.changes:
+            from vmdump.guest.linux.page_types.types import demand_vmcoreinfo
+
+            demand_vmcoreinfo(guest)
     except BaseException:
         request.give_up()
         raise

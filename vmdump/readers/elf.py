@@ -30,7 +30,7 @@ class ElfDump(PiecesDump):
     Blocks are the PT_LOADs by physical address; PT_LOADs that show the same bytes of the file at the same
     address, as a dump with virtual mappings has them, become one, and so do those that hold the same bytes
     twice, as /proc/vmcore holds the kernel's text. PT_LOADs without a physical address are not memory. A note
-    of vmdump lists the guest's blocks if pages are excluded: those that are in no PT_LOAD.
+    of vmdump lists the guest's blocks if pages are excluded: those of which no PT_LOAD has bytes in the file.
 
     Parameters
     ----------
@@ -65,6 +65,10 @@ class ElfDump(PiecesDump):
         self._eraseinfo = erased.desc if erased else b""
         self._header_size = headers.header_size
         loads = self._usable(headers, file.size)
+        if told is not None:
+            # What a PT_LOAD has of memory and not of the file is excluded, as what is in none.
+            loads = loads.copy()
+            loads["p_memsz"] = loads["p_filesz"]
         blocks = _blocks(file, loads)
         if told is not None or len(loads) != len(headers.loads) or (loads != headers.loads).any():
             table = extents(headers.loads) if told is None else read_blocks(told, headers.byteorder)

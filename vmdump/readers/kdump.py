@@ -142,9 +142,11 @@ class KdumpDump(Dump):
     def maker(self) -> str:
         """The program that wrote it, by what only that does."""
         header, level = self.headers.header, self.headers.sub_header["dump_level"]
-        # Only makedumpfile notes a time, and has other levels than 1; QEMU tells the machine's name alone.
-        if header["tv_sec"] or level != kdump.DUMP_LEVEL or self.headers.version < kdump.HEADER_VERSION:
+        # Only makedumpfile notes a time; QEMU has no other level than 1, and tells the machine's name alone.
+        if header["tv_sec"] or self.headers.version < kdump.HEADER_VERSION:
             return "makedumpfile"
+        if level != kdump.DUMP_LEVEL:
+            return "vmdump, or makedumpfile"
         if header["sysname"]:
             return "vmdump, or makedumpfile -d 1"
         return "QEMU, or vmdump of a guest without VMCOREINFO"

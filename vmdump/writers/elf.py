@@ -7,6 +7,7 @@ from vmdump.guest.guest import Guest
 from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
 from vmdump.writers.base import Ahead, Writer
+from vmdump.writers.elf_filtered import for_core
 from vmdump.writers.elf_head import UNIT
 from vmdump.writers.elf_plan import ElfPlan, plan_elf
 from vmdump.writers.loads import Selection
@@ -34,7 +35,7 @@ class ElfWriter(Writer):
 
     def plan(self, guest: Guest) -> ElfPlan:
         """Lay a guest out."""
-        return plan_elf(guest, self.selection)
+        return plan_elf(for_core(guest), self.selection)
 
     def writes_ahead(self, sink: Sink) -> bool:
         """Tell whether it is a file, in which what is skipped is zeros."""

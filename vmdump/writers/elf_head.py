@@ -55,7 +55,8 @@ class ElfHead:
     file_size : int
         Bytes of the whole file.
     starts, sizes : (n,) uint64
-        Guest-physical address and bytes of each PT_LOAD's memory; one follows the other behind the head.
+        Guest-physical address of each PT_LOAD's memory, and its bytes in the file; one follows the other
+        behind the head.
     """
 
     elf_class: ElfClass
@@ -80,7 +81,8 @@ def elf_head(
     guest : Guest
         Gives machine, byte order, class and notes.
     slices : sequence of Slice
-        The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded.
+        The memory to dump: a PT_LOAD each, or one for each piece of it that is not excluded. Those of a guest
+        that was filtered go on up to the next one in memory, as makedumpfile's do.
     mappings : Runs, optional
         The PT_LOADs instead of that, with virtual addresses.
     memory_offset : int
@@ -88,11 +90,14 @@ def elf_head(
     """
     starts, sizes = _segments(guest, slices)
     notes = _notes(guest, slices)
+    spans = sizes
     if mappings is not None and guest.excluded_size:
         mappings = cut_mappings(mappings, starts, sizes)
+    elif guest.filtered is not None:
+        starts, sizes, spans = _reaching(slices, starts, sizes)
 
     def head(elf_class: ElfClass) -> ElfHead:
-        return _head(guest, starts, sizes, notes, mappings, memory_offset, elf_class)
+        return _head(guest, starts, sizes, spans, notes, mappings, memory_offset, elf_class)
 
     wide = head(64)
     return head(32) if guest.elf_class == 32 and wide.file_size <= _LAST_32BIT else wide
@@ -121,6 +126,27 @@ def _segments(guest: Guest, slices: Sequence[Slice]) -> tuple[NDArray[np.uint64]
     return first, last - first
 
 
+def _reaching(
+    slices: Sequence[Slice], starts: NDArray[np.uint64], sizes: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Let segments cover what is excluded behind them, and in front of the first of a slice.
+
+    Returns
+    -------
+    starts, sizes, spans : (m,) uint64
+        As of :func:`_segments`, and bytes up to the next segment, or to the end of the slice.
+    """
+    begins = np.array([piece.start for piece in slices], np.uint64)
+    ends = begins + np.array([piece.size for piece in slices], np.uint64)
+    uncovered = ~np.isin(begins, starts)
+    places = np.searchsorted(starts, begins[uncovered])
+    starts = np.insert(starts, places, begins[uncovered])
+    sizes = np.insert(sizes, places, np.uint64(0))
+    piece = np.searchsorted(begins, starts, side="right") - 1
+    following = np.append(starts[1:], ends[-1])
+    return starts, sizes, np.minimum(following, ends[piece]) - starts
+
+
 def _notes(guest: Guest, slices: Sequence[Slice]) -> bytes:
     """Give the guest's notes, and those that only a core needs."""
     notes = guest.notes
@@ -136,6 +162,7 @@ def _head(
     guest: Guest,
     starts: NDArray[np.uint64],
     sizes: NDArray[np.uint64],
+    spans: NDArray[np.uint64],
     notes: bytes,
     mappings: Runs | None,
     memory_offset: int,
@@ -170,7 +197,7 @@ def _head(
         e_shnum=1 if extended else 0,
     )
     table = program_headers(
-        elf_class, guest.byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+        elf_class, guest.byteorder, (notes_offset, len(notes)), starts, sizes, spans, ends - sizes, mappings
     )
     section = SHDR[elf_class].pack(guest.byteorder, sh_info=phnum) if extended else b""
     # Joined once: notes may have hundreds of megabytes.

@@ -72,6 +72,7 @@ def program_headers(
     notes: tuple[int, int],
     starts: _Column,
     sizes: _Column,
+    spans: _Column,
     offsets: _Column,
     mappings: Runs | None,
 ) -> NDArray[np.void]:
@@ -83,8 +84,9 @@ def program_headers(
         Of the file.
     notes : (int, int)
         File offset and bytes.
-    starts, sizes, offsets : (n,) uint64
-        Guest-physical address, bytes and file offset of each piece of memory in the file, ascending.
+    starts, sizes, spans, offsets : (n,) uint64
+        Guest-physical address of each piece of memory, ascending, its bytes in the file and in memory, and
+        its file offset.
     mappings : Runs or None
         One PT_LOAD each; without them, one for each piece, by its guest-physical address.
 
@@ -92,7 +94,7 @@ def program_headers(
     -------
     (1 + loads,) of PHDR
     """
-    columns: _Loads = (offsets, starts, starts, sizes, sizes)
+    columns: _Loads = (offsets, starts, starts, sizes, spans)
     if mappings is not None:
         columns = _virtual_loads(starts, sizes, offsets, mappings)
     table: NDArray[np.void] = np.zeros(1 + len(columns[0]), PHDR[elf_class].dtype(byteorder))

@@ -24,6 +24,7 @@ def make_writer(
     compat: str | None = None,
     pause: bool = True,
     vmcoreinfo: bool = False,
+    filters: bool = False,
 ) -> Writer:
     """Make the writer of a format, with its options.
 
@@ -31,8 +32,9 @@ def make_writer(
     ----------
     format, layout, engine, level, begin, length, paging, compat
         As for :func:`vmdump.dump`.
-    pause, vmcoreinfo : bool
-        The guest is to be paused, and VMCOREINFO is given: not all files can be of such a guest.
+    pause, vmcoreinfo, filters : bool
+        The guest is to be paused, VMCOREINFO is given, types of pages are excluded: not all files can be of
+        such a guest.
 
     Raises
     ------
@@ -50,7 +52,15 @@ def make_writer(
     if compat is not None:
         from vmdump.writers.compat.target import check_compat
 
-        check_compat(compat, dump_format, engine=engine, level=level, pause=pause, vmcoreinfo=vmcoreinfo)
+        check_compat(
+            compat,
+            dump_format,
+            engine=engine,
+            level=level,
+            pause=pause,
+            vmcoreinfo=vmcoreinfo,
+            filters=filters,
+        )
     make = (_WRITERS if compat is None else _COMPAT_WRITERS)[dump_format.family]
     return make(_Options(dump_format.codec or "", wanted_layout, engine, level, within, paging))
 

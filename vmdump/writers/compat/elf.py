@@ -134,7 +134,7 @@ def _head(guest: Guest, slices: Sequence[Slice], mappings: Runs | None) -> bytes
     )
     starts = np.array([piece.start for piece in slices], np.uint64)
     table = program_headers(
-        elf_class, byteorder, (notes_offset, len(notes)), starts, sizes, ends - sizes, mappings
+        elf_class, byteorder, (notes_offset, len(notes)), starts, sizes, sizes, ends - sizes, mappings
     )
     loads = table[1:]
     # QEMU knows no virtual address 0: that is memory without one.

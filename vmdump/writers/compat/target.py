@@ -33,6 +33,7 @@ def check_compat(
     level: int | None,
     pause: bool,
     vmcoreinfo: bool,
+    filters: bool,
 ) -> None:
     """Refuse what QEMU does not do.
 
@@ -42,8 +43,8 @@ def check_compat(
         Of the program whose files are wanted: ``qemu``.
     dump_format, engine, level, pause
         What is asked for.
-    vmcoreinfo : bool
-        VMCOREINFO is given.
+    vmcoreinfo, filters : bool
+        VMCOREINFO is given; types of pages are excluded.
 
     Raises
     ------
@@ -56,6 +57,8 @@ def check_compat(
         raise RequestError(f"compat: {name!r} is unknown; qemu is the only one", parameter="compat")
     if not pause:
         raise RequestError("compat: QEMU pauses the guest, so --no-pause contradicts it", parameter="compat")
+    if filters:
+        raise RequestError("compat: QEMU excludes no pages, so exclude contradicts it", parameter="compat")
     if vmcoreinfo:
         raise RequestError(
             "compat: QEMU takes VMCOREINFO from the guest only; do not give one", parameter="compat"
