@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-from vmdump.errors import RequestError, naming_shortages
+from vmdump.errors import CapabilityError, ReadError, RequestError, naming_shortages
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.operations.report import Report
@@ -128,12 +128,15 @@ class Request:
 
             def write_ahead(running: Guest) -> None:
                 nonlocal ahead
-                ahead = writer.write_ahead(running, sink, threads=threads, control=control)
+                wanted = self._filtered_ahead(running, control) if self.target.filters else running
+                if wanted is not None:
+                    ahead = writer.write_ahead(wanted, sink, threads=threads, control=control)
                 if ahead is not None:
                     stack.enter_context(closing(ahead))
 
-            prepares = writer.writes_ahead(sink) and not self.target.filters
-            guest = stack.enter_context(self._held(control, write_ahead if prepares else None))
+            guest = stack.enter_context(
+                self._held(control, write_ahead if writer.writes_ahead(sink) else None)
+            )
             sink.begin(guest.files)
             plan = (ahead or writer).plan(guest)
             control.start(plan.memory_size)
@@ -173,6 +176,19 @@ class Request:
 
         types = tell_types(guest, threads=self.target.threads, check=control.check)
         return filtered(guest, types, self.target.exclude)
+
+    def _filtered_ahead(self, running: Guest, control: Control) -> Guest | None:
+        """Leave out what is excluded now, of a guest that runs on; None where it changes too much for that.
+
+        What is in the dump is decided by the guest that is held: this is packed early, and may be dropped.
+        """
+        from vmdump.guest.linux.page_types.types import demand_vmcoreinfo
+
+        demand_vmcoreinfo(running)
+        try:
+            return self._filtered(running, control)
+        except (CapabilityError, ReadError):
+            return None
 
     def _report(self, written: _Written, seconds: float) -> Report:
         guest, target = written.guest, self.target

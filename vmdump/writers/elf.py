@@ -42,7 +42,9 @@ class ElfWriter(Writer):
         return sink.sparse
 
     def write_ahead(self, guest: Guest, sink: Sink, *, threads: int, control: Control) -> Ahead | None:
-        """Write all memory that is not zero; None if it does not consist of whole units."""
+        """Write all memory that is not zero; None if it does not consist of whole units, or was filtered."""
+        if guest.filtered is not None:
+            return None  # no byte would stay where it is: what is in front of it has changed until the pause
         slices = self.selection.slices(guest)
         if any((piece.start | piece.size | piece.block.start) % UNIT for piece in slices):
             return None

@@ -6,17 +6,23 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
+from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.guest.guest import Guest
 from vmdump.kernels.share import SharedPages
 from vmdump.pipeline.ahead import PagesAhead
 from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
+from vmdump.units import align_up
 from vmdump.writers.base import Ahead
 from vmdump.writers.kdump_plan import KdumpPlan
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.pagedata import DataAhead, PageData
 
 __all__ = ["KdumpAhead"]
+
+_MORE_PAGES = 1 << 16
+"""That may come to be dumped until the pause, beside a quarter of those that are now. Room for descriptors is
+a hole of the file; where it is too small, all pages are packed during the pause."""
 
 
 class KdumpAhead(Ahead):
@@ -61,7 +67,7 @@ class KdumpAhead(Ahead):
             raise
 
     def _pack(self, plan: KdumpPlan, threads: int, control: Control) -> DataAhead:
-        offset, shared = plan.head.data_offset, SharedPages()
+        offset, shared = plan.head.data_offset + _room(plan), SharedPages()
         file = PlainFile(self._sink, control.cancelled)
         data = PageData(file.lane(offset), offset, plan.guest.page_size, shared=shared)
         with closing(plan.pack(threads, key=self._pages.key)) as runs:
@@ -84,3 +90,13 @@ class KdumpAhead(Ahead):
     def close(self) -> None:
         """Remove the temporary file."""
         self._pages.close()
+
+
+def _room(plan: KdumpPlan) -> int:
+    """Give the bytes of descriptors that a guest may need whose pages are not all dumped."""
+    guest = plan.guest
+    if guest.filtered is None:
+        return 0
+    more = min(plan.head.page_count // 4 + _MORE_PAGES, guest.excluded_size // guest.page_size)
+    # Less than a page between the old place of the page of zeros and the new one is of no use.
+    return align_up(more * PAGE_DESCRIPTOR.size + guest.page_size, guest.page_size)
