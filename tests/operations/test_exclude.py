@@ -18,6 +18,7 @@ from oracles.kdump import Kdump
 
 import vmdump
 from vmdump.errors import CapabilityError, ExcludedPage, RequestError
+from vmdump.operations.dump import check_request
 
 PAGE = 4096
 FIRMWARE = range(0xFFFC0, 0x100000)
@@ -243,6 +244,8 @@ def test_a_stale_vmcoreinfo(format: str, core: Any, tmp_path: Path) -> None:
         assert done.stderr.count(b"\n") == 1
         assert b"is not that of the kernel in its memory" in done.stderr
         assert list(out.iterdir()) == []
+    with pytest.raises(CapabilityError):
+        check_request(core("7.3"), out / "dump", exclude=31, vmcoreinfo=tmp_path / "lines")
 
 
 @pytest.mark.parametrize("words", [("-d", 32), ("-d", -1), ("--exclude", "all"), ("--exclude", "")])

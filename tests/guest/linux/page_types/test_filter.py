@@ -64,6 +64,24 @@ def test_memory_has_what_is_kept_and_zeros_elsewhere(guest: Any) -> None:
         assert np.array_equal(part.view(begin, length, scratch[1]), want)
 
 
+@pytest.mark.parametrize("unit", [1, 512, PAGE])
+def test_pages_here_and_there(unit: int) -> None:
+    """What is left out between pages that lie near each other is read along, and zero."""
+    pages = structs(4096)
+    random = np.random.RandomState(4)
+    out = random.random_sample(4096) < 0.3
+    out[:512] = False
+    pages["flags"][out] = LRU
+    guest = flat(pages)
+    view = view_of_level(guest, 2)
+    plain, part = guest.blocks[0].memory, view.blocks[0].memory
+    for _ in range(20):
+        begin, length = (int(random.randint(1, 2048 * PAGE // unit)) * unit for _ in range(2))
+        want = np.array(plain.view(begin, length, np.empty(0, np.uint8)))
+        want[out[np.arange(begin, begin + length) // PAGE]] = 0
+        assert np.array_equal(part.view(begin, length, np.empty(length, np.uint8)), want)
+
+
 def test_data_runs_are_those_of_kept_pages(guest: Any) -> None:
     view = view_of_level(guest, 31)
     plain, part = guest.blocks[0].memory, view.blocks[0].memory
