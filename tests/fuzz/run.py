@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "fuzz"
 FINDINGS = BUILD / "findings"
-C_TARGETS = ("unpack", "pack", "bits", "pages", "scan", "share")
+C_TARGETS = ("unpack", "pack", "bits", "pages", "scan", "share", "page_types")
 READERS = ("elf", "kdump", "flattened", "split", "ranges")
 LIBRARIES = dict(line.split() for line in (ROOT / "csrc/codecs/libraries.txt").read_text().splitlines())
 """Engine, and the name by which pkg-config knows its library."""

@@ -68,6 +68,38 @@ def _others() -> Iterator[tuple[str, str, bytes]]:
     runs = struct.pack("<HHHHHH", 10, 500, 3, 100, 4000, 600)
     yield "scan", "two-runs", bytes((0, 7, 2, 0, 1)) + runs + noise
     yield "scan", "cut", bytes((3, 1, 1, 0, 0)) + struct.pack("<HHH", 0, 8000, 4000) + noise
+    fields = (
+        64,
+        2,
+        0,
+        0,
+        24,
+        40,
+        48,
+        8,
+        -1,
+        1,
+        -1,
+        1,
+        -11,
+        11,
+        32,
+        512,
+        1024,
+        2048,
+        128,
+        256,
+        64,
+        -129,
+        -12,
+        -257,
+        -9,
+    )
+    for name, layout in {"flags": fields, "offsets": (*fields[:8], 17, 2, 16, 3, 2, *fields[13:])}.items():
+        head = struct.pack("<25hI", *layout, 512)
+        pages = struct.pack("<QQQQQQiI8x", 64, 0, 0, 0, 0, 0, -11, 0) + struct.pack("<QQ48x", 3 | 3 << 8, 1)
+        free = struct.pack("<QQQQQQiI8x", 0, 0, 0, 0, 0, 3, -129, 0)
+        yield "page_types", name, head + 4 * pages + 2 * free + noise
     yield "share", "same", bytes((15,)) + bytes([63] * 16) + 16 * noise[:64]
     yield "share", "different", bytes((15,)) + bytes(range(100, 116)) + noise
 

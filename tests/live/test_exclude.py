@@ -50,7 +50,7 @@ def test_a_busy_guest(busy_guest: Guest, scratch: Path) -> None:
         assert busy_guest.running()
         assert not report["fuzzy"]
         with vmdump.open(scratch / f"dump{number}") as dump:
-            assert any("Linux version 6.1" in line.text for line in vmdump.dmesg(dump))
+            assert any(b"Linux version 6.1" in line.text for line in vmdump.dmesg(dump))
         # Nothing more is left out by the struct pages of the dump itself, and nothing less was.
         again = vmdump.convert(
             scratch / f"dump{number}", scratch / "again", format="kdump-lzo", exclude=31, force=True
