@@ -127,13 +127,59 @@ def test_hugetlb_pages(
     assert (types[:512] == kernel.KERNEL).all()
 
 
-def test_without_map_counts_free_pages_are_kept() -> None:
-    """Before 3.8 only the lists of free pages tell which are free."""
+LISTS: Mapping[str, int] = {
+    "SYMBOL(contig_page_data)": 0x10000,
+    "OFFSET(pglist_data.node_zones)": 0x100,
+    "SIZE(zone)": 0x800,
+    "OFFSET(zone.free_area)": 0x40,
+    "SIZE(free_area)": 40,
+    "LENGTH(free_area.free_list)": 2,
+    "OFFSET(free_area.free_list)": 0,
+    "SIZE(list_head)": 16,
+    "OFFSET(page.lru)": 32,
+}
+
+
+def _listed(blocks: Mapping[tuple[int, int, int], list[int]], *, broken: int = 0) -> np.ndarray:
+    """Tell types by lists of pages, by zone, order and kind; `broken` names another one before it."""
+    keys = {key: value for key, value in KEYS_3_10.items() if "mapcount" not in key and "BUDDY" not in key}
+    raw = Raw(2048)
+    raw.put(7, 0, "<u8", 1 << 5)
+    guest = flat(raw.bytes.reshape(-1).view("V64"), {**keys, **LISTS}, release="3.2.0-test")
+    memory = np.array(guest.blocks[0].memory.view(0, 2048 * PAGE, np.empty(0, np.uint8)))
+    memory[0x10000:0x20000] = 0
+    for zone in range(4):
+        for order in range(11):
+            for kind in range(2):
+                head = 0x10140 + zone * 0x800 + order * 40 + kind * 16
+                places = [(1 << 20) + 64 * page + 32 for page in blocks.get((zone, order, kind), [])]
+                ring = [head, *places]
+                for at, place in enumerate(ring):
+                    before = ring[at - 1] if place != (1 << 20) + 64 * broken + 32 else 0x5000
+                    _place(memory, place, ring[(at + 1) % len(ring)], before)
+    return tell_types(guest_of(memory, {**keys, **LISTS, "SYMBOL(mem_map)": 0x2000})).of(0, 2048)
+
+
+def test_lists_of_free_pages() -> None:
+    """Before 3.8 nothing else tells which pages are free."""
+    types = _listed({(0, 0, 0): [9], (0, 4, 1): [64, 160], (1, 10, 0): [1024], (3, 1, 1): [20, 10, 300]})
+    free = [9, 10, 11, 20, 21, *range(64, 80), *range(160, 176), 300, 301, *range(1024, 2048)]
+    assert np.flatnonzero(types == kernel.FREE).tolist() == free
+    assert types[7] == kernel.CACHE
+
+
+def test_a_list_ends_where_it_contradicts_itself() -> None:
+    types = _listed({(0, 0, 0): [9, 11, 13, 15]}, broken=13)
+    assert np.flatnonzero(types == kernel.FREE).tolist() == [9, 11]
+    types = _listed({(0, 3, 0): [64, 65, 72]})
+    assert np.flatnonzero(types == kernel.FREE).tolist() == list(range(64, 72))
+
+
+def test_without_lists_free_pages_are_kept() -> None:
     keys = {key: value for key, value in KEYS_3_10.items() if "mapcount" not in key and "BUDDY" not in key}
     raw = Raw(2048)
     raw.put(7, 0, "<u8", 1 << 5)
     types = tell_types(flat(raw.bytes.reshape(-1).view("V64"), keys, release="3.2.0-test"))
-    assert not types.tells_free
     assert np.flatnonzero(types.of(0, 2048) != kernel.KERNEL).tolist() == [7]
 
 

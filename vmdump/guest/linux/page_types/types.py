@@ -40,13 +40,10 @@ class PageTypes:
         Frame numbers ``[begin, end)`` that have struct pages, ascending, not touching.
     types : (n,) uint8
         Of these pages one behind the other: a type, and beside it the bit POISONED.
-    tells_free : bool
-        False of a kernel that does not mark free pages.
     """
 
-    def __init__(self, page_size: int, arrays: list[PageArray], *, tells_free: bool) -> None:
+    def __init__(self, page_size: int, arrays: list[PageArray]) -> None:
         self.page_size = page_size
-        self.tells_free = tells_free
         self.arrays: list[tuple[int, int]] = []
         for array in arrays:
             if self.arrays and self.arrays[-1][1] == array.first:
@@ -175,7 +172,7 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
     told = lines.page_size
     page_size = told if told is not None and told in guest.arch.page_sizes else guest.page_size
     arrays = find_arrays(guest, lines, layout.size)
-    types = PageTypes(page_size, arrays, tells_free=layout.tells_free)
+    types = PageTypes(page_size, arrays)
     typer, reader, size = layout.typer(), StructReader(guest), layout.size
 
     def tell(part: PageArray, runs: Runs) -> list[tuple[int, int, int]]:
@@ -203,6 +200,10 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
             for task in tasks:
                 task.cancel()
     types.spread(going_on)
+    if not layout.tells_free:
+        from vmdump.guest.linux.page_types.free_lists import listed_runs  # no kernel of this decade has none
+
+        types.spread(listed_runs(guest, lines, layout, arrays))
     return types
 
 
