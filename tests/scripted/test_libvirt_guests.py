@@ -144,6 +144,32 @@ def test_daemon_of_another_container(daemon: MakeDaemon, tmp_path: Path, out: Pa
 
 
 @pytest.mark.usefixtures("namespaces")
+def test_daemon_with_other_folders(daemon: MakeDaemon, tmp_path: Path, out: Path) -> None:
+    """In the same PID namespace; where the QEMU has the monitor's socket, it has nothing."""
+    folder = tmp_path / "monitors"
+    folder.mkdir()
+    (folder / "monitor.sock").touch()
+    hide = f'mount -t tmpfs none {folder} && exec "$@"'
+    daemon(
+        "libvirt.so.0.9000.0",
+        DAEMON,
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        hide,
+        "sh",
+    )
+    place = f"unix:{folder}/monitor.sock,server=on"
+    with FakeQemu(tmp_path, answers={"query-chardev": devices(place)}) as qemu:
+        assert "no daemon" in refused(qemu, out)
+        daemon("libvirt.so.0.11003.0")
+        vmdump.dump(qemu.source, out / "guest")
+
+
+@pytest.mark.usefixtures("namespaces")
 def test_superuser_of_a_container() -> None:
     user = os.geteuid() or 4321
     with subprocess.Popen(

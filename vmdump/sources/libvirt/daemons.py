@@ -38,6 +38,7 @@ _NAME = re.compile(r"(?:guest=)?((?:[^,]|,,)+)")
 # is libvirt.so.0.11003.0, and loads no driver of another release.
 _LIBRARY = re.compile(r"/libvirt\.so\.0\.(\d+)\.(\d+)(?: \(deleted\))?$", re.MULTILINE)
 _THOUSAND = 1000
+_MONITOR_SOCKET = re.compile(r"unix:(/.*/monitor\.sock)")
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 _LISTENS = 0x10000
 """Flag of /proc/net/unix."""
@@ -156,7 +157,8 @@ def find_daemons(qemu: int, place: str | None) -> list[Daemon]:
     """Find the daemons that a QEMU may belong to: those of the system, or of QEMU's own user.
 
     A container's daemon has nothing to do with the host's guests, nor the other way round. The user
-    0 of a container may be any user of the host, and a daemon and its QEMUs are in one PID namespace.
+    0 of a container may be any user of the host, and a daemon and its QEMUs are in one PID namespace. Two
+    daemons may be there, too, each with folders of its own: the monitor's socket is in those of QEMU's.
 
     Parameters
     ----------
@@ -178,7 +180,7 @@ def find_daemons(qemu: int, place: str | None) -> list[Daemon]:
             continue
         with contextlib.suppress(OSError):
             user = os.stat(f"/proc/{number}").st_uid
-            if user in owners:
+            if user in owners and not _sees_another(number, qemu, place):
                 version = _version(number)
                 # Without a library: a child that is to become QEMU, or one that has ended, is not a daemon.
                 if version is not None or _name(number) == name:
@@ -199,6 +201,18 @@ def _are_apart(number: str, qemu: int) -> bool:
     """Tell whether two processes are known to be in two PID namespaces."""
     with contextlib.suppress(OSError):
         return not os.path.samefile(f"/proc/{number}/ns/pid", f"/proc/{qemu}/ns/pid")
+    return False
+
+
+def _sees_another(number: str, qemu: int, place: str | None) -> bool:
+    """Tell whether a daemon is known to see another file, or none, where a QEMU has the monitor's socket."""
+    match = _MONITOR_SOCKET.search(place or "")
+    with contextlib.suppress(OSError):
+        if match and os.path.exists(mine := f"/proc/{qemu}/root{match[1]}"):
+            try:
+                return not os.path.samefile(f"/proc/{number}/root{match[1]}", mine)
+            except FileNotFoundError:
+                return True
     return False
 
 
