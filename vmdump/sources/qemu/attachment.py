@@ -85,7 +85,7 @@ class Attachment:
                     path=self._path,
                     hint="run vmdump on the host of its container",
                 )
-            self._process = Process(way.pid, "QEMU")
+            self._process = Process(way.pid, "QEMU", self._path)
             self.emulator = way.emulator()
         except BaseException:
             self.close()
