@@ -103,7 +103,7 @@ DOMAIN = """
   <features><acpi/><vmcoreinfo state='{vmcoreinfo}'/></features>
   <on_reboot>restart</on_reboot>
   <devices>
-    <serial type='file'><source path={serial}/></serial><memballoon model='none'/>
+    <serial type='file'><source path={serial}/></serial><memballoon model='none'/>{devices}
   </devices>
   {more}
 </domain>
@@ -373,6 +373,7 @@ def domain_xml(
     boot: bool = True,
     vmcoreinfo: bool = True,
     line: str = "",
+    devices: str = "",
     arguments: Sequence[str] = (),
 ) -> str:
     """A domain's XML.
@@ -380,6 +381,7 @@ def domain_xml(
     memory      in MiB
     boot        False: the firmware finds nothing to start
     line        more words for the kernel's command line
+    devices     XML of more of them
     arguments   more arguments for QEMU; they taint the domain
     """
     words = f"console=ttyS0 rdinit=/init panic=0 quiet no_timer_check {line}".strip()
@@ -391,6 +393,7 @@ def domain_xml(
         kernel=KERNEL.format(images=IMAGES, line=escape(words)) if boot else "",
         vmcoreinfo="on" if vmcoreinfo else "off",
         serial=quoteattr(str(IMAGES / serial)),
+        devices=devices,
         more=f"<qemu:commandline>{more}</qemu:commandline>" if more else "",
     )
 

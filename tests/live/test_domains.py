@@ -163,6 +163,23 @@ def test_names_with_odd_characters(
     check_whole(scratch / "dump")
 
 
+@pytest.mark.parametrize("video", ["virtio", "qxl", "vga", "bochs"])
+def test_memory_that_holds_nothing_is_found(
+    video: str, bare_domain: Callable[..., Domain], libvirt_host: Host, scratch: Path
+) -> None:
+    """Nobody draws into it, and nothing but its size tells where it is: still, the monitor is not asked."""
+    if f"<value>{video}</value>" not in libvirt_host.virsh("domcapabilities", "--machine", "q35"):
+        pytest.skip(f"this QEMU has no {video}")
+    model = f"<video><model type='{video}'/></video><graphics type='vnc'/>"
+    domain = bare_domain(video, memory=96, devices=model)  # QXL has parts of 64 MiB
+    domain.virsh("suspend")
+    report = succeeds(domain.source, scratch / "ours", "-f", "elf", **inside(libvirt_host))
+    assert report["remarks"] == []
+    assert domain.taints() == ""
+    domain.dump(scratch / "theirs")
+    check_elf(ElfCore(scratch / "ours"), ElfCore(scratch / "theirs"))
+
+
 def test_what_is_no_live_domain_is_refused(libvirt_host: Host, domain: Domain, scratch: Path) -> None:
     line = refused(libvirt_host, "libvirt:nix", scratch / "dump", code=SourceError.exit_code)
     assert "nix" in line

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from scripted.fake_qemu import PAGE, Child
@@ -42,7 +43,15 @@ class Guest:
 
     def find(self) -> list[int | None]:
         ranges = [(start, size) for start, size, _ in self.blocks]
-        return find_places(ranges, self.process.mappings(), self.memory, self.peek)
+        return find_places(ranges, self.process.mappings(), self.memory, self.peek, self.process.kept)
+
+    def keep(self, pages: int, written: Sequence[int] = (), first: int = 0) -> int:
+        """Map memory as QEMU maps a guest's: kept from its children, with a gap behind it."""
+        address = self.child.map("anonymous", pages + 1)
+        self.child.ask("munmap", address=address + pages * PAGE, size=PAGE)
+        self.child.ask("madvise", address=address, size=pages * PAGE, advice=mmap.MADV_DONTFORK)
+        self.child.write(address, written, first)
+        return address
 
     def truth(self) -> list[int]:
         return [begin for _, _, begin in self.blocks]
@@ -155,4 +164,84 @@ def test_what_is_not_there_is_not_found(guest: Guest) -> None:
     guest.child.write(address, range(PAGES))
     guest.blocks = [(0, SIZE, address)]
     mappings = [each for each in guest.process.mappings() if not each.begin <= address < each.end]
-    assert find_places([(0, SIZE)], mappings, guest.memory, guest.peek) == [None]
+    found = find_places([(0, SIZE)], mappings, guest.memory, guest.peek, guest.process.kept)
+    assert found == [None]
+
+
+LOW, VIDEO, OTHER = 0, 8 * HIGH, 9 * HIGH
+"""Where blocks are that are found by their contents, and two that are not."""
+
+
+def test_without_contents_its_size_tells(guest: Guest) -> None:
+    low = guest.keep(2 * PAGES, range(2 * PAGES))
+    video = guest.keep(PAGES)
+    guest.child.map("anonymous", PAGES)  # a stack of a thread, for example
+    guest.keep(PAGES // 2)
+    guest.blocks = [(LOW, 2 * SIZE, low), (VIDEO, SIZE, video)]
+    assert guest.find() == guest.truth()
+
+
+def test_two_without_contents_are_not_told_apart(guest: Guest) -> None:
+    low = guest.keep(2 * PAGES, range(2 * PAGES))
+    video = guest.keep(PAGES)
+    guest.keep(PAGES)
+    guest.blocks = [(LOW, 2 * SIZE, low), (VIDEO, SIZE, video)]
+    assert guest.find() == [low, None]
+
+
+def test_one_page_tells_two_apart(guest: Guest) -> None:
+    """As of QXL's two memories of the same size."""
+    low = guest.keep(2 * PAGES, range(2 * PAGES))
+    video, other = guest.keep(PAGES, [PAGES - 1], 700), guest.keep(PAGES)
+    guest.blocks = [(LOW, 2 * SIZE, low), (VIDEO, SIZE, video), (OTHER, SIZE, other)]
+    assert guest.find() == guest.truth()
+
+
+def test_other_contents_are_not_taken_for_it(guest: Guest) -> None:
+    low = guest.keep(2 * PAGES, range(2 * PAGES))
+    guest.keep(PAGES, [PAGES // 2])
+    video = guest.child.map("anonymous", PAGES)  # not as QEMU maps it
+    guest.blocks = [(LOW, 2 * SIZE, low), (VIDEO, SIZE, video)]
+    assert guest.find() == [low, None]
+
+
+def test_a_page_beside_another_block_tells_it(guest: Guest) -> None:
+    """As below 640 KiB, of which firmware uses a page."""
+    hole = 8 * PAGE
+    low = guest.keep(2 * PAGES, range(PAGES, 2 * PAGES))
+    guest.child.write(low, [0], 700)
+    guest.blocks = [(LOW, SIZE - hole, low), (SIZE, SIZE, low + SIZE)]
+    assert guest.find() == guest.truth()
+
+
+def test_without_a_page_nothing_beside_another_block_is_told(guest: Guest) -> None:
+    hole = 8 * PAGE
+    low = guest.keep(2 * PAGES, range(PAGES, 2 * PAGES))
+    guest.blocks = [(HIGH, SIZE - hole, low), (HIGH + SIZE, SIZE, low + SIZE)]
+    assert guest.find() == [None, low + SIZE]
+
+
+def test_memory_from_address_0_on_is_one_part(guest: Guest) -> None:
+    """Of a guest that has not run yet, with the hole behind 640 KiB; and then of one that has."""
+    hole = 8 * PAGE
+    firmware = guest.keep(2 * PAGES, range(2 * PAGES))
+    low = guest.keep(4 * PAGES)
+    guest.blocks = [(0, SIZE - hole, low), (SIZE, 3 * SIZE, low + SIZE), (HIGH, 2 * SIZE, firmware)]
+    assert guest.find() == guest.truth()
+    guest.child.write(low, range(PAGES, 2 * PAGES))
+    assert guest.find() == guest.truth()
+
+
+def test_marks_that_others_lack_tell_nothing(guest: Guest) -> None:
+    low = guest.child.map("anonymous", 2 * PAGES)
+    guest.child.write(low, range(2 * PAGES))
+    video = guest.keep(PAGES)
+    guest.blocks = [(LOW, 2 * SIZE, low), (VIDEO, SIZE, video)]
+    assert guest.find() == [low, None]
+
+
+def test_marked_parts_without_a_gap_are_one(guest: Guest) -> None:
+    """mbind and madvise split what is one mapping."""
+    address = guest.keep(4 * PAGES)
+    guest.child.ask("madvise", address=address, size=2 * SIZE, advice=mmap.MADV_SEQUENTIAL)
+    assert guest.process.kept() == [(address, address + 4 * SIZE)]

@@ -155,7 +155,7 @@ class OverLibvirt:
     ) -> None:
         memory = ProcessMemory(process)
         try:
-            found = find_places(ranges, mappings, memory, self._domain.peek)
+            found = find_places(ranges, mappings, memory, self._domain.peek, process.kept)
         except QmpError as error:
             if not error.error_class:
                 raise

@@ -3,6 +3,11 @@
 Only QEMU's monitor tells it, and libvirt marks a domain as tainted when that is asked. But a block is
 contiguous in the process, and libvirt shows what is at a guest-physical address: a few pages whose contents
 are at one of the places where the block could be, and at no other, fix all of it.
+
+Of memory that holds next to nothing, as unused video memory does, the size tells it: QEMU keeps the guest's
+memory from its own children (``ram_block_add()`` in softmmu/physmem.c: MADV_DONTFORK), and puts a page that
+nobody can read behind each part (``qemu_ram_mmap()`` in util/mmap-alloc.c). So the kernel tells where the
+parts are that QEMU has, and of just that size, with contents that do not say otherwise, there is often one.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +68,7 @@ def find_places(
     mappings: Sequence[process.Mapping],
     memory: ProcessMemory,
     peek: Callable[[int, int], bytes],
+    kept: Callable[[], Sequence[tuple[int, int]]],
 ) -> list[int | None]:
     """Find blocks of guest memory in QEMU's process. The guest may run.
 
@@ -76,18 +82,20 @@ def find_places(
         Of the process.
     peek : callable
         Shows what is at a guest-physical address: called with that and a number of bytes.
+    kept : callable
+        Gives begin and end of what the process keeps from its children, see :meth:`Process.kept`.
 
     Returns
     -------
     list of (int or None)
-        The virtual address of each block's first byte; None where no contents prove one.
+        The virtual address of each block's first byte; None where nothing proves one.
 
     Raises
     ------
     SourceError
         The process has ended.
     VmdumpError
-        Of `peek`.
+        Of `peek` and `kept`.
     """
     found: dict[int, int] = {}
     sizes = dict(ranges)
@@ -99,6 +107,21 @@ def find_places(
                 if begin is not None:
                     found[start] = begin
     found |= _rests(ranges, mappings, found)
+    missing = [each for each in ranges if each[0] not in found]
+    if missing and found:
+        parts = kept()
+        # Where this QEMU does not mark the guest's memory so, the marks of others tell nothing.
+        if all(
+            any(_lies_in(part, found[start], size) for part in parts)
+            for start, size in ranges
+            if start in found
+        ):
+            for start, size in reversed(missing):  # the large one from address 0 on is behind the small one
+                begin = _Search(start, size, memory, peek).settle(
+                    *_marked_places(start, size, parts, found, sizes)
+                )
+                if begin is not None:
+                    found[start] = begin
     return [found.get(start) for start, _ in ranges]
 
 
@@ -128,6 +151,36 @@ def _possible_places(
         for places, part in ((likely, [*near, *exact]), (others, bounds)):
             places += [begin for begin in part if low <= begin and begin + size <= high]
     return list(dict.fromkeys(likely + others))
+
+
+def _lies_in(part: tuple[int, int], begin: int, size: int) -> bool:
+    return part[0] <= begin and begin + size <= part[1]
+
+
+def _marked_places(
+    start: int,
+    size: int,
+    parts: Sequence[tuple[int, int]],
+    found: Mapping[int, int],
+    sizes: Mapping[int, int],
+) -> tuple[list[int], list[int]]:
+    """Give places of a block that are all of a part of QEMU's guest memory; and others, beside other blocks.
+
+    The memory from address 0 on is one part, and guest-physical memory may leave out what is behind 640 KiB.
+    """
+    whole = [low for low, high in parts if high - low == size]
+    whole += [low + start for low, high in parts if high - low == start + size and start]
+    bases = {place - other for other, place in found.items()}
+    whole += [low + start for low, high in parts if low in bases and low + start + size <= high]
+    whole = list(dict.fromkeys(whole))
+    beside = [
+        begin
+        for part in parts
+        for other, place in found.items()
+        for begin in (place + start - other, place + sizes[other], place - size)
+        if _lies_in(part, place, sizes[other]) and _lies_in(part, begin, size)
+    ]
+    return whole, [begin for begin in dict.fromkeys(beside) if begin not in whole]
 
 
 def _rests(
@@ -182,6 +235,7 @@ class _Search:
         self._memory = memory
         self._peek = peek
         self._needed = min(_PROOF, max(size // PAGE, 1))
+        self._patient = False
 
     def find(self, places: Sequence[int]) -> int | None:
         """Give the only place that contents prove and do not refute; None if there is not one."""
@@ -195,6 +249,24 @@ class _Search:
             if not left:
                 break
         return None
+
+    def settle(self, whole: Sequence[int], beside: Sequence[int]) -> int | None:
+        """Give the only place that contents do not refute; None if there is not one.
+
+        Parameters
+        ----------
+        whole : sequence of int
+            Places that are all of a mapping, where nothing else need speak for them.
+        beside : sequence of int
+            Others, of which a page has to be the same.
+        """
+        self._patient = True
+        candidates = [_Candidate(begin) for begin in (*whole, *beside)]
+        first = {0, max(self._size - _WINDOW, 0)}
+        for offset in islice(chain(first, self._windows(candidates)), _WINDOWS):
+            self._check(offset, min(_WINDOW, self._size - offset), candidates)
+        left = [each for each in candidates if not each.refuted and (each.begin in whole or each.proofs)]
+        return left[0].begin if len(left) == 1 else None
 
     def _windows(self, candidates: Sequence[_Candidate]) -> Iterator[int]:
         """Give offsets in the block at which something is, in a place that is not refuted."""
@@ -226,6 +298,10 @@ class _Search:
             return  # the guest is writing to them all
         for candidate in fresh:
             candidate.refuted = candidate not in right
+        self._check(offset, length, candidates)
+
+    def _check(self, offset: int, length: int, candidates: Sequence[_Candidate]) -> None:
+        """Compare all that is in the places that are left with what libvirt shows."""
         left = [each for each in candidates if not each.refuted]
         before = [self._read(each.begin + offset, length) for each in left]
         shown = self._show(offset, length)
@@ -253,7 +329,7 @@ class _Search:
     def _differs(self, candidate: _Candidate, offset: int) -> bool:
         """Tell whether a page of a place is not the block's; if nothing else speaks for it, at once."""
         length = min(PAGE, self._size - offset)
-        for _ in range(_TRIES if candidate.proofs else 0):
+        for _ in range(_TRIES if candidate.proofs or self._patient else 0):
             first = self._read(candidate.begin + offset, length)
             shown = self._show(offset, length)
             second = self._read(candidate.begin + offset, length)

@@ -15,8 +15,8 @@ __all__ = ["DomainSource", "open_libvirt"]
 class DomainSource(AttachedSource):
     """A guest of libvirt on this machine.
 
-    Nothing is asked of QEMU's monitor, so that libvirt does not mark the domain as tainted; unless contents
-    do not tell where a block of memory is, an unused video memory for example. `remarks` says so then.
+    Nothing is asked of QEMU's monitor, so that libvirt does not mark the domain as tainted; unless neither
+    contents nor its size tell where a block of memory is. `remarks` says so then.
 
     Parameters
     ----------
