@@ -6,6 +6,7 @@ import errno
 import threading
 
 import pytest
+from scripted import fake_libvirt
 from scripted.fake_libvirt import Error, FakeLibvirt
 
 from vmdump.errors import AccessDenied, Cancelled, CapabilityError, GuestBusy, QmpError, SourceError
@@ -57,6 +58,12 @@ def test_a_name_that_is_the_uuid_of_another(libvirt: FakeLibvirt) -> None:
     libvirt.add(UUID)
     with pytest.raises(SourceError, match="the UUID of 'one'; use the UUID of the one"):
         found(UUID)
+
+
+def test_a_name_that_is_not_utf_8(libvirt: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_libvirt.Connection, "lookupByName", lambda _, name: name.encode())
+    with pytest.raises(SourceError, match="no such domain at qemu:///system"):
+        found("\udcff")
 
 
 def test_unknown_names_have_similar_ones(libvirt: FakeLibvirt) -> None:

@@ -143,8 +143,12 @@ class Connection:
 
     @property
     def is_session(self) -> bool:
-        """Whether its daemon is one user's own."""
-        return "/session" in self.uri
+        """Whether its daemon is one user's own.
+
+        The superuser has none: without another socket, libvirt asks the system's daemon then.
+        """
+        parts = urlsplit(self.uri)
+        return parts.path == "/session" and (os.geteuid() != 0 or "socket=" in parts.query)
 
     @property
     def alive(self) -> bool:
@@ -384,6 +388,10 @@ def _refuse_elsewhere(uri: str) -> None:
     # Without a scheme it may be a name from libvirt's configuration, which libvirt itself looks up.
     if driver and driver != "qemu":
         raise _other_hypervisor(uri, driver)
+    if driver and parts.path not in ("/system", "/session"):
+        raise CapabilityError(
+            f"{uri}: this is no daemon; guests of QEMU are at qemu:///system and {_SESSION}"
+        )
     if parts.netloc or transport not in _LOCAL:
         host = parts.hostname or "that host"
         raise CapabilityError(

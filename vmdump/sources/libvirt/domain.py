@@ -230,7 +230,8 @@ def find_domain(
         error = future.exception()
         if error is None:
             return future.result()
-        if getattr(error, "get_error_code", int)() in (
+        # A name that is not UTF-8 is no domain's.
+        if isinstance(error, UnicodeError) or getattr(error, "get_error_code", int)() in (
             libvirt.VIR_ERR_NO_DOMAIN,
             libvirt.VIR_ERR_INVALID_ARG,
         ):
