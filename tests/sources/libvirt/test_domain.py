@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import threading
 
 import pytest
+from oracles.elf_builder import Load, build_elf
 from scripted import fake_libvirt
 from scripted.fake_libvirt import Error, FakeLibvirt
 
@@ -130,6 +132,20 @@ def test_refused_dumps(refusal: Error, kind: type, text: str, libvirt: FakeLibvi
         headers_through_fifo(find_domain(connection, "x", "libvirt:x"))
     if isinstance(raised.value, QmpError):
         assert bool(raised.value.error_class) == ("QEMU" in str(refusal))
+
+
+def test_with_few_descriptors(libvirt: FakeLibvirt) -> None:
+    """What the daemon opens has a number that is allowed."""
+    domain = libvirt.add("x")
+    domain.headers = build_elf([Load(0, filesz=4096)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with Connection() as connection:
+            headers = headers_through_fifo(find_domain(connection, "x", "libvirt:x"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(headers.loads) == 1
 
 
 def test_a_daemon_that_hangs_can_be_left(libvirt: FakeLibvirt) -> None:

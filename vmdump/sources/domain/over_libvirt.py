@@ -56,6 +56,7 @@ class OverLibvirt:
     """
 
     has_quick_headers = False
+    respondent = "libvirt"
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import fcntl
 import os
+import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
@@ -20,7 +21,7 @@ __all__ = ["headers_through_fifo"]
 _COMMAND = "dump"
 _HIGH = 700
 """No small number: were this process killed, and its number given to another one before libvirt opens the
-name, there is no such descriptor. Limits of 1024 are usual."""
+name, there is no such descriptor. Limits of 1024 are usual; of a lower one it is two thirds."""
 _LEAVE_WAIT = 2.0
 """Seconds, where somebody waits for the end, until libvirt sees that nobody reads; it takes 10 ms."""
 
@@ -59,7 +60,7 @@ def headers_through_fifo(domain: Domain, cancelled: Callable[[], bool] = never) 
     reader, writer = os.pipe()
     try:
         try:
-            high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            high = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, _high_number())
         finally:
             os.close(writer)
         try:
@@ -75,6 +76,11 @@ def headers_through_fifo(domain: Domain, cancelled: Callable[[], bool] = never) 
     # The error that nobody read the rest is none; but without an end of its job, the domain is still in use.
     domain.connection.await_result(dump, what=_COMMAND, name=domain.path, cancelled=cancelled)
     return headers
+
+
+def _high_number() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _HIGH if limit == resource.RLIM_INFINITY else min(_HIGH, limit * 2 // 3)
 
 
 def _process_with(fd: int, domain: Domain) -> AbstractContextManager[int]:

@@ -12,13 +12,16 @@ __all__ = ["EventLoop"]
 
 _TURN_WAIT = 5.0
 """Seconds that a loop has for its next turn; it takes one millisecond."""
+_TURN_EVERY = 10
+"""Milliseconds. libvirtaio's loop does not notice what other threads ask of it until something else happens:
+a pause lasted 4 s."""
 
 
 class EventLoop:
     """Sees that events are delivered for as long as somebody uses it.
 
-    A program that has registered a loop runs it as well. Where there is none, libvirt's own is registered,
-    which cannot be taken back, and a thread runs it while there are users.
+    A program that has registered a loop runs it as well, and it is kept turning meanwhile. Where there is
+    none, libvirt's own is registered, which cannot be taken back, and a thread runs it while there are users.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class EventLoop:
 
         def turn(timer: int, _: object) -> None:
             turned.set()
-            self._libvirt.virEventUpdateTimeout(timer, -1)
+            self._libvirt.virEventUpdateTimeout(timer, -1 if self._own else _TURN_EVERY)
 
         try:
             self._timer = add(0, turn, None)

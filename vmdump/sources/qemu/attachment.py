@@ -378,7 +378,8 @@ class Attachment:
         self._left_to_guardian = True
         why = f"no answer within {_HURRY:.0f} s" if isinstance(failure, Cancelled) else failure
         if guardian.alive:
-            text = f"the guest may still be paused until QEMU answers ({why}); the guardian resumes it then"
+            who = self._way.respondent
+            text = f"the guest may still be paused until {who} answers ({why}); the guardian resumes it then"
         else:
             text = f"the guest is still paused and could not be resumed ({why}); {self._way.cure} may do it"
         if error is not None and not isinstance(error, Exception):

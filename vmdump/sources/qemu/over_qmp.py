@@ -52,6 +52,7 @@ class OverQmp:
     """
 
     remarks: Sequence[str] = ()
+    respondent = "QEMU"
     cure = "'cont' at its monitor"
 
     def __init__(self, monitor: str | Monitor) -> None:

@@ -75,6 +75,10 @@ class Way(Protocol):
         """What others see of the visit, that they would not expect."""
 
     @property
+    def respondent(self) -> str:
+        """Who has to answer for the guest to run again, for errors."""
+
+    @property
     def cure(self) -> str:
         """What lets a guest run that vmdump could not resume."""
 
