@@ -209,6 +209,34 @@ def test_another_user_has_no_right(domain: Domain, nobody: tuple[str, ...], scra
     assert domain.state() == ("running", "unpaused")
 
 
+BESIDE_ASYNCIO = """
+import asyncio, sys
+import libvirt, libvirtaio, vmdump
+
+async def main():
+    libvirtaio.virEventRegisterAsyncIOImpl()
+    connection, events = libvirt.open(), []
+    told = lambda connection, domain, event, detail, opaque: events.append(event)
+    connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, told, None)
+    report = await vmdump.dump_async(sys.argv[1], sys.argv[2], format="elf")
+    await asyncio.sleep(0.5)
+    assert report.paused_seconds
+    assert events == [libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_RESUMED] * 2, events
+    assert connection.isAlive()
+    connection.close()
+
+asyncio.run(main())
+"""
+
+
+def test_in_a_program_with_libvirts_loop_for_asyncio(domain: Domain, scratch: Path) -> None:
+    """Which does not notice what other threads ask of it."""
+    done = domain.host.run(sys.executable, "-c", BESIDE_ASYNCIO, domain.source, str(scratch / "dump"))
+    assert done.returncode == 0, done.stderr
+    assert domain.state() == ("running", "unpaused")
+    check_whole(scratch / "dump")
+
+
 def test_info_and_dmesg(domain: Domain) -> None:
     done = vmdump_inside(domain.host, "info", domain.source, "--json")
     assert done.returncode == 0, done.stderr

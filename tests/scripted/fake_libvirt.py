@@ -246,4 +246,11 @@ class FakeLibvirt(SimpleNamespace):
         if wait == 0:
             self._turns.put(lambda: None)
 
+    VIR_EVENT_HANDLE_READABLE = 1
+
+    def virEventAddHandle(self, *_: object) -> int:
+        return 0
+
+    def virEventRemoveHandle(self, handle: int) -> None: ...
+
     def virEventRemoveTimeout(self, timer: int) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -13,8 +14,8 @@ __all__ = ["EventLoop"]
 _TURN_WAIT = 5.0
 """Seconds that a loop has for its next turn; it takes one millisecond."""
 _TURN_EVERY = 10
-"""Milliseconds. libvirtaio's loop does not notice what other threads ask of it until something else happens:
-a pause lasted 4 s."""
+"""Milliseconds. libvirtaio's loop does not notice timers and answers of other threads until something else
+happens: a pause lasted 4 s."""
 
 
 class EventLoop:
@@ -67,9 +68,28 @@ class EventLoop:
         if self._own:
             self._thread = threading.Thread(target=self._run, name="vmdump-libvirt-events", daemon=True)
             self._thread.start()
-        if not turned.wait(_TURN_WAIT):
+        has_turned = turned.wait(_TURN_WAIT) if self._own else self._wake(turned)
+        if not has_turned:
             self._stop()
             raise SourceError("this program has registered an event loop of libvirt's, and does not run it")
+
+    def _wake(self, turned: threading.Event) -> bool:
+        """Let the program's loop notice the timer, by a descriptor that is ready; tell whether it has."""
+        libvirt = self._libvirt
+        ready = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+        def take(_: int, fd: int, __: int, ___: object) -> None:
+            with contextlib.suppress(OSError):
+                os.eventfd_read(fd)
+
+        try:
+            handle = libvirt.virEventAddHandle(ready, libvirt.VIR_EVENT_HANDLE_READABLE, take, None)
+            try:
+                return turned.wait(_TURN_WAIT)
+            finally:
+                libvirt.virEventRemoveHandle(handle)
+        finally:
+            os.close(ready)
 
     def _run(self) -> None:
         while threading.current_thread() is self._thread:
