@@ -218,7 +218,7 @@ async def main():
     connection, events = libvirt.open(), []
     told = lambda connection, domain, event, detail, opaque: events.append(event)
     connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, told, None)
-    report = await vmdump.dump_async(sys.argv[1], sys.argv[2], format="elf")
+    report = await vmdump.dump_async(sys.argv[1], sys.argv[2])
     await asyncio.sleep(0.5)
     assert report.paused_seconds
     assert events == [libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_RESUMED] * 2, events
