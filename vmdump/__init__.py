@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Guest
     from vmdump.guest.linux.kernel_log import LogRecord
+    from vmdump.guest.linux.page_types.usage import PageType, PageUsage
     from vmdump.guest.stored import StoredPages
     from vmdump.job import DumpJob, Progress, dump_async, start_dump
     from vmdump.opening import open, open_source
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
     from vmdump.operations.report import Report
+    from vmdump.operations.usage import PageState, page_at, page_types
     from vmdump.operations.verify import Verification, verify
     from vmdump.readers.dump import Dump
     from vmdump.readers.kinds import PageKind
@@ -48,6 +50,9 @@ __all__ = [
     "LogRecord",
     "Memory",
     "PageKind",
+    "PageState",
+    "PageType",
+    "PageUsage",
     "Progress",
     "RawPart",
     "RawSource",
@@ -67,6 +72,8 @@ __all__ = [
     "info",
     "open",
     "open_source",
+    "page_at",
+    "page_types",
     "repair",
     "start_dump",
     "verify",
@@ -90,6 +97,9 @@ _HOMES = {
     "LogRecord": "vmdump.guest.linux.kernel_log",
     "Memory": "vmdump.guest.blocks",
     "PageKind": "vmdump.readers.kinds",
+    "PageState": "vmdump.operations.usage",
+    "PageType": "vmdump.guest.linux.page_types.usage",
+    "PageUsage": "vmdump.guest.linux.page_types.usage",
     "Progress": "vmdump.job",
     "RawPart": "vmdump.sources.raw.places",
     "RawSource": "vmdump.sources.rawfile",
@@ -107,6 +117,8 @@ _HOMES = {
     "info": "vmdump.operations.info",
     "open": "vmdump.opening",
     "open_source": "vmdump.opening",
+    "page_at": "vmdump.operations.usage",
+    "page_types": "vmdump.operations.usage",
     "repair": "vmdump.operations.repair",
     "start_dump": "vmdump.job",
     "verify": "vmdump.operations.verify",

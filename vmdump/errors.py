@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno as codes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Self
 
 __all__ = [
@@ -53,7 +53,7 @@ class VmdumpError(Exception):
 
     def name_file(self, path: str) -> None:
         """Put the path of the file that the error is about in front of its text, unless there is one."""
-        text = str(self)
+        text = str(self.args[0])
         # By chance the path may be a word of the text, "a" for example.
         if f" {path}: " not in f" {text}":
             self.args = (f"{path}: {text}", *self.args[1:])
@@ -296,14 +296,48 @@ class ExcludedPage(ReadError):
     """A page of the guest that was excluded when the dump was made."""
 
     exit_code = 16
+    _tell: Callable[[], str] | None = None
+    _page_type = ""
 
     @classmethod
-    def at(cls, address: int) -> Self:
-        """Make the error of one guest-physical address."""
-        return cls(
+    def at(cls, address: int, tell: Callable[[], str] | None = None) -> Self:
+        """Make the error of one guest-physical address.
+
+        Parameters
+        ----------
+        address : int
+            The first byte that is not there.
+        tell : callable, optional
+            Gives the page's type, and may fail. It is called when somebody asks, if anybody does: it takes
+            up to 30 ms, and programs meet many such pages.
+        """
+        error = cls(
             f"the page of guest-physical address {address:#x} was excluded when the dump was made",
             address=address,
         )
+        error._tell = tell
+        return error
+
+    @property
+    def page_type(self) -> str:
+        """What the page is used for: ``free``, ``user``, ``cache private``; empty where nothing tells.
+
+        It is told by the guest's struct pages when it, or the text, is first asked for: after the dump was
+        closed it is too late.
+        """
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            # What is wrong with the struct pages is not what the caller has met; ValueError: it is closed.
+            with suppress(VmdumpError, OSError, ValueError):
+                self._page_type = tell()
+        return self._page_type
+
+    def __str__(self) -> str:
+        kind = self.page_type
+        return super().__str__() + (f" (its type: {kind})" if kind else "")
+
+    def _state(self) -> dict[str, Any]:
+        return {"_page_type": self.page_type, **{k: v for k, v in super()._state().items() if k != "_tell"}}
 
 
 class TranslationError(ReadError):

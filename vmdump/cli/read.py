@@ -11,7 +11,7 @@ import click
 from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
-from vmdump.errors import RequestError
+from vmdump.errors import ExcludedPage, RequestError
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.opening import session
@@ -86,7 +86,12 @@ def _pieces(guest: Guest, address: int, length: int, *, virtual: bool) -> Iterat
     end = address + length
     while address < end:
         size = min(_CHUNK, end - address)
-        yield address, read(address, size)
+        try:
+            piece = read(address, size)
+        except ExcludedPage as error:
+            str(error)  # what the page was used for is told while the dump is open
+            raise
+        yield address, piece
         address += size
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from vmdump.arch import Arch
-from vmdump.errors import LayoutError, RequestError
+from vmdump.errors import ExcludedPage, LayoutError, RequestError
 from vmdump.formats.elf import ElfClass
 from vmdump.formats.layout import ByteOrder
 from vmdump.formats.notes import count_cpus
@@ -334,6 +334,17 @@ class Guest(GuestMemory):
         runs = self.virtual.runs(address, length, cpu)
         places = zip(runs.physical.tolist(), runs.size.tolist(), strict=True)
         return b"".join(self.read(physical, size) for physical, size in places)
+
+    def _excluded_page(self, address: int) -> ExcludedPage:
+        def tell() -> str:
+            from vmdump.guest.linux.page_types.usage import type_of  # few ask for what was excluded
+
+            # Struct pages that are excluded tell nothing of themselves, or this would not end.
+            plain = view_of(self.without_search(), _excluded_page=ExcludedPage.at)
+            found = type_of(plain, address)
+            return found.label if found.is_told else ""
+
+        return ExcludedPage.at(address, tell)
 
     @property
     def lost_pages(self) -> int:

@@ -98,7 +98,7 @@ class GuestMemory:
             first = address // self.page_size
             excluded = self.excluded_pages(first, -(-end // self.page_size) - first)
             if excluded is not None and excluded.any():
-                raise ExcludedPage.at(max(address, (first + int(excluded.argmax())) * self.page_size))
+                raise self._excluded_page(max(address, (first + int(excluded.argmax())) * self.page_size))
             parts = []
             for block, low, high in pieces:
                 scratch = np.empty(high - low if block.memory.copies else 0, np.uint8)
@@ -109,6 +109,10 @@ class GuestMemory:
         """Find the memory of addresses; see :func:`vmdump.guest.blocks.find_pieces`."""
         with self._naming():
             yield from find_pieces(self.blocks, begin, end)
+
+    def _excluded_page(self, address: int) -> ExcludedPage:
+        """Make the error of a page that is excluded."""
+        return ExcludedPage.at(address)
 
     def _naming(self) -> AbstractContextManager[None]:
         """Give a context whose errors name the file that the guest was read from, if it was."""

@@ -10,7 +10,6 @@ from typing import SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from vmdump.errors import ExcludedPage
 from vmdump.guest.blocks import Block, Memory, Pages, file_runs, find_block, find_pieces, read_into
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.pipeline.workers import SLOTS_BEYOND_THREADS, check_threads, in_order
@@ -117,7 +116,7 @@ class Dump(StillSource):
                 pass
             excluded = self.excluded_pages(pfn, count)
             if excluded is not None and excluded.any():
-                raise ExcludedPage.at((pfn + int(excluded.argmax())) * self.page_size)
+                raise self._excluded_page((pfn + int(excluded.argmax())) * self.page_size)
 
     def _fill(self, pfn: int, out: Pages) -> None:
         """Read pages that are in blocks; excluded ones become zeros."""

@@ -16,6 +16,7 @@ from vmdump.guest.linux.page_types.arrays import Typed
 from vmdump.guest.linux.page_types.levels import excluded_types
 from vmdump.guest.linux.page_types.memory import without_pages
 from vmdump.guest.linux.page_types.types import PageTypes
+from vmdump.guest.linux.page_types.usage import PageType, named_type
 from vmdump.guest.stored import StoredPages
 from vmdump.guest.views import view_of
 from vmdump.guest.whole import page_runs
@@ -65,6 +66,10 @@ class Filtered:
         """Pages that were kept because their struct pages contradict themselves, or cannot be read."""
         counts = self.types.counts(page_runs(self.base.blocks, self.types.page_size))
         return int(counts[[DOUBTFUL, UNREADABLE]].sum())
+
+    def type_at(self, address: int) -> PageType:
+        """Tell the type of the page at a guest-physical address."""
+        return named_type(int(self.types.of(address // self.types.page_size, 1)[0]))
 
     def excluded(self, pfn: int, count: int) -> NDArray[np.bool_]:
         """Tell which pages, by frame number in units of the guest's page size, are left out by type.
@@ -157,7 +162,8 @@ def _view(guest: _Guest, found: Filtered, excluded: Callable[[int, int], NDArray
         first = address // page_size
         mask = excluded(first, -(-(address + length) // page_size) - first) if length > 0 else None
         if mask is not None and mask.any():
-            raise ExcludedPage.at(max(address, (first + int(mask.argmax())) * page_size))
+            at = max(address, (first + int(mask.argmax())) * page_size)
+            raise ExcludedPage.at(at, lambda: found.type_at(at).label)
         return guest.read(address, length)
 
     count = sum(

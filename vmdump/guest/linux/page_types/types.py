@@ -14,12 +14,13 @@ from vmdump.guest.linux.page_types.arrays import PageArray, Typed, find_arrays
 from vmdump.guest.linux.page_types.layout import PageLayout
 from vmdump.guest.linux.page_types.reading import StructReader
 from vmdump.kernels.page_types import (
+    MAX_ORDER,
     UNKNOWN,
     UNREADABLE,
     spread_type,
 )
 
-__all__ = ["PageTypes", "demand_vmcoreinfo", "tell_types"]
+__all__ = ["PageTypes", "demand_vmcoreinfo", "kernel_page_size", "tell_types"]
 
 Types = NDArray[np.uint8]
 
@@ -136,11 +137,19 @@ def demand_vmcoreinfo(guest: Typed) -> None:
         ) from error
 
 
+def kernel_page_size(guest: Typed) -> int:
+    """Give the bytes of a page as the guest's kernel has them, which a dump need not."""
+    told = guest.vmcoreinfo.page_size
+    return told if told is not None and told in guest.arch.page_sizes else guest.page_size
+
+
 def _nothing() -> None:
     pass
 
 
-def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _nothing) -> PageTypes:
+def tell_types(
+    guest: Typed, *, threads: int = 1, check: Callable[[], None] = _nothing, only: int | None = None
+) -> PageTypes:
     """Tell the types of all pages of a guest, by its kernel's struct pages.
 
     The rules and their order are makedumpfile's. Three things differ on purpose. Pages without a struct page
@@ -156,6 +165,8 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
         Threads that read and tell.
     check : callable
         Called now and then; raises to end it.
+    only : int, optional
+        Frame number of the only page that is asked for: pages that cannot matter for it have no type then.
 
     Raises
     ------
@@ -169,10 +180,10 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
     demand_vmcoreinfo(guest)
     lines = guest.vmcoreinfo
     layout = PageLayout.of(lines, 8 if guest.arch.elf_class == 64 else 4, guest.byteorder)
-    told = lines.page_size
-    page_size = told if told is not None and told in guest.arch.page_sizes else guest.page_size
+    page_size = kernel_page_size(guest)
     arrays = find_arrays(guest, lines, layout.size)
-    types = PageTypes(page_size, arrays)
+    told = arrays if only is None else _around(arrays, only, layout.size)
+    types = PageTypes(page_size, told)
     typer, reader, size = layout.typer(), StructReader(guest), layout.size
 
     def tell(part: PageArray, runs: Runs) -> list[tuple[int, int, int]]:
@@ -193,7 +204,7 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
     with ThreadPoolExecutor(threads, thread_name_prefix="vmdump-types") as pool:
         tasks: list[Future[list[tuple[int, int, int]]]] = []
         try:
-            tasks = [pool.submit(tell_batch, batch) for batch in _batches(arrays, size, threads)]
+            tasks = [pool.submit(tell_batch, batch) for batch in _batches(told, size, threads)]
             for task in tasks:
                 going_on += task.result()
         finally:
@@ -205,6 +216,17 @@ def tell_types(guest: Typed, *, threads: int = 1, check: Callable[[], None] = _n
 
         types.spread(listed_runs(guest, lines, layout, arrays))
     return types
+
+
+def _around(arrays: list[PageArray], pfn: int, size: int) -> list[PageArray]:
+    """Limit arrays to a page and those whose struct pages may tell of it: no run is longer or not aligned."""
+    begin, end = pfn >> MAX_ORDER << MAX_ORDER, pfn + 2
+    cut = []
+    for array in arrays:
+        low, high = max(array.first, begin), min(array.first + array.pages, end)
+        if low < high:
+            cut.append(PageArray(low, high - low, array.address + (low - array.first) * size))
+    return cut
 
 
 def _batches(arrays: list[PageArray], size: int, threads: int) -> list[list[PageArray]]:
