@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import click
 
-from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters, load_matplotlib
+from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters
 from vmdump.cli.options import as_size, as_source, quiet_option, source_name
+from vmdump.cli.pictures import picture_file
 from vmdump.cli.printing import console, say, say_json
 from vmdump.cli.progress import progress_bar
-from vmdump.errors import RequestError
 from vmdump.operations.bench.bench import Benchmark, Candidate, bench
-from vmdump.sinks.opening import open_sink
 from vmdump.units import counted, format_size
 
 __all__ = ["bench_command"]
@@ -61,26 +58,11 @@ def bench_command(
     20 s. The disk is measured with a file without a name. From both follows what a whole dump would take.
     SOURCE is as for 'vmdump dump'; a live guest runs on.
     """
-    with ExitStack() as stack:
-        drawing = None
-        if picture is not None:
-            kind = os.path.splitext(picture)[1].lower()
-            if kind not in FORMATS:
-                raise RequestError(
-                    f"picture: {picture!r} does not end in {', '.join(FORMATS)}", parameter="picture"
-                )
-            load_matplotlib()
-            drawing = stack.enter_context(open_sink(picture, force=force))
+    with picture_file(picture, FORMATS, force=force) as drawn:
         shown = sys.stderr.isatty() and not quiet
         with progress_bar(source_name(source), shown=shown, of_bytes=False) as progress:
             found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
-        if drawing is not None:
-            drawn = draw_picture(found, kind)
-            with drawing.errors("cannot write the picture"):
-                channel = drawing.channel()
-                channel.write(drawn)
-                channel.flush()
-                drawing.set_size(channel.position)
+        drawn(lambda kind: draw_picture(found, kind))
     if as_json:
         say_json(found.as_dict())
     else:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import string
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vmdump.cli.pictures import STYLE, load_matplotlib, saved
 from vmdump.cli.printing import harmless
-from vmdump.errors import CapabilityError
 from vmdump.operations.bench.bench import Benchmark, Candidate
 from vmdump.units import format_size
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-__all__ = ["FORMATS", "draw_picture", "draw_text", "letters", "load_matplotlib"]
+__all__ = ["FORMATS", "draw_picture", "draw_text", "letters"]
 
 FORMATS = (".svg", ".png", ".pdf")
 _WIDTH, _HEIGHT = 72, 20
@@ -98,26 +97,6 @@ def _round_speeds(left: float, right: float) -> list[float]:
     return [speed for speed in speeds if left <= math.log10(speed) <= right]
 
 
-def load_matplotlib() -> Any:
-    """Import matplotlib, which is large and few need.
-
-    Raises
-    ------
-    CapabilityError
-        It is not installed.
-    """
-    try:
-        import matplotlib
-        import matplotlib.figure
-        import matplotlib.ticker
-        import matplotlib.transforms
-    except ImportError as error:
-        raise CapabilityError(
-            f'a picture needs matplotlib ({error}): pip install "vmdump[chart]"; --json has the same figures'
-        ) from error
-    return matplotlib
-
-
 def draw_picture(found: Benchmark, kind: str) -> bytes:
     """Draw ratio against speed.
 
@@ -139,14 +118,7 @@ def draw_picture(found: Benchmark, kind: str) -> bytes:
         matplotlib is not installed.
     """
     matplotlib = load_matplotlib()
-    style = {
-        "font.size": 9,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "vmdump",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         # Without pyplot there is no display, no window and nothing global.
         figure: Figure = matplotlib.figure.Figure(figsize=(9, 6), dpi=144, layout="constrained")
         axes = figure.add_subplot()
@@ -174,10 +146,7 @@ def draw_picture(found: Benchmark, kind: str) -> bytes:
             title="engine (bold: the default of its format)", loc="upper left", frameon=True, fontsize=8
         )
         _draw_labels(figure, axes, found)
-        file = io.BytesIO()
-        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
-        figure.savefig(file, format=kind.removeprefix("."), metadata=undated)
-    return file.getvalue()
+        return saved(figure, kind)
 
 
 def _draw_points(axes: Axes, found: Benchmark) -> None:

@@ -127,13 +127,13 @@ def demand_vmcoreinfo(guest: Typed) -> None:
     stext = lines.symbol("_stext")
     if stext is None:
         raise CapabilityError(
-            f"dump level: this guest has no VMCOREINFO to tell what its pages are used for; {way_out}"
+            f"page types: this guest has no VMCOREINFO to tell what its pages are used for; {way_out}"
         )
     try:
         guest.virtual.runs(stext, 1, None)
     except (ReadError, CapabilityError) as error:
         raise CapabilityError(
-            f"dump level: the guest's VMCOREINFO is not that of the kernel in its memory ({error}); {way_out}"
+            f"page types: the guest's VMCOREINFO is not that of the kernel in its memory ({error}); {way_out}"
         ) from error
 
 
