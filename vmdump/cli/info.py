@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import click
 
 from vmdump import DumpInfo, info
-from vmdump.cli.options import as_source, search_option, source_name
+from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import late_bar
+from vmdump.errors import RequestError
 from vmdump.units import counted, format_size
 
 __all__ = ["info_command"]
@@ -21,22 +22,74 @@ _BLOCKS_SHOWN = 16
 
 @click.command("info")
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
+@click.option("--usage", is_flag=True, help="Tell what the guest's memory is used for, instead.")
+@click.option(
+    "--page",
+    metavar="ADDRESS",
+    callback=as_size,
+    help="Tell what the page at a guest-physical address is used for, and whether DUMP has it, instead.",
+)
+@click.option(
+    "--picture", metavar="FILE", help="With --usage, draw a map of it: a .svg or .png (needs matplotlib)."
+)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
+@vmcoreinfo_option
 @search_option
-def info_command(dump: str | tuple[str, ...], as_json: bool, no_search: bool) -> None:
+def info_command(
+    dump: str | tuple[str, ...],
+    usage: bool,
+    page: int | None,
+    picture: str | None,
+    force: bool,
+    as_json: bool,
+    vmcoreinfo: str | None,
+    no_search: bool,
+) -> None:
     """Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.
 
     DUMP is a dump, all parts of a split set, or whatever else 'vmdump dump' takes as a source. Page
     descriptors are read; pages only to look for a VMCOREINFO that DUMP does not tell. Of a dump that is
     damaged or was cut short, it tells what is left.
+
+    With --usage, pages by what the guest's Linux uses them for, and what dumps of some levels would hold. All
+    data is read; a live guest runs on. With --page, the same of one page.
     """
+    _check(usage=usage, page=page, picture=picture, vmcoreinfo=vmcoreinfo)
+    search = not no_search
+    if usage:
+        from vmdump.cli.usage import show_usage  # a dump is asked what it is far more often
+
+        show_usage(dump, picture=picture, force=force, as_json=as_json, vmcoreinfo=vmcoreinfo, search=search)
+        return
+    if page is not None:
+        from vmdump.cli.usage import show_page
+
+        show_page(dump, page, as_json=as_json, vmcoreinfo=vmcoreinfo, search=search)
+        return
     with late_bar(source_name(dump), shown=sys.stderr.isatty()) as progress:
-        found = info(dump, search=not no_search, progress=progress)
+        found = info(dump, search=search, progress=progress)
     if as_json:
         say_json(found.as_dict())
         return
-    for name, text in _rows(found):
-        say(f"{name:<12} {text}")
+    for title, text in _rows(found):
+        say(f"{title:<12} {text}")
+
+
+def _check(*, usage: bool, page: int | None, picture: str | None, vmcoreinfo: str | None) -> None:
+    """Refuse options that do not go together.
+
+    Raises
+    ------
+    RequestError
+        They do not.
+    """
+    if usage and page is not None:
+        raise RequestError("page: goes without --usage", parameter="page")
+    if picture is not None and not usage:
+        raise RequestError("picture: goes with --usage", parameter="picture")
+    if vmcoreinfo is not None and not usage and page is None:
+        raise RequestError("vmcoreinfo: goes with --usage or --page", parameter="vmcoreinfo")
 
 
 def _rows(found: DumpInfo) -> Iterator[tuple[str, str]]:

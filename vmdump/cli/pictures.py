@@ -37,6 +37,7 @@ def load_matplotlib() -> Any:
     try:
         import matplotlib
         import matplotlib.figure
+        import matplotlib.patches
         import matplotlib.ticker
         import matplotlib.transforms
     except ImportError as error:

@@ -19,7 +19,7 @@ from vmdump.errors import SinkError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "harmless", "printing", "say", "say_for_now", "say_json"]
+__all__ = ["console", "harmless", "printing", "say", "say_for_now", "say_json", "share"]
 
 _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
@@ -41,6 +41,17 @@ def harmless(text: str, keep: str = "") -> str:
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def share(part: int, whole: int) -> str:
+    """Write a share: ``12.3%``; one that is too small to be seen is not written as none.
+
+    Examples
+    --------
+    >>> share(1, 8), share(1, 100000), share(0, 8)
+    ('12.5%', '<0.1%', '0.0%')
+    """
+    return "<0.1%" if 0 < part < whole / 2000 else f"{part / whole:.1%}"
 
 
 def _give_up(stream: TextIO) -> None:

@@ -66,7 +66,11 @@ class PageType(IntEnum):
     @property
     def label(self) -> str:
         """The name as people write it: ``cache private``."""
-        return self.name.lower().replace("_", " ")
+        return _LABELS.get(self, self.name.lower().replace("_", " "))
+
+
+_LABELS = {PageType.KERNEL: "other kernel", PageType.UNDESCRIBED: "without a struct page"}
+"""Where the name alone says too little."""
 
 
 _OF_KERNEL = {
