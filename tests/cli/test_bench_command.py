@@ -325,3 +325,15 @@ def test_progress_of_a_path_with_brackets(
         assert advance is not None
         advance(1, 2)
     assert "a[/b] [bold]" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)
+
+
+def test_what_to_type_has_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+    found = benchmark([(500e6, 0.5), (300e6, 0.4)])
+    _show(replace(found, dump_level=23), show_all=False, threads_given=True)
+    text = capsys.readouterr().out
+    assert "1.0 GiB of data at level 23, 25% of it left out or zero" in text
+    assert re.search(r"^smallest: .* -d 23 -j 2 \(", text, re.MULTILINE)
+    _show(found, show_all=False, threads_given=False)
+    text = capsys.readouterr().out
+    assert " -d " not in text
+    assert "25% of it zero pages" in text

@@ -95,7 +95,7 @@ def test_one_page(command: Command, core: Path, small: Path) -> None:
     assert rows("0x1000", small)["holds"] == "zeros only"
     assert rows("1G", small)["type"] == "none: the guest has no memory there"
     assert json.loads(command("info", "--page", "0", "--json", small).stdout)["type"] == "kernel"
-    assert "VMCOREINFO" in rows("0", "synthetic:2M")["type"]
+    assert "VMCOREINFO" in rows("0", f"raw:{core}?base=0", "--no-search")["type"]
 
 
 def test_read_says_what_a_page_was(command: Command, small: Path) -> None:

@@ -40,6 +40,7 @@ def benchmark(points: list[tuple[float, float]]) -> Benchmark:
         source="test",
         machine="A processor",
         threads=2,
+        dump_level=1,
         page_size=PAGE,
         guest_bytes=1 << 30,
         data_bytes=1 << 30,

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import click
 
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters
-from vmdump.cli.options import as_size, as_source, quiet_option, source_name
+from vmdump.cli.options import (
+    as_size,
+    as_source,
+    exclude_options,
+    excluded,
+    quiet_option,
+    source_name,
+)
 from vmdump.cli.pictures import picture_file
 from vmdump.cli.printing import console, say, say_json
 from vmdump.cli.progress import progress_bar
@@ -40,6 +47,7 @@ __all__ = ["bench_command"]
 )
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
+@exclude_options
 @quiet_option
 def bench_command(
     source: str | tuple[str, ...],
@@ -50,6 +58,8 @@ def bench_command(
     picture: str | None,
     force: bool,
     as_json: bool,
+    dump_level: int,
+    exclude: str | None,
     quiet: bool,
 ) -> None:
     """Tell which compression is best for the guest SOURCE, this machine and this disk.
@@ -61,7 +71,14 @@ def bench_command(
     with picture_file(picture, FORMATS, force=force) as drawn:
         shown = sys.stderr.isatty() and not quiet
         with progress_bar(source_name(source), shown=shown, of_bytes=False) as progress:
-            found = bench(source, to=to, threads=threads, sample=sample, progress=progress)
+            found = bench(
+                source,
+                to=to,
+                threads=threads,
+                sample=sample,
+                exclude=excluded(dump_level, exclude),
+                progress=progress,
+            )
         drawn(lambda kind: draw_picture(found, kind))
     if as_json:
         say_json(found.as_dict())
@@ -84,9 +101,11 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     for each in shown:
         table.add_row(*_row(each, named.get(each, "")), style="" if each.efficient else "dim")
     terminal = console()
+    filters = found.dump_level > 1
     say(
-        f"{found.source}: {format_size(found.data_bytes)} of data, {found.zero_share:.0%} of it zero pages "
-        f"(sample: {format_size(found.sample_bytes)})"
+        f"{found.source}: {format_size(found.data_bytes)} of data"
+        f"{f' at level {found.dump_level}' if filters else ''}, {found.zero_share:.0%} of it "
+        f"{'left out or zero' if filters else 'zero pages'} (sample: {format_size(found.sample_bytes)})"
     )
     rates = found.disk.bytes_per_second, found.disk.slowest, found.disk.fastest
     rate, slowest, fastest = (f"{each / 1e6:.0f}" for each in rates)
@@ -106,9 +125,10 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
         say(f"{dumps} larger than the {format_size(room)} free there.")
     for name, reason in found.missing.items():
         say(f"{name}: {reason}")
+    level = f" -d {found.dump_level}" if filters else ""
     if terminal.is_terminal:
         say("", *draw_text(found.candidates).split("\n"))
-    say("", *answer(found, f" -j {found.threads}" if threads_given else ""))
+    say("", *answer(found, level + (f" -j {found.threads}" if threads_given else "")))
 
 
 def _row(each: Candidate, letter: str) -> Sequence[str]:
@@ -132,14 +152,14 @@ def _row(each: Candidate, letter: str) -> Sequence[str]:
     )
 
 
-def answer(found: Benchmark, threads: str = "") -> list[str]:
+def answer(found: Benchmark, more: str = "") -> list[str]:
     """Say what to type for the fastest and the smallest dump, and for the best that the disk keeps busy.
 
     Parameters
     ----------
     found : Benchmark
         What to choose from.
-    threads : str
+    more : str
         Put behind each line's options.
     """
     balanced = found.smallest_at_disk_speed
@@ -155,5 +175,5 @@ def answer(found: Benchmark, threads: str = "") -> list[str]:
     lines = []
     for name, each in choices.items():
         cost = f"({each.seconds:.2f} s, {format_size(each.output_bytes)})"
-        lines.append(f"{name + ':':{width}} {each.options}{threads} {cost}")
+        lines.append(f"{name + ':':{width}} {each.options}{more} {cost}")
     return lines

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmdump.codecs.registry import default_engine, engines
 from vmdump.errors import RequestError, SourceError
+from vmdump.formats.levels import parse_level
 from vmdump.formats.names import FORMATS
 from vmdump.guest.blocks import Pages
-from vmdump.guest.linux.choice import AS_TOLD
+from vmdump.guest.guest import Guest
+from vmdump.guest.linux.choice import AS_TOLD, TOLD_OR_FOUND
 from vmdump.guest.whole import whole_pages
 from vmdump.kernels.zero import zero_pages
 from vmdump.opening import session
@@ -115,14 +117,16 @@ class Benchmark:
         The processor.
     threads : int
         Of the dump.
+    dump_level : int
+        Which types of pages it leaves out, in makedumpfile's bits.
     page_size, guest_bytes : int
         Of the guest.
     data_bytes : int
-        Guest memory without its holes.
+        Guest memory without its holes, and without long runs of pages that are left out.
     sample_bytes : int
         Part of it that was looked at.
     zero_share : float
-        Part of the sample that is zero pages; a dump stores one of them.
+        Part of the sample that is zero pages, of which a dump stores one, or that is left out.
     scan_speed : float
         Bytes that one processor reads from the guest and tests for zero in a second.
     disk : DiskSpeed
@@ -136,6 +140,7 @@ class Benchmark:
     source: str
     machine: str
     threads: int
+    dump_level: int
     page_size: int
     guest_bytes: int
     data_bytes: int
@@ -210,6 +215,7 @@ def bench(
     to: str | os.PathLike[str] = ".",
     threads: int | None = None,
     sample: int = _DEFAULT_SAMPLE,
+    exclude: int | str | Iterable[str] = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
     """Pack a sample of a guest with every engine at every level, and tell what the whole dump would cost.
@@ -218,11 +224,12 @@ def bench(
 
     The forecast is the longer one of two times: what the processors need to read, test, pack and write all
     data, and what the disk needs to take the dump. It leaves out the start of the process and attaching to a
-    live guest, the second look at one (which reads all its memory once more), moments in which the disk is
-    slower than in the trial, and processors that slow each other down, as the two halves of a core do; of an
-    ELF file the short runs of zero pages, which are written with the others; and of a kdump file that
-    identical pages are stored once, some 5 % of a Linux guest's data but most of a guest that is filled with
-    a pattern. Of a guest in a file, all is taken to be where the sample is: in the page cache, or not.
+    live guest, telling types of pages, the second look at one (which reads all its memory once more), moments
+    in which the disk is slower than in the trial, and processors that slow each other down, as the two halves
+    of a core do; of an ELF file the short runs of zero pages, which are written with the others; and of a
+    kdump file that identical pages are stored once, some 5 % of a Linux guest's data but most of a guest that
+    is filled with a pattern. Of a guest in a file, all is taken to be where the sample is: in the page cache,
+    or not.
 
     Parameters
     ----------
@@ -234,6 +241,8 @@ def bench(
         Worker threads of the dump; the processors this process may use, if not given.
     sample : int
         Bytes of the guest's data to look at.
+    exclude : int, str, or iterable of str
+        Types of pages that the dump leaves out, as for :func:`vmdump.dump`.
     progress : callable, optional
         Called with (done, total) in steps of up to 0.1 s.
 
@@ -244,7 +253,7 @@ def bench(
     Raises
     ------
     RequestError
-        `threads` is not from 1 to 1024, or `sample` is not positive.
+        `threads` is not from 1 to 1024, `sample` is not positive, or there is no such level.
     SourceError, AccessDenied, LayoutError, FormatError, CapabilityError, GuestBusy, QmpError
         Reading the guest failed, it has no data, or it fits no kdump file.
     SinkError
@@ -255,12 +264,13 @@ def bench(
     threads = check_threads(threads)
     if sample < 1:
         raise RequestError(f"sample: {sample} is not positive", parameter="sample")
+    left_out = parse_level(exclude)
     usable = [engine for engine in engines() if not engine.missing]
     count = sum(engine.max_level - engine.min_level + 1 for engine in usable)
     control = Control(progress)
     control.start(1 + DISK_ROUNDS + count * (1 + _ROUNDS))
 
-    guest = _look_at(source, sample, control)
+    guest = _look_at(source, sample, left_out, threads, control)
     control.advance(1)
     disk = measure_disk(to, cancelled=control.cancelled, round_done=lambda: control.advance(1))
 
@@ -288,6 +298,7 @@ def bench(
         source=_name(source),
         machine=_processor(),
         threads=threads,
+        dump_level=left_out,
         page_size=guest.page_size,
         guest_bytes=guest.guest_bytes,
         data_bytes=guest.sample.data_bytes,
@@ -375,13 +386,17 @@ class _Guest:
         )
 
 
-def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
+def _look_at(source: AnySource, size: int, exclude: int, threads: int, control: Control) -> _Guest:
     """Take the sample; a guest that was opened here is closed again before anything is timed."""
+    filters = exclude > 1
+    # For types of pages VMCOREINFO may have to be looked for; else the sample is all that is read.
+    vmcoreinfo = TOLD_OR_FOUND if filters else AS_TOLD
     with (
         session(source) as it,
-        # The sample is all that is read.
-        it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=AS_TOLD) as guest,
+        it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=vmcoreinfo) as guest,
     ):
+        if filters:
+            guest = _filtered(guest, exclude, threads, control)
         # The codec is named in the header, and does not change its size.
         kdump = kdump_head(guest, engines()[0].codec)
         elf = elf_head(guest, whole_blocks(guest.blocks))
@@ -410,6 +425,14 @@ def _look_at(source: AnySource, size: int, control: Control) -> _Guest:
         kdump_bytes=kdump.data_offset + page_size,
         elf_bytes=len(elf.content),
     )
+
+
+def _filtered(guest: Guest, exclude: int, threads: int, control: Control) -> Guest:
+    """Leave out types of pages; a guest that runs has others a moment later, but as many."""
+    from vmdump.guest.linux.page_types.filter import filtered  # most dumps leave out nothing
+    from vmdump.guest.linux.page_types.types import tell_types
+
+    return filtered(guest, tell_types(guest, threads=threads, check=control.check), exclude)
 
 
 def _name(source: AnySource) -> str:
