@@ -154,6 +154,8 @@ static inline struct verdict judge(const struct vmd_page_layout *l, const uint8_
         found.type = VMD_TYPE_OFFLINE;
     else if (slab)
         found.type = VMD_TYPE_SLAB;
+    else if (typed && mapcount == (uint32_t)l->table_value)
+        found.type = VMD_TYPE_TABLE;
     if (!sure && (poison || !vmd_type_is_kept(found.type)))
         return (struct verdict){VMD_TYPE_DOUBTFUL, 0};
     found.type |= poison;

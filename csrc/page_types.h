@@ -12,6 +12,7 @@ enum vmd_page_type {
     VMD_TYPE_TAIL,          /* a part of a compound page whose head was not met */
     VMD_TYPE_KERNEL,
     VMD_TYPE_SLAB,
+    VMD_TYPE_TABLE, /* a page table */
     VMD_TYPE_FREE,
     VMD_TYPE_UNACCEPTED,    /* free, and never given to the guest by its host */
     VMD_TYPE_CACHE,
@@ -44,7 +45,7 @@ struct vmd_page_layout {
     int64_t huge_value;
     int64_t free_orders; /* of blocks of free pages */
     int64_t lru_mask, private_mask, swapcache_mask, swapbacked_mask, slab_mask, poison_mask, head_mask;
-    int64_t buddy_value, slab_value, offline_value, unaccepted_value;
+    int64_t buddy_value, slab_value, offline_value, unaccepted_value, table_value;
 };
 
 /* A run of pages that goes on behind the array in which its head is. */
@@ -58,7 +59,7 @@ int vmd_page_layout_fits(const struct vmd_page_layout *layout);
 /* Whether pages of a type are in every dump. */
 static inline int vmd_type_is_kept(unsigned type)
 {
-    return type <= VMD_TYPE_SLAB;
+    return type <= VMD_TYPE_TABLE;
 }
 
 /* Tells the types of the `count` pages from frame `first` on, described at `descriptions`, which may have any

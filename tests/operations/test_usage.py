@@ -16,6 +16,7 @@ from helpers.struct_pages import LRU, PAGE, flat, structs
 import vmdump
 from vmdump import PageType, errors
 from vmdump.guest.guest import Guest
+from vmdump.guest.linux.page_types.usage import excluding_bits
 from vmdump.guest.views import view_of
 
 FIRMWARE = 64
@@ -52,11 +53,20 @@ def test_pages_by_type_are_makedumpfiles(used: tuple[str, vmdump.PageUsage]) -> 
     # There hugetlbfs' pages and others that somebody has mapped are user pages.
     assert counts[PageType.USER] + counts[PageType.HUGE] >= by_class["user"]["pages"] - 1024
     left_out = bitmaps(kernel)["bitmap1"] & ~bitmaps(kernel)["d31"]
-    kept = (PageType.KERNEL, PageType.SLAB, PageType.ZERO, PageType.UNDESCRIBED, PageType.DOUBTFUL)
+    kept = [kind for kind in PageType if not excluding_bits(kind) & ~1]
     types = usage.types[: left_out.size]
     assert np.array_equal((types != PageType.MISSING) & ~np.isin(types, kept), left_out)
     zero = bitmaps(kernel)["zero"] & ~left_out & bitmaps(kernel)["bitmap1"]
     assert np.array_equal(types == PageType.ZERO, zero)
+
+
+def test_page_tables_where_they_are_known(used: tuple[str, vmdump.PageUsage]) -> None:
+    """The root is marked as one since 6.14; before 6.12 none is known."""
+    kernel, usage = used
+    assert bool(usage.counts[PageType.PAGE_TABLE].pages) == (kernel != "6.1")
+    with opened(kernel) as guest:
+        root = guest.cpus[0]["cr3"] // PAGE
+    assert usage.types[root] == (PageType.PAGE_TABLE if kernel == "7.3" else PageType.KERNEL)
 
 
 @pytest.mark.parametrize("format_name", ["kdump-lzo", "elf"])

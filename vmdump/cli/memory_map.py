@@ -27,6 +27,7 @@ _STRIPES = 8
 _COLOURS = {
     PageType.KERNEL: "#c0392b",
     PageType.SLAB: "#f39c12",
+    PageType.PAGE_TABLE: "#e8743b",
     PageType.UNDESCRIBED: "#6d4c41",
     PageType.DOUBTFUL: "#ff00ff",
     PageType.POISONED: "#000000",

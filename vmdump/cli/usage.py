@@ -24,6 +24,7 @@ _ORDER = (
     PageType.USER,
     PageType.HUGE,
     PageType.SLAB,
+    PageType.PAGE_TABLE,
     PageType.KERNEL,
     PageType.OFFLINE,
     PageType.POISONED,

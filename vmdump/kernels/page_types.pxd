@@ -20,6 +20,7 @@ cdef extern from "page_types.h":
         VMD_TYPE_TAIL
         VMD_TYPE_KERNEL
         VMD_TYPE_SLAB
+        VMD_TYPE_TABLE
         VMD_TYPE_FREE
         VMD_TYPE_UNACCEPTED
         VMD_TYPE_CACHE
@@ -33,7 +34,7 @@ cdef extern from "page_types.h":
         int64_t size, word, swapped, flags, mapping, private_, mapcount, compound
         int64_t order, order_form, huge, huge_form, huge_value, free_orders
         int64_t lru_mask, private_mask, swapcache_mask, swapbacked_mask, slab_mask, poison_mask, head_mask
-        int64_t buddy_value, slab_value, offline_value, unaccepted_value
+        int64_t buddy_value, slab_value, offline_value, unaccepted_value, table_value
     ctypedef struct vmd_type_run "struct vmd_type_run":
         uint64_t first, count, type
     bint vmd_page_layout_fits(const vmd_page_layout *layout) noexcept nogil

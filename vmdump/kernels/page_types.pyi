@@ -25,6 +25,7 @@ __all__ = [
     "ORDER_U16",
     "POISONED",
     "SLAB",
+    "TABLE",
     "TAIL",
     "TYPE_COUNT",
     "UNACCEPTED",
@@ -52,6 +53,7 @@ DOUBTFUL: Final[int]
 TAIL: Final[int]
 KERNEL: Final[int]
 SLAB: Final[int]
+TABLE: Final[int]
 FREE: Final[int]
 UNACCEPTED: Final[int]
 CACHE: Final[int]
@@ -92,6 +94,7 @@ class PageTyper:
         slab_value: int,
         offline_value: int,
         unaccepted_value: int,
+        table_value: int,
     ) -> Self: ...
     def tell(
         self, descriptions: ReadableBuffer, first: int, types: npt.NDArray[np.uint8]

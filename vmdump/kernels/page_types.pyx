@@ -24,6 +24,7 @@ __all__ = [
     "ORDER_U16",
     "POISONED",
     "SLAB",
+    "TABLE",
     "TAIL",
     "TYPE_COUNT",
     "UNACCEPTED",
@@ -42,7 +43,8 @@ HUGE_U8, HUGE_U16, HUGE_WORD = VMD_HUGE_U8, VMD_HUGE_U16, VMD_HUGE_WORD
 UNKNOWN, UNREADABLE, DOUBTFUL, TAIL = (
     VMD_TYPE_UNKNOWN, VMD_TYPE_UNREADABLE, VMD_TYPE_DOUBTFUL, VMD_TYPE_TAIL
 )
-KERNEL, SLAB, FREE, UNACCEPTED = VMD_TYPE_KERNEL, VMD_TYPE_SLAB, VMD_TYPE_FREE, VMD_TYPE_UNACCEPTED
+KERNEL, SLAB, TABLE = VMD_TYPE_KERNEL, VMD_TYPE_SLAB, VMD_TYPE_TABLE
+FREE, UNACCEPTED = VMD_TYPE_FREE, VMD_TYPE_UNACCEPTED
 CACHE, CACHE_PRIVATE, USER, HUGE = VMD_TYPE_CACHE, VMD_TYPE_CACHE_PRIVATE, VMD_TYPE_USER, VMD_TYPE_HUGE
 OFFLINE, TYPE_COUNT, POISONED = VMD_TYPE_OFFLINE, VMD_TYPE_COUNT, VMD_TYPE_POISONED
 
@@ -66,7 +68,7 @@ cdef class PageTyper:
         Of blocks of free pages; larger ones are doubtful.
     lru_mask, private_mask, swapcache_mask, swapbacked_mask, slab_mask, poison_mask, head_mask : int
         Of flags; 0 for one that is not there.
-    buddy_value, slab_value, offline_value, unaccepted_value : int
+    buddy_value, slab_value, offline_value, unaccepted_value, table_value : int
         Of the map count; -1 for none.
 
     Raises
@@ -81,11 +83,13 @@ cdef class PageTyper:
         self, *, size, word, swapped, flags, mapping, private, mapcount, compound, order, order_form, huge,
         huge_form, huge_value, free_orders, lru_mask, private_mask, swapcache_mask, swapbacked_mask,
         slab_mask, poison_mask, head_mask, buddy_value, slab_value, offline_value, unaccepted_value,
+        table_value,
     ):
         self._layout = vmd_page_layout(
             size, word, swapped, flags, mapping, private, mapcount, compound, order, order_form, huge,
             huge_form, huge_value, free_orders, lru_mask, private_mask, swapcache_mask, swapbacked_mask,
             slab_mask, poison_mask, head_mask, buddy_value, slab_value, offline_value, unaccepted_value,
+            table_value,
         )
         if not vmd_page_layout_fits(&self._layout):
             raise ValueError("a field is not inside a description, or no description has this size")

@@ -15,6 +15,7 @@ from helpers.struct_pages import (
     POISON,
     PRIVATE,
     SLAB,
+    TABLE,
     UNACCEPTED,
     compound,
     flat,
@@ -42,6 +43,7 @@ BITS = {
     PageType.USER: 8,
     PageType.HUGE: 8,
     PageType.SLAB: 0,
+    PageType.PAGE_TABLE: 0,
     PageType.OFFLINE: 2 | 4 | 8 | 16,
     PageType.POISONED: 2 | 4 | 8 | 16,
     PageType.KERNEL: 0,
@@ -60,6 +62,7 @@ def guest() -> vmdump.BlockSource:
     compound(pages, 1536, 9, mapcount=HUGETLB)
     compound(pages, 1152, 2, mapcount=SLAB)
     pages["mapcount"][1160:1170] = OFFLINE
+    pages["mapcount"][1200:1204] = TABLE
     pages["flags"][1170:1172] = POISON
     pages["flags"][1180:1183] = ALL_ONES
     made = flat(pages)
@@ -84,6 +87,7 @@ EXPECTED = {
     PageType.USER: (10, 5),
     PageType.HUGE: (512, 256),
     PageType.SLAB: (2, 0),
+    PageType.PAGE_TABLE: (2, 0),
     PageType.OFFLINE: (10, 5),
     PageType.POISONED: (2, 1),
 }

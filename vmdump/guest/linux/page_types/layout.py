@@ -42,7 +42,7 @@ class PageLayout:
     lru_mask, private_mask, swapcache_mask, swapbacked_mask, slab_mask, poison_mask, head_mask : int
         Of flags; 0 for one that is not there. Without ``PG_slab`` no bit stands for it: makedumpfile's 7 is
         PG_waiters since 6.10.
-    buddy_value, slab_value, offline_value, unaccepted_value : int
+    buddy_value, slab_value, offline_value, unaccepted_value, table_value : int
         Of _mapcount; -1, as of a page that nobody maps, for none.
     """
 
@@ -71,6 +71,7 @@ class PageLayout:
     slab_value: int
     offline_value: int
     unaccepted_value: int
+    table_value: int
 
     @classmethod
     def of(cls, lines: Vmcoreinfo, word: int, byteorder: ByteOrder) -> Self:
@@ -130,6 +131,7 @@ class PageLayout:
             slab_value=keys.mapcount("PAGE_SLAB_MAPCOUNT_VALUE"),
             offline_value=keys.mapcount("PAGE_OFFLINE_MAPCOUNT_VALUE"),
             unaccepted_value=keys.mapcount("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
+            table_value=keys.table(),
         )
         layout.typer()
         return layout
@@ -193,6 +195,17 @@ class _Keys:
         """Give a value of _mapcount as 32 bits; -1 if absent."""
         value = self._lines.number(name)
         return _ABSENT if value is None or value & 0xFFFFFFFF == 0xFFFFFFFF else value & 0xFFFFFFFF
+
+    def table(self) -> int:
+        """Give the value of _mapcount of page tables; -1 if absent.
+
+        No key tells it. Since 6.12 types are numbers in the highest byte, of which 0xf0 is a free page,
+        0xf1 offline, 0xf2 a page table, and 0xf4 hugetlbfs': where the three others are told so, it is known.
+        Before, they were bits, which changed places from release to release.
+        """
+        names = "PAGE_BUDDY_MAPCOUNT_VALUE", "PAGE_OFFLINE_MAPCOUNT_VALUE", "PAGE_HUGETLB_MAPCOUNT_VALUE"
+        told = [self.mapcount(name) for name in names]
+        return 0xF2 << 24 if told == [0xF0 << 24, 0xF1 << 24, 0xF4 << 24] else _ABSENT
 
     def head_mask(self) -> int:
         """Give the flag of heads of compound pages; bit 14 where it is not told."""

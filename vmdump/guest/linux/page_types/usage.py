@@ -41,7 +41,8 @@ class PageType(IntEnum):
     MISSING is no page: the guest has no memory there. UNDESCRIBED pages have no struct page, as firmware's
     have none; those of DOUBTFUL ones contradict themselves or cannot be read. ZERO holds zeros only, and is
     of a type that no level leaves out: like makedumpfile, others are what they are used for, whatever they
-    hold. USER is anonymous memory, HUGE is hugetlbfs', KERNEL is whatever else the kernel has.
+    hold. USER is anonymous memory, HUGE is hugetlbfs', KERNEL is whatever else the kernel has:
+    before 6.12 page tables as well, of which nothing tells there.
     """
 
     MISSING = 0
@@ -54,9 +55,10 @@ class PageType(IntEnum):
     USER = 7
     HUGE = 8
     SLAB = 9
-    OFFLINE = 10
-    POISONED = 11
-    KERNEL = 12
+    PAGE_TABLE = 10
+    OFFLINE = 11
+    POISONED = 12
+    KERNEL = 13
 
     @property
     def is_told(self) -> bool:
@@ -80,6 +82,7 @@ _OF_KERNEL = {
     kernel.TAIL: PageType.KERNEL,
     kernel.KERNEL: PageType.KERNEL,
     kernel.SLAB: PageType.SLAB,
+    kernel.TABLE: PageType.PAGE_TABLE,
     kernel.FREE: PageType.FREE,
     kernel.UNACCEPTED: PageType.FREE,
     kernel.CACHE: PageType.CACHE,
