@@ -19,6 +19,14 @@ from vmdump.serve.arguments import DumpArguments, left_to_qemu, parse_line, pars
 from vmdump.serve.upstream import _without_own
 
 Serve = Callable[..., tuple[FakeQemu, Started, QmpClient]]
+MUCH = 8192
+"""Pages; of fewer, all may be read before anybody reads the pipe, and then the guest runs again."""
+WITHOUT_DAEMONS = """
+from vmdump.__main__ import run
+from vmdump.sources.libvirt import daemons
+daemons._DAEMONS = ()
+run()
+"""
 IN_PROCESS = "There is a dump in process, please wait."
 ENDED = ["STOP", "DUMP_COMPLETED", "RESUME"]
 
@@ -27,9 +35,10 @@ ENDED = ["STOP", "DUMP_COMPLETED", "RESUME"]
 def serve(stack: ExitStack, tmp_path: Path) -> Serve:
     """serve(...): a scripted QEMU, `vmdump serve` in front of it, and a client."""
 
-    def make(**options: Any) -> tuple[FakeQemu, Started, QmpClient]:
-        qemu = stack.enter_context(FakeQemu(tmp_path, [Ram(0), Ram(1 << 32, kind="memfd")], **options))
-        served = stack.enter_context(start_serve(qemu.path, tmp_path))
+    def make(code: str = "", pages: int = 64, **options: Any) -> tuple[FakeQemu, Started, QmpClient]:
+        rams = [Ram(0), Ram(1 << 32, pages, kind="memfd")]
+        qemu = stack.enter_context(FakeQemu(tmp_path, rams, **options))
+        served = stack.enter_context(start_serve(qemu.path, tmp_path, code=code))
         return qemu, served, stack.enter_context(QmpClient(served.path))
 
     return make
@@ -110,10 +119,9 @@ def test_into_a_pipe_whose_reader_goes_away(serve: Serve) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ended_in_the_pause(serve: Serve, number: signal.Signals) -> None:
-    qemu, served, client = serve()
+    qemu, served, client = serve(pages=MUCH)
     with QmpClient(served.path) as other:
         reader, writer = os.pipe()
-        # Smaller than the dump, so that it waits.
         client.ask("getfd", fdname="pipe", fds=[writer])
         os.close(writer)
         client.post("dump-guest-memory", paging=False, protocol="fd:pipe")
@@ -144,6 +152,33 @@ def test_capability(serve: Serve) -> None:
     _, _, client = serve(answers={"query-dump-guest-memory-capability": answer["return"]})
     formats = client.ask("query-dump-guest-memory-capability")["return"]["formats"]
     assert {"elf", "kdump-zlib", "kdump-raw-zlib", "kdump-zstd", "win-dmp"} <= set(formats)
+
+
+def test_guest_of_libvirt(serve: Serve) -> None:
+    """QEMU may end no dump whose end libvirt's daemon might not survive; what QEMU refuses it may refuse."""
+    place = "unix:/run/user/7/libvirt/qemu/lib/monitor.sock,server=on"
+    devices = [{"frontend-open": True, "filename": place, "label": "charmonitor"}]
+    answers = {"query-chardev": devices, "query-dump": {"status": "none", "completed": 0, "total": 0}}
+    rules = [{"command": "dump-guest-memory", "do": "error"}]
+    qemu, _, client = serve(WITHOUT_DAEMONS, answers=answers, rules=rules)
+    for wanted in (
+        {"protocol": "file:/x"},
+        {"protocol": "file:/x", "format": "win-dmp"},
+        {"protocol": "file:/dev/fdset/1"},
+        {"protocol": "fd:unknown"},
+        {"protocol": "file:/x", "later": 1},
+    ):
+        reply = client.ask("dump-guest-memory", paging=False, **wanted)
+        assert "is libvirt's" in reply["error"]["desc"]
+    for line in ("dump-guest-memory /x", "dump-guest-memory -w /x", "dump-guest-memory/x"):
+        assert "is libvirt's" in client.line(line)
+    line = "dump-guest-memory /x"
+    reply = client.ask("human-monitor-command", command_line=line, cpu_index=0)
+    assert "is libvirt's" in reply["return"]
+    assert not {"dump-guest-memory", "human-monitor-command", "stop"} & set(qemu.commands)
+    for wrong in ({"protocol": "x"}, {"protocol": "file:/x", "begin": 1}, {"protocol": 7}):
+        assert client.ask("dump-guest-memory", paging=False, **wrong)["error"]["desc"] == "injected"
+    assert qemu.commands.count("dump-guest-memory") == 3
 
 
 @pytest.mark.parametrize(

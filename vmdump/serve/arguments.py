@@ -9,7 +9,7 @@ from typing import Any
 
 from vmdump.formats.names import FORMATS
 
-__all__ = ["DumpArguments", "left_to_qemu", "parse_line", "parse_request"]
+__all__ = ["DumpArguments", "is_refused", "left_to_qemu", "may_be_taken", "parse_line", "parse_request"]
 
 _TYPES: dict[str, type] = {
     "paging": bool,
@@ -32,7 +32,7 @@ _LINE = re.compile(
     (?P<zlib>\s+-z)?(?P<lzo>\s+-l)?(?P<snappy>\s+-s)?(?P<raw>\s+-R)?
     \s+(?:"(?P<quoted>(?:[^"\\]|\\[nr\\'"])*)"|(?P<name>[^\s"-]\S*))
     (?:\s+(?P<begin>0[xX][0-9a-fA-F]+|[0-9]+)(?:\s+(?P<length>0[xX][0-9a-fA-F]+|[0-9]+))?)?\s*""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _ESCAPES = {"n": "\n", "r": "\r"}
 
@@ -85,6 +85,19 @@ def parse_request(arguments: dict[str, Any]) -> DumpArguments | None:
     return DumpArguments(**arguments)
 
 
+def may_be_taken(arguments: dict[str, Any]) -> bool:
+    """Tell whether some QEMU may take arguments that are none for vmdump: one may know more of them."""
+    wrong = (
+        name in arguments
+        and (
+            type(arguments[name]) is not kind
+            or (kind is int and not -_MAX_NUMBER <= arguments[name] < _MAX_NUMBER)
+        )
+        for name, kind in _TYPES.items()
+    )
+    return set(_NEEDED) <= arguments.keys() and not any(wrong)
+
+
 def parse_line(line: str) -> DumpArguments | None:
     """Read the command line of the human monitor's command; None if that is for QEMU to read."""
     match = _LINE.fullmatch(line)
@@ -116,26 +129,37 @@ def _number(text: str | None) -> int | None:
     return int(text, 0)
 
 
+def is_refused(arguments: DumpArguments) -> bool:
+    """Tell whether QEMU refuses it before it begins a dump, whatever the guest is."""
+    return _contradicts(arguments) or _is_empty(arguments)
+
+
+def _contradicts(arguments: DumpArguments) -> bool:
+    has_range = arguments.begin is not None or arguments.length is not None
+    return (
+        (_FORMATS[arguments.format].family == "kdump" and (arguments.paging or has_range))
+        or (arguments.begin is None) != (arguments.length is None)
+        or (arguments.length or 0) < 0
+        or (arguments.descriptor is None and not arguments.path)
+    )
+
+
+def _is_empty(arguments: DumpArguments) -> bool:
+    return (arguments.begin or 0) < 0 or arguments.length == 0
+
+
 def left_to_qemu(arguments: DumpArguments) -> DumpArguments | None:
     """Give what to ask QEMU, which refuses this or has to open the file; None if vmdump may make the dump.
 
     Where it refuses, a format that it may not know becomes one that it knows: it is to say what is wrong.
     """
-    known = _FORMATS[arguments.format]
-    has_range = arguments.begin is not None or arguments.length is not None
-    begin, length = arguments.begin or 0, 1 if arguments.length is None else arguments.length
-    path = arguments.path
-    wrong = (
-        (known.family == "kdump" and (arguments.paging or has_range))
-        or (arguments.begin is None) != (arguments.length is None)
-        or length < 0
-        or (arguments.descriptor is None and not path)
-    )
-    if wrong:
-        return replace(arguments, format="kdump-zlib") if known.family == "kdump" else arguments
-    if (begin < 0 or length == 0) and os.path.isfile(path):
+    if _contradicts(arguments):
+        is_kdump = _FORMATS[arguments.format].family == "kdump"
+        return replace(arguments, format="kdump-zlib") if is_kdump else arguments
+    if _is_empty(arguments):
         # QEMU empties the file before it looks at the numbers.
-        return replace(arguments, protocol="file:/dev/null")
-    if begin < 0 or length == 0 or "\0" in arguments.protocol:
+        there = os.path.isfile(arguments.path)
+        return replace(arguments, protocol="file:/dev/null") if there else arguments
+    if "\0" in arguments.protocol or os.path.normpath(arguments.path).startswith(_OWN):
         return arguments
-    return arguments if os.path.normpath(path).startswith(_OWN) else None
+    return None

@@ -11,11 +11,19 @@ from typing import Any
 from vmdump.codecs.registry import default_engine
 from vmdump.errors import EngineUnavailable, QmpError
 from vmdump.formats.names import FORMATS
-from vmdump.serve.arguments import DumpArguments, left_to_qemu, parse_line, parse_request
+from vmdump.serve.arguments import (
+    DumpArguments,
+    is_refused,
+    left_to_qemu,
+    may_be_taken,
+    parse_line,
+    parse_request,
+)
 from vmdump.serve.client import Client, Descriptors, failure
 from vmdump.serve.descriptors import NamedDescriptors
 from vmdump.serve.dumps import IN_PROCESS, NO_MEMORY, Dump, LeftToQemu, Refused
 from vmdump.serve.upstream import Upstream
+from vmdump.sources.qemu.reroute import find_harm
 
 __all__ = ["Dispatcher"]
 
@@ -24,8 +32,9 @@ Give = Callable[[Reply], object]
 
 _QUERY = {"execute": "query-dump"}
 _NO_MIGRATION = "Live migration disabled: dump-guest-memory in progress"
-_INFO_DUMP = re.compile(r"\s*info\s+dump\s*")
-_DUMP_LINE = re.compile(r"\s*dump-guest-memory(\s|$)")
+_INFO_DUMP = re.compile(r"\s*info\s+dump\s*", re.ASCII)
+_DUMP_LINE = re.compile(r"\s*dump-guest-memory(\s|/|$)", re.ASCII)
+"""To QEMU a command's name ends at a slash as well."""
 _DURING_DUMP = {
     "stop": IN_PROCESS,
     "cont": IN_PROCESS,
@@ -36,9 +45,9 @@ _DURING_DUMP = {
 _NEEDED_DURING_DUMP = {"migrate": {"uri"}, "snapshot-save": {"job-id", "tag", "vmstate", "devices"}}
 """Without these QEMU complains of the arguments first."""
 _LINES_DURING_DUMP = (
-    (re.compile(r"\s*(stop|s)\s*"), ""),
-    (re.compile(r"\s*(cont|c)\s*"), f"Error: {IN_PROCESS}\r\n"),
-    (re.compile(r"\s*(migrate|savevm)\s.*", re.DOTALL), f"Error: {_NO_MIGRATION}\r\n"),
+    (re.compile(r"\s*(stop|s)\s*", re.ASCII), ""),
+    (re.compile(r"\s*(cont|c)\s*", re.ASCII), f"Error: {IN_PROCESS}\r\n"),
+    (re.compile(r"\s*(migrate|savevm)\s.*", re.ASCII | re.DOTALL), f"Error: {_NO_MIGRATION}\r\n"),
 )
 """The same in its human monitor, where `stop` says nothing."""
 
@@ -100,10 +109,12 @@ class Dispatcher:
         command, arguments = request["execute"], request.get("arguments", {})
         if command == "dump-guest-memory":
             wanted = parse_request(arguments)
-            if wanted is None:
-                await self._pass_on(request, names, give)
-            else:
+            if wanted is not None:
                 await self._make(wanted, request, names, give, give)
+            elif may_be_taken(arguments):
+                await self._leave_dump(request, names, give, give)
+            else:
+                await self._pass_on(request, names, give)
         elif command == "human-monitor-command":
             await self._execute_line(request, arguments, names, give)
         elif command == "query-dump" and not arguments:
@@ -176,9 +187,9 @@ class Dispatcher:
                     if pattern.fullmatch(line):
                         give({"return": text})
                         return
-            if _DUMP_LINE.match(line):
-                await self._leave_dump(request, names, give)
-                return
+        if isinstance(line, str) and _DUMP_LINE.match(line):
+            await self._leave_dump(request, names, give, lambda reply: give(_as_text(reply)))
+            return
         await self._pass_on(request, names, give)
 
     async def _query_dump(self) -> Reply:
@@ -194,9 +205,20 @@ class Dispatcher:
             return reply
         return {"return": self._state}
 
-    async def _leave_dump(self, request: Reply, names: NamedDescriptors, give: Give) -> None:
-        """Let QEMU make a dump, or refuse it."""
+    async def _leave_dump(
+        self, request: Reply, names: NamedDescriptors, give: Give, give_own: Give, *, refused: bool = False
+    ) -> None:
+        """Let QEMU make a dump, unless its end would harm somebody; or let it refuse one."""
+        harm = "" if refused else await asyncio.to_thread(find_harm, self._upstream)
         before = await self._upstream.forward(_QUERY)
+        if self._dumping:
+            give_own(failure(IN_PROCESS))
+            return
+        if harm:
+            give_own(
+                failure(f"dump: this one is QEMU's to make, which vmdump serve does not let it do: {harm}")
+            )
+            return
         await self._pass_on(request, names, give)
         after = await self._upstream.forward(_QUERY)
         # What it refuses at once leaves no trace there.
@@ -210,14 +232,15 @@ class Dispatcher:
         if self._dumping:
             give_own(failure(IN_PROCESS))
             return
-        for_qemu = left_to_qemu(wanted)
+        for_qemu, refused = left_to_qemu(wanted), is_refused(wanted)
         name = wanted.descriptor
         fd = names.take(name) if for_qemu is None and name is not None else None
         if for_qemu is not None and for_qemu.protocol != wanted.protocol:
-            await self._leave_dump(_as_request(for_qemu), names, give_own)
+            await self._leave_dump(_as_request(for_qemu), names, give_own, give_own, refused=refused)
             return
         if for_qemu is not None or (name is not None and fd is None):
-            await self._leave_dump(_with_format(request, for_qemu or wanted), names, give)
+            request = _with_format(request, for_qemu or wanted)
+            await self._leave_dump(request, names, give, give_own, refused=refused)
             return
         making = _Making(Dump(self._upstream, wanted, fd, self._tell), request, names, give, give_own)
         # From here on, as vmdump takes headers, QEMU tells of those.
@@ -249,7 +272,7 @@ class Dispatcher:
             fd, name = dump.take_output(), dump.arguments.descriptor
             if fd is not None and name is not None:
                 making.names.put(name, fd)
-            await self._leave_dump(making.request, making.names, making.give)
+            await self._leave_dump(making.request, making.names, making.give, making.give_own)
         except Refused as error:
             if dump.under_way:
                 self._state = dump.state
@@ -297,14 +320,14 @@ class _Making:
         self.request = request
         self.names = names
         self.give = give
-        self._give_own = give_own
+        self.give_own = give_own
         self._answered = False
 
     def answer(self, reply: Reply) -> None:
         """Answer, once."""
         if not self._answered:
             self._answered = True
-            self._give_own(reply)
+            self.give_own(reply)
 
 
 def _with_format(request: Reply, wanted: DumpArguments) -> Reply:

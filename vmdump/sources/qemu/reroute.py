@@ -17,7 +17,9 @@ from vmdump.sources.qemu.monitor import Monitor
 if TYPE_CHECKING:
     from vmdump.sources.libvirt.domain import Domain
 
-__all__ = ["find_reroute"]
+__all__ = ["find_harm", "find_reroute"]
+
+_NO_DAEMON = "no daemon of it can be seen from here, and one may crash when a dump that it did not begin ends"
 
 
 def find_reroute(monitor: Monitor) -> Domain | None:
@@ -42,19 +44,12 @@ def find_reroute(monitor: Monitor) -> Domain | None:
     QmpError
         QEMU does not answer.
     """
-    words = command_line(monitor.pid)
-    place = _place_of_monitor(monitor)
-    if place is None and not any(f"id={MONITOR}," in word for word in words):
+    found = _find_unsafe(monitor)
+    if found is None:
         return None
-    guest, daemons = guest_of(words), find_daemons(monitor.pid, place)
-    unsafe = [daemon for daemon in daemons if not daemon.is_safe]
-    if daemons and not unsafe:
-        return None
+    guest, daemons = found
     if not daemons:
-        why = (
-            "no daemon of it can be seen from here, and one may crash when a dump that it did not begin ends"
-        )
-        raise _refusal(monitor, guest, why, "")
+        raise _refusal(monitor, guest, _NO_DAEMON, "")
     reasons = []
     # It belongs to one of them, and each may be asked, also one that is safe.
     for daemon in daemons:
@@ -62,8 +57,47 @@ def find_reroute(monitor: Monitor) -> Domain | None:
             return _domain_of(monitor, guest, daemon)
         except VmdumpError as error:
             reasons.append(str(error))
-    why = f"its daemon ({unsafe[0]}) may crash when a dump that it did not begin ends, and cannot begin one"
+    why = f"{_may_crash(daemons)}, and cannot begin one"
     raise _refusal(monitor, guest, why, " and ".join(reasons))
+
+
+def find_harm(monitor: Monitor) -> str:
+    """Say why QEMU must not end a dump of a guest that libvirt did not begin; nothing if it may.
+
+    Asks nothing of QEMU that a monitor would be told of.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        The guest's.
+
+    Raises
+    ------
+    QmpError
+        QEMU does not answer.
+    """
+    found = _find_unsafe(monitor)
+    if found is None:
+        return ""
+    guest, daemons = found
+    return f"the guest {guest.name} is libvirt's: {_may_crash(daemons) if daemons else _NO_DAEMON}"
+
+
+def _find_unsafe(monitor: Monitor) -> tuple[Guest, list[Daemon]] | None:
+    """Find the domain that a guest is, and whom it may belong to, one of them unsafe; None for all others."""
+    words = command_line(monitor.pid)
+    place = _place_of_monitor(monitor)
+    if place is None and not any(f"id={MONITOR}," in word for word in words):
+        return None
+    daemons = find_daemons(monitor.pid, place)
+    if daemons and all(daemon.is_safe for daemon in daemons):
+        return None
+    return guest_of(words), daemons
+
+
+def _may_crash(daemons: list[Daemon]) -> str:
+    unsafe = next(daemon for daemon in daemons if not daemon.is_safe)
+    return f"its daemon ({unsafe}) may crash when a dump that it did not begin ends"
 
 
 def _place_of_monitor(monitor: Monitor) -> str | None:
