@@ -136,6 +136,16 @@ def test_ended_in_the_pause(serve: Serve, number: signal.Signals) -> None:
         os.close(reader)
 
 
+def test_ended_while_qemu_hangs(serve: Serve) -> None:
+    """Nobody waits the minutes that QEMU has for an answer."""
+    qemu, served, client = serve(rules=[{"command": "query-status", "do": "silent"}])
+    client.post("dump-guest-memory", paging=False, protocol="file:/x")
+    until(lambda: "query-status" in qemu.commands)
+    os.kill(served.pid, signal.SIGTERM)
+    assert served.wait() == 128 + signal.SIGTERM
+    assert client.at_end()
+
+
 def test_file_that_is_there_keeps_its_mode_and_stays_if_the_dump_fails(serve: Serve, tmp_path: Path) -> None:
     _, _, client = serve()
     path = tmp_path / "dump"

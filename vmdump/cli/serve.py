@@ -19,17 +19,18 @@ _SCHEME = "qmp:"
 @click.argument("source")
 @click.option("--listen", required=True, metavar="SOCKET", help="The Unix socket to make for clients.")
 def serve_command(source: str, listen: str) -> None:
-    r"""Serve QMP in front of QEMU, and make its dumps.
+    """Serve QMP in front of QEMU, and make the dumps that clients ask for.
 
-    SOURCE is qmp:SOCKET, QEMU's own. Clients connect to --listen as to QEMU, several at a time. What they
-    ask goes to QEMU, but dump-guest-memory, query-dump and query-dump-guest-memory-capability, and the human
-    monitor's dump-guest-memory and info dump, vmdump does itself: the guest is paused for moments only.
+    SOURCE is qmp:SOCKET, with the socket of QEMU. Clients connect to the socket of --listen as they would to
+    QEMU's, several at a time.
 
-    \b
-    vmdump serve qmp:/run/vm.qmp --listen /run/vm-dump.qmp
-    virtme-ng, kata, avocado, qmp-shell /run/vm-dump.qmp: as with QEMU's socket
+    The dumps that they ask for, by dump-guest-memory or by the human monitor's command of this name, are
+    made by vmdump, which pauses the guest for a moment only. All other commands go to QEMU.
 
-    It ends with QEMU, or by Ctrl-C or SIGTERM, which cancel a dump; the guest runs then.
+    Example: vmdump serve qmp:/run/vm.qmp --listen /run/vm-dump.qmp, and then qmp-shell /run/vm-dump.qmp.
+
+    The command ends when QEMU does. Ctrl-C and SIGTERM end it as well: a dump is cancelled then, and the
+    guest runs again.
     """
     if not source.startswith(_SCHEME):
         raise RequestError(

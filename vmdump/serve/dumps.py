@@ -227,6 +227,7 @@ class Dump:
     def _run(self, control: Control) -> Report:
         """Make the dump, in a thread of its own."""
         arguments = self.arguments
+        self._upstream.give_up_if(control.cancelled)
         try:
             output = self._output()
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -118,6 +119,7 @@ class Upstream(Monitor):
         self._own_dumps = 0
         self.resuming = False
         self._kept: list[_Reply] = []
+        self._of_thread = threading.local()
         # Made in whatever thread; it belongs to the loop that uses it first.
         self._descriptors = asyncio.Lock()
         super().__init__(path)
@@ -230,6 +232,18 @@ class Upstream(Monitor):
             raise QmpError(f"{self.path}: {self._why_lost}")
         return answered.result()
 
+    def give_up_if(self, cancelled: Callable[[], bool]) -> None:
+        """Let what this thread asks QEMU raise Cancelled when that returns true: QEMU may hang."""
+        self._of_thread.cancelled = cancelled
+
+    def _cancelled(self) -> bool:
+        cancelled: Callable[[], bool] | None = getattr(self._of_thread, "cancelled", None)
+        return cancelled is not None and cancelled()
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+        """Execute a command of vmdump's own."""
+        return self.wait(self.ask(command, arguments), cancelled=self._cancelled)
+
     @contextmanager
     def taking_headers(self) -> Iterator[None]:
         """Keep from the clients what taking headers makes QEMU tell; in any other thread."""
@@ -237,20 +251,22 @@ class Upstream(Monitor):
         try:
             yield
         finally:
-            self.wait(self._end_own())
+            self.wait(self._end_own(), cancelled=self._cancelled)
 
     async def _begin_own(self) -> None:
         self._own_dumps += 1
 
     async def _end_own(self) -> None:
-        # libvirt may have begun the dump: an answer comes behind the events of what was before.
-        with suppress(QmpError):
-            await self.ask("query-status")
-        self._own_dumps -= 1
-        if not self._own_dumps:
-            kept, self._kept = self._kept, []
-            for event in _without_own(kept):
-                self.on_event(event)
+        try:
+            # libvirt may have begun the dump: an answer comes behind the events of what was before.
+            with suppress(QmpError):
+                await self.ask("query-status")
+        finally:
+            self._own_dumps -= 1
+            if not self._own_dumps:
+                kept, self._kept = self._kept, []
+                for event in _without_own(kept):
+                    self.on_event(event)
 
     async def pass_fd(self, fd: int, name: str) -> None:
         """Give QEMU a descriptor of vmdump's own; no other may come between it and its command."""
