@@ -172,6 +172,26 @@ def test_vcpus_that_share_tables_with_others_between(order: str) -> None:
         assert rows(guest.mappings(as_qemu=True)) == merged_as_qemu(found, mistaken=True)
 
 
+def test_run_of_pages_of_two_sizes() -> None:
+    """QEMU adds page by page: what a large one precedes or overlaps, the small one behind it does not."""
+    memory = bytearray(8 * MIB)
+    tables = Tables(memory, long_mode(4), MIB)
+    other = tables.new_root()
+    small, large = (3, PAGE), (2, 2 * MIB)
+    found = []
+    for root, address, (level, size) in (
+        (tables.root, 4 * MIB - 2 * PAGE, small),
+        (tables.root, 6 * MIB, large),
+        (other, 2 * MIB, large),
+        (other, 4 * MIB, small),
+    ):
+        tables.map(address, address - 2 * MIB, level, root=root)
+        found.append((listed(tables.shape, address), address - 2 * MIB, size))
+    with make_guest("4 levels", memory, [tables.root, other]) as guest:
+        assert rows(guest.mappings()) == merged_as_qemu(found)
+        assert rows(guest.mappings(as_qemu=True)) == merged_as_qemu(found, mistaken=True)
+
+
 def test_guest_with_paging_off() -> None:
     notes = arch_by_name("i386").notes([{"cr0": 0x10, "cr3": 0, "cr4": 0}] * 2)
     blocks = [Block(0, BufferMemory(bytearray(MIB))), Block(16 * MIB, BufferMemory(bytearray(MIB)))]

@@ -80,7 +80,8 @@ def mapped_runs(
             f"the vCPUs have {len(distinct)} different page tables, and no guest has more than {_MAX_SPACES}",
             address=distinct[0].root,
         )
-    walks = _Walks(distinct, read, keep, max_tables=max_tables)
+    # The mistakes are made page by page.
+    walks = _Walks(distinct, read, keep, max_tables=max_tables, by_page=add is not None)
     listed = Runs.joined(())
     created = np.empty(0, np.int64)
     compared = all_met = changes = 0
@@ -118,8 +119,10 @@ class _Walks:
         keep: Callable[[Words], NDArray[np.bool_]],
         *,
         max_tables: int,
+        by_page: bool,
     ) -> None:
         self._keep = keep
+        self._by_page = by_page
         self._max_tables = max_tables
         self._read = read
         self._visited = 0
@@ -158,6 +161,7 @@ class _Walks:
                 keep=self._keep,
                 max_tables=self._max_tables,
                 visited=self._visited - 1,
+                by_page=self._by_page,
             )
             if sum(runs.size.size for runs in self._runs.values()) > MAX_RUNS:
                 raise TranslationError(
@@ -179,7 +183,8 @@ class _Walks:
             runs = _cut_at(self._walked(self._spaces[owner]), shift)
             parts.append(runs.take(owners[(runs.virtual >> shift).astype(np.intp)] == owner))
         runs = Runs.joined(parts)
-        return space.listed(runs.take(np.argsort(runs.virtual, kind="stable")).compressed())
+        runs = runs.take(np.argsort(runs.virtual, kind="stable"))
+        return space.listed(runs.compressed(by_page=self._by_page))
 
 
 def _first_equal(tops: Words) -> NDArray[np.intp]:

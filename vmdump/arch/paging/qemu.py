@@ -53,11 +53,13 @@ def _decode(
 def _added(
     listed: Runs, created: NDArray[np.int64], found: Runs, limit: int
 ) -> tuple[Runs, NDArray[np.int64], int]:
-    """Add the runs of a walk.
+    """Add the runs of a walk, each of pages of one size.
 
     What precedes a mapping moves its virtual address down and makes it longer, but leaves its guest-physical
     address. So it shows the wrong memory from then on, and is of another class.
     """
+    if not listed.size.size:
+        found = found.compressed()
     numbers = numbered(created, found)
     if not listed.size.size or not found.size.size:
         return Runs.joined((listed, found)), np.concatenate((created, numbers)), 0

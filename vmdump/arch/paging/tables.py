@@ -125,12 +125,17 @@ class Runs(NamedTuple):
         inside = (low <= high) & (self.size > 0)
         return Runs(self.virtual + (low - self.physical), low, size, self.page).take(inside)
 
-    def compressed(self) -> Runs:
-        """Make one of neighbours in the list of which the second continues the first."""
+    def compressed(self, *, by_page: bool = False) -> Runs:
+        """Make one of neighbours in the list of which the second continues the first.
+
+        With `by_page`, only of those that begin with pages of the same size.
+        """
         if self.virtual.size < 2:
             return self
         virtual_ends, physical_ends = self.virtual + self.size, self.physical + self.size
         breaks = (self.virtual[1:] != virtual_ends[:-1]) | (self.physical[1:] != physical_ends[:-1])
+        if by_page:
+            breaks |= self.page[1:] != self.page[:-1]
         first = np.concatenate(([0], np.flatnonzero(breaks) + 1))
         return self.take(first)._replace(size=np.add.reduceat(self.size, first))
 
@@ -335,6 +340,7 @@ def walk(
     keep: Callable[[Words], NDArray[np.bool_]] | None = None,
     max_tables: int = MAX_TABLES,
     visited: int = 0,
+    by_page: bool = False,
 ) -> Runs:
     """Find what page tables map.
 
@@ -358,6 +364,8 @@ def walk(
         Tables that are read at most.
     visited : int
         How many of them were read for other roots.
+    by_page : bool
+        Give runs of pages of one size.
 
     Returns
     -------
@@ -418,4 +426,4 @@ def walk(
         tables, bases, *parts = (np.concatenate(column) for column in zip(*below, strict=True))
         bounds = (parts[0], parts[1]) if parts else None
     everything = Runs.joined(found)
-    return everything.take(np.argsort(everything.virtual, kind="stable")).compressed()
+    return everything.take(np.argsort(everything.virtual, kind="stable")).compressed(by_page=by_page)
