@@ -68,6 +68,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self.clients: set[Client] = set()
         self.saw_shutdown = False
+        self._closed = False
         upstream.on_event = self._note
 
     @property
@@ -209,21 +210,24 @@ class Dispatcher:
         self, request: Reply, names: NamedDescriptors, give: Give, give_own: Give, *, refused: bool = False
     ) -> None:
         """Let QEMU make a dump, unless its end would harm somebody; or let it refuse one."""
-        harm = "" if refused else await asyncio.to_thread(find_harm, self._upstream)
+        harm = "" if refused else await asyncio.to_thread(self._find_harm)
         before = await self._upstream.forward(_QUERY)
         if self._dumping:
             give_own(failure(IN_PROCESS))
             return
         if harm:
-            give_own(
-                failure(f"dump: this one is QEMU's to make, which vmdump serve does not let it do: {harm}")
-            )
+            give_own(failure(f"dump: QEMU would have to make this one, and must not: {harm}"))
             return
         await self._pass_on(request, names, give)
         after = await self._upstream.forward(_QUERY)
         # What it refuses at once leaves no trace there.
         if after != before and self._state is not None:
             self._state = after.get("return", self._state)
+
+    def _find_harm(self) -> str:
+        # The interpreter waits for this thread before it exits.
+        self._upstream.give_up_if(lambda: self._closed)
+        return find_harm(self._upstream)
 
     async def _make(
         self, wanted: DumpArguments, request: Reply, names: NamedDescriptors, give: Give, give_own: Give
@@ -306,6 +310,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close all clients."""
+        self._closed = True
         for client in list(self.clients):
             client.close()
 
