@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import snappy
 import zstandard
-from helpers.filter_goldens import opened
 from helpers.fragments import Fragments
 from hypothesis import given
 from hypothesis import strategies as st
@@ -491,15 +490,3 @@ def test_missing_engines_are_listed(small: str, tmp_path: Path, monkeypatch: pyt
     result = vmdump.bench(small, to=tmp_path)
     assert result.missing == {gone.name: "not built: for this test"}
     assert {each.engine for each in result.candidates} == {"", left[0].name}
-
-
-def test_a_level_is_forecast_for_what_it_keeps(tmp_path: Path) -> None:
-    with opened("6.12") as guest:
-        usage = vmdump.page_types(guest)
-        found = vmdump.bench(guest, to=tmp_path, sample=guest.size, exclude=31)
-    assert found.dump_level == 31
-    elf = next(each for each in found.candidates if each.format == "elf")
-    assert abs(elf.output_bytes - usage.bytes_at(31)) < 64 << 10
-    assert round(found.data_bytes * (1 - found.zero_share)) == usage.bytes_at(31)
-    with pytest.raises(errors.RequestError, match="level 32"):
-        vmdump.bench(guest, to=tmp_path, exclude=32)
