@@ -22,17 +22,20 @@ from live.raw_client import Client
 
 HERE = Path(__file__).parent
 NOBODY = 65534
+CLIENTS_GUESTS = {"_bare_hall", "_linux_hall", "new_door", "libvirt_host"}
+"""Fixtures with the guests of QMP's clients and of libvirt."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests here in one process, which boots the guests once, and give each of them 300 s.
+    """Run the tests of each set of shared guests in one process, which boots them once.
 
-    The first one that asks for a guest pays for its boot.
+    Give each test 300 s: the first one that asks for a guest pays for its boot.
     """
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("live"))
+            clients = not CLIENTS_GUESTS.isdisjoint(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("clients" if clients else "live"))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(300))
 
