@@ -22,7 +22,7 @@ from live.raw_client import Client
 
 HERE = Path(__file__).parent
 NOBODY = 65534
-CLIENTS_GUESTS = {"_bare_hall", "_linux_hall", "new_door", "libvirt_host"}
+CLIENTS_GUESTS = {"_bare_hall", "_linux_hall", "new_door", "libvirt_host", "libvirt"}
 """Fixtures with the guests of QMP's clients and of libvirt."""
 
 

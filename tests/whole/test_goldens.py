@@ -40,11 +40,15 @@ def memory_of(core: ElfCore, load: Segment) -> np.ndarray:
     return np.frombuffer(core.load_view(load), np.uint8)
 
 
-def test_data_is_what_its_readme_says() -> None:
-    listed = dict(re.findall(r"^    ([0-9a-f]{64})  (\S+)$", (DATA / "README.md").read_text(), re.MULTILINE))
+@pytest.mark.parametrize("folder", [DATA, DATA / "filter"], ids=["dumps", "filter"])
+def test_data_is_what_its_readme_says(folder: Path) -> None:
+    listed = dict(
+        re.findall(r"^    ([0-9a-f]{64})  (\S+)$", (folder / "README.md").read_text(), re.MULTILINE)
+    )
     found = {
-        hashlib.sha256(path.read_bytes()).hexdigest(): str(path.relative_to(DATA))
-        for path in DATA.glob("*/*")
+        hashlib.sha256(path.read_bytes()).hexdigest(): str(path.relative_to(folder))
+        for path in folder.glob("*/*")
+        if path.is_file() and path.name != "README.md"
     }
     assert found.keys() == listed.keys()
     assert set(listed.values()) >= set(found.values())
