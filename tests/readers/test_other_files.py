@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ FRAME_OF_4_GIB = struct.pack("<I", 9 << 8) + bytes(4) + b"\xff\xff\xff\xff\x0f"
         header(b"AVML", 2, 0, 1 << 40) + STREAM + (struct.pack("<I", 0x80) * 70000),
         header(b"AVML", 2, 0, 1 << 20) + STREAM + frame(b"x") * 70000 + bytes(8),
     ],
+    # Not the bytes: snappy may pack the same ones otherwise in another process.
+    ids=map(str, count()),
 )  # fmt: skip
 def test_lime_and_avml_that_lie(data: bytes) -> None:
     with pytest.raises((FormatError, LayoutError)):
