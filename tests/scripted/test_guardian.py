@@ -421,9 +421,8 @@ def test_somebody_else_resumes_it(guarded: Guarded) -> None:
     guarded.tell("arm")
     guarded.kill()
     at = {"seconds": 1, "microseconds": 0}
-    events = [json.dumps({"event": name, "timestamp": at}) + "\r\n" for name in ("RESUME", "STOP")]
-    # In one piece: the guardian may end with the first.
-    guarded.socket.sendall("".join(events).encode())
+    events = (json.dumps({"event": name, "timestamp": at}) for name in ("RESUME", "STOP"))
+    guarded.socket.sendall("".join(f"{event}\r\n" for event in events).encode())
     guarded.expect_query()
     with contextlib.suppress(BrokenPipeError):
         guarded.answer(PAUSED)
