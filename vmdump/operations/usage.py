@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import CapabilityError, ReadError, RequestError, naming_shortages
 from vmdump.guest.blocks import Block, Pages, find_block, read_into
+from vmdump.guest.excluded import partly_excluded
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.guest.linux.page_types.types import kernel_page_size, tell_types
@@ -87,7 +88,7 @@ def page_types(
             for pfn in range(begin, end, _WINDOW):
                 control.check()
                 count = min(_WINDOW, end - pfn)
-                usage.mark_types(pfn, types.of(pfn, count), _excluded(guest, size, pfn, count))
+                usage.mark_types(pfn, types.of(pfn, count), partly_excluded(guest, pfn, count, size))
         return usage
 
 
@@ -114,26 +115,6 @@ def _look_for_data(guest: Guest, usage: PageUsage, threads: int, control: Contro
         if data is not None:
             usage.mark_data((block.start + offset) // size, data)
         control.advance(length)
-
-
-def _excluded(guest: Guest, size: int, pfn: int, count: int) -> NDArray[np.bool_] | None:
-    """Tell which pages of the guest's kernel are not in the dump, whose pages may be of another size.
-
-    Those of which a part is not are not.
-    """
-    if not guest.excluded_size:
-        return None
-    begin, end = pfn * size, (pfn + count) * size
-    first = begin // guest.page_size
-    mask: NDArray[np.bool_] | None = guest.excluded_pages(first, -(-end // guest.page_size) - first)
-    if mask is None or size == guest.page_size:
-        return mask
-    if size > guest.page_size:
-        parts: NDArray[np.bool_] = mask.reshape(count, -1).max(axis=1)
-        return parts
-    whole: NDArray[np.bool_] = np.repeat(mask, guest.page_size // size)
-    skip = (begin - first * guest.page_size) // size
-    return whole[skip : skip + count]
 
 
 @dataclass(frozen=True)
@@ -220,8 +201,7 @@ def page_at(
         blocks = whole_pages(guest.blocks, size)
         index = find_block(blocks, begin)
         there = index >= 0 and begin < blocks[index].end
-        excluded = _excluded(guest, size, begin // size, 1) if there else None
-        in_dump = there and (excluded is None or not excluded[0])
+        in_dump = there and not partly_excluded(guest, begin // size, 1, size)[0]
         zero = None
         if in_dump:
             page = np.empty(size, np.uint8)
