@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from vmdump.errors import CapabilityError, LayoutError, QmpError
+from vmdump.errors import CapabilityError, QmpError
 from vmdump.formats.elf_headers import ElfHeaders
 from vmdump.sources.domain import guardian_main
 from vmdump.sources.domain.commands import DomainCommands
@@ -23,11 +23,11 @@ from vmdump.sources.process.process import Mapping, Process, covering, merged
 from vmdump.sources.qemu import guardian_main as guardians_words
 from vmdump.sources.qemu.emulator import Emulator
 from vmdump.sources.qemu.guardian import Guardian
+from vmdump.sources.qemu.host_address import demand_contiguous, host_address, host_address_line
 
 __all__ = ["OverLibvirt"]
 
 _log = logging.getLogger("vmdump")
-_HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 _PROGRAM = re.compile(r"(?:qemu-system-|qemu-)?([a-z0-9_]+)")
 _TARGETS = {"i686": "i386", "armv6l": "arm", "armv7l": "arm", "ppc64le": "ppc64", "mipsel": "mips"}
 """QEMU's names for libvirt's architectures, where they differ."""
@@ -174,10 +174,7 @@ class OverLibvirt:
         domain = self._domain
         tainted = "custom-monitor" in " ".join(self._messages())
         begin, last = (self._gpa2hva(address) for address in (start, start + size - 1))
-        if last - begin != size - 1:
-            raise LayoutError(
-                f"{domain.path}: the block at {start:#x} is not contiguous in QEMU", address=start
-            )
+        demand_contiguous(domain.path, start, size, begin, last)
         if not tainted:
             remark = (
                 "libvirt marks the domain as tainted (custom-monitor): nothing but QEMU's monitor could tell "
@@ -200,13 +197,10 @@ class OverLibvirt:
 
     def _gpa2hva(self, address: int) -> int:
         ask = import_module("libvirt_qemu")
-        line = f"gpa2hva {address:#x}"
+        line = host_address_line(address)
         human = ask.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         text = self._domain.call(ask.qemuMonitorCommand, self._domain.handle, line, human, what=line)
-        match = _HVA.fullmatch(text)
-        if match is None:
-            raise LayoutError(f"{self._domain.path}: {line}: {' '.join(text[:200].split())}", address=address)
-        return int(match[1], 16)
+        return host_address(self._domain.path, address, text)
 
     def start_guardian(self, process: Process) -> Guardian:
         """Start the guardian, which has a connection of its own, and the process' lock.

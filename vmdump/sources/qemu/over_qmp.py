@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vmdump.errors import Cancelled, CapabilityError, GuestBusy, LayoutError
+from vmdump.errors import Cancelled, CapabilityError, GuestBusy
 from vmdump.formats.elf_headers import ElfHeaders
 from vmdump.sources.process.process import Mapping, Process
 from vmdump.sources.qemu import guardian_main
 from vmdump.sources.qemu.dump_headers import ask_headers
 from vmdump.sources.qemu.emulator import MACHINE, Emulator, ask_emulator
 from vmdump.sources.qemu.guardian import Guardian
+from vmdump.sources.qemu.host_address import demand_contiguous, host_address, host_address_line
 from vmdump.sources.qemu.monitor import Monitor
 from vmdump.sources.qemu.reroute import find_reroute
 
@@ -27,7 +27,6 @@ __all__ = ["OverQmp"]
 _ASKED_AT_ONCE = 4096
 _LIBVIRT_WAIT = 10.0
 """Seconds; it takes 0.02. libvirt itself would wait 30 for whoever has the domain in use."""
-_HVA = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)\s*", re.DOTALL)
 
 
 class OverQmp:
@@ -153,10 +152,7 @@ class OverQmp:
         addresses = self.commands.wait(self._ask_addresses(bounds), cancelled=cancelled)
         begins, lasts = addresses[: len(ranges)], addresses[len(ranges) :]
         for (start, size), begin, last in zip(ranges, begins, lasts, strict=True):
-            if last - begin != size - 1:
-                raise LayoutError(
-                    f"{self.commands.path}: the block at {start:#x} is not contiguous in QEMU", address=start
-                )
+            demand_contiguous(self.commands.path, start, size, begin, last)
         return begins
 
     async def _ask_addresses(self, addresses: list[int]) -> list[int]:
@@ -165,17 +161,12 @@ class OverQmp:
         # Many at once: one by one each takes the time of a round trip, and the guest is paused.
         for first in range(0, len(addresses), _ASKED_AT_ONCE):
             part = addresses[first : first + _ASKED_AT_ONCE]
-            lines = [f"gpa2hva {address:#x}" for address in part]
+            lines = [host_address_line(address) for address in part]
             texts = await asyncio.gather(
                 *(ask("human-monitor-command", {"command-line": line}) for line in lines)
             )
-            for address, line, text in zip(part, lines, texts, strict=True):
-                match = _HVA.fullmatch(text)
-                if match is None:
-                    raise LayoutError(
-                        f"{self.commands.path}: {line}: {' '.join(text[:200].split())}", address=address
-                    )
-                found.append(int(match[1], 16))
+            for address, text in zip(part, texts, strict=True):
+                found.append(host_address(self.commands.path, address, text))
         return found
 
     def start_guardian(self, process: Process) -> Guardian:
