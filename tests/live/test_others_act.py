@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from oracles import judges
 
-from live.dumping import HELD, MIB, Dumping, guardians_of, noise, succeeds, until
+from live.dumping import HELD, MIB, Dumping, guardians, guardians_of, noise, succeeds, until
 from live.guests import QEMU, Guest, Monitor
 
 BUSY = 12
@@ -81,9 +81,19 @@ def reset(guest: Guest) -> None:
     until(lambda: guest.monitor.status() == "prelaunch", "the guest is at its start")
 
 
+def read_by(pid: int) -> int:
+    """Bytes that a process has read so far."""
+    counters = Path(f"/proc/{pid}/io").read_text().split()
+    return int(counters[counters.index("rchar:") + 1])
+
+
 def restop(guest: Guest) -> None:
+    """Return when the guardian has heard of it: a vmdump killed before that leaves it in charge."""
+    (guardian,) = guardians_of(guest)
+    before = read_by(guardian)
     guest.monitor.execute("cont")
     guest.monitor.execute("stop")
+    until(lambda: guardian not in guardians() or read_by(guardian) > before, "the guardian is relieved")
 
 
 def load(guest: Guest) -> None:
