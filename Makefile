@@ -9,11 +9,12 @@ BUILT := $(VENV)/.built$(subst /,_,$(PYTHON))
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/codecs/* vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench fuzz clean
+.PHONY: help demo test lint docs bench fuzz clean
 help:
 	@echo 'make demo    dump a synthetic guest in every format, check every page, show a table   (SIZE=256M)'
 	@echo 'make test    the whole test suite, real readers included                              (ARGS="-k kdump")'
 	@echo 'make lint    ruff, mypy, stubtest, cython-lint, C warnings, house rules of the texts'
+	@echo 'make docs    the site: build/docs/index.html; warnings are errors'
 	@echo 'make bench   vmdump, QEMU and makedumpfile in turns: table, JSON, chart; 20 minutes   (ARGS="--quick")'
 	@echo 'make fuzz    hostile dumps: fuzz the readers and csrc/, two minutes a target           (FUZZ_SECONDS=120)'
 	@echo 'make clean   remove everything that was made'
@@ -38,6 +39,10 @@ test: $(BUILT)-test
 
 lint: $(BUILT)-lint
 	@scripts/lint
+
+docs: $(BUILT)-docs
+	@$(BIN)/python -m sphinx --builder html --quiet --fail-on-warning --keep-going --jobs auto docs build/docs
+	@echo 'docs: build/docs/index.html' >&2
 
 bench: $(BUILT)-test
 	@$(BIN)/python scripts/guest || true # it has said which guests are missing

@@ -1,0 +1,78 @@
+"""Two directives that take the reference from vmdump itself: from its commands' help and from its docstrings."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import vmdump
+
+
+def helped(*words: str) -> str:
+    """Give what ``vmdump WORDS --help`` prints on a terminal of 80 columns."""
+    return subprocess.run(
+        [sys.executable, "-m", "vmdump", *words, "--help"],
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def commands() -> list[str]:
+    """Name the commands that ``vmdump --help`` lists, in its order."""
+    _, _, listed = helped().partition("\nOptions:\n")
+    return re.findall(r"^  ([a-z][a-z-]*)  +\S", listed, re.MULTILINE)
+
+
+class Commands(SphinxDirective):
+    """``{commands}``: a section for each command, with its own help."""
+
+    def run(self) -> list[nodes.Node]:
+        return list(self._sections())
+
+    def _sections(self) -> Iterator[nodes.Node]:
+        for name in commands():
+            section = nodes.section(ids=[f"vmdump-{name}"], names=[f"vmdump {name}"])
+            section += nodes.title("", f"vmdump {name}")
+            text = helped(name)
+            section += nodes.literal_block(text, text, language="text")
+            yield section
+
+
+class PublicNames(SphinxDirective):
+    """``{public-names} functions`` or ``classes``: those of ``vmdump.__all__``, from their docstrings."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        classes = self.arguments == ["classes"]
+        directive, *options = (
+            ("autoclass", "   :members:", "   :inherited-members: int, tuple, Enum")
+            if classes
+            else ("autofunction",)
+        )
+        lines: list[str] = []
+        for name in vmdump.__all__:
+            value = getattr(vmdump, name)
+            if callable(value) and isinstance(value, type) == classes:
+                lines += [f".. {directive}:: vmdump.{name}", *options, ""]
+        container = nodes.container()
+        # The page is Markdown, autodoc's directives are not.
+        text = StringList(["```{eval-rst}", *lines, "```"], "vmdump.__all__")
+        self.state.nested_parse(text, 0, container)
+        return container.children
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("commands", Commands)
+    app.add_directive("public-names", PublicNames)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
