@@ -32,6 +32,9 @@ $(BUILT)-%: $(BUILT) pyproject.toml scripts/setup
 
 demo: $(BUILT)
 	@$(BIN)/python -m vmdump demo $(SIZE)
+	@echo 'Next:  . $(BIN)/activate'
+	@echo '       vmdump guests           # the guests that run on this host, and what dumps each of them'
+	@echo 'README.md goes on from there, and docs/tutorial.md needs no guest.'
 
 test: $(BUILT)-test
 	@$(BIN)/python scripts/guest || true # it has said which tests are skipped

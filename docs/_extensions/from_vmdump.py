@@ -1,4 +1,4 @@
-"""Two directives that take the reference from vmdump itself: from its commands' help and from its docstrings."""
+"""Two directives that take the reference from vmdump itself: its commands' help and its docstrings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def helped(*words: str) -> str:
 
 def commands() -> list[str]:
     """Name the commands that ``vmdump --help`` lists, in its order."""
-    _, _, listed = helped().partition("\nOptions:\n")
-    return re.findall(r"^  ([a-z][a-z-]*)  +\S", listed, re.MULTILINE)
+    return re.findall(r"^  ([a-z][a-z-]*)  +\S", helped(), re.MULTILINE)
 
 
 class Commands(SphinxDirective):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +22,6 @@ from live.libvirt_session import LIBVIRTD, Libvirt, session
 from live.test_stopped import check_elf, check_kdump, check_notes
 from vmdump.errors import AccessDenied, CapabilityError, DifferentMemory, SourceError
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 FORMATS = ("elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", "kdump-zstd")
 
 
@@ -269,20 +266,6 @@ def test_verify_against(domain: Domain, scratch: Path) -> None:
     # It has counted meanwhile.
     check_line(done.stderr, done.returncode, DifferentMemory.exit_code)
     assert domain.state() == ("running", "unpaused")
-
-
-def test_the_commands_of_the_readme(domain: Domain, scratch: Path) -> None:
-    section = README.read_text().split("\n## Guests of libvirt\n", 1)[1].split("\n## ", 1)[0]
-    commands = re.search(r"^```text\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert commands
-    domain.virsh("suspend")
-    for line in commands[1].splitlines():
-        if "qemu:///session" in line:
-            continue
-        name, *words = shlex.split(line.replace("libvirt:web-1", domain.source))
-        assert name == "vmdump"
-        done = vmdump_inside(domain.host, *words, folder=scratch)
-        assert done.returncode == 0, f"{line}: {done.stderr.decode()}"
 
 
 def test_a_second_monitor_does_no_harm(

@@ -1,4 +1,4 @@
-"""What another client of the same QEMU hears of vmdump: the table in the README, and nothing else."""
+"""What another client of the same QEMU hears: the table in docs/reference/other-clients.md, no more."""
 
 from __future__ import annotations
 
