@@ -41,7 +41,7 @@ def test_every_block_is_of_a_known_kind() -> None:
 
 
 def test_output_has_no_commands() -> None:
-    commands = re.compile(r"^ *(\$|vmdump (?!\d)|import |from \w+ import )", re.MULTILINE)
+    commands = re.compile(r"^(\$|vmdump (?!\d)|import |from \w+ import )", re.MULTILINE)
     assert not [block.place for block in BLOCKS if block.language == "text" and commands.search(block.text)]
 
 

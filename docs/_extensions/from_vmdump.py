@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import vmdump
@@ -71,7 +73,16 @@ class PublicNames(SphinxDirective):
         return container.children
 
 
+def check_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Complain of public names that the site lacks."""
+    there = env.domains.python_domain.objects
+    for name in vmdump.__all__:
+        if f"vmdump.{name}" not in there:
+            logging.getLogger(__name__).warning("vmdump.%s is in no page", name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("env-check-consistency", check_names)
     app.add_directive("commands", Commands)
     app.add_directive("public-names", PublicNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
