@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
 from vmdump.errors import CodecError, FormatError, ReadError
-from vmdump.guest.blocks import Pages, find_pieces, read_into
+from vmdump.guest.blocks import Pages, file_runs, find_pieces, read_into
 from vmdump.guest.linux.page_types.arrays import Typed
 from vmdump.kernels.gather import gather
 
@@ -25,6 +25,7 @@ _MOST_READ = 4
 class _Read(NamedTuple):
     data: Pages
     missing: list[tuple[int, int]]
+    hole: bool = False
 
 
 class StructReader(threading.local):
@@ -55,6 +56,8 @@ class StructReader(threading.local):
             Zeros where it is missing; valid until the next call in this thread.
         missing : list of (int, int)
             What is not mapped, not in memory, not in the dump, or damaged: bytes from `address` on.
+        hole : bool
+            All of it is known to be zero. `data` is empty then.
 
         Raises
         ------
@@ -71,7 +74,7 @@ class StructReader(threading.local):
         if whole and sizes.size == 1:
             found = self._in_place(int(physical[0]), length)
             if found is not None:
-                return _Read(found, [])
+                return found
         out = self._buffer("_out", length)
         if whole and sizes.size > 1 and self._gather(physical, sizes, out):
             return _Read(out, [])
@@ -92,15 +95,17 @@ class StructReader(threading.local):
         mask = guest.excluded_pages(first, -(-(address + size) // guest.page_size) - first)
         return mask is None or not mask.any()
 
-    def _in_place(self, address: int, size: int) -> Pages | None:
+    def _in_place(self, address: int, size: int) -> _Read | None:
         """Give memory where it is, or read it in one go; None if a part of it is missing."""
         try:
             pieces = list(find_pieces(self._guest.blocks, address, address + size))
             if len(pieces) != 1 or not self._is_whole(address, size):
                 return None
             block, low, high = pieces[0]
+            if file_runs(block.memory, low, high - low) == []:
+                return _Read(np.empty(0, np.uint8), [], hole=True)
             scratch = self._buffer("_out", size) if block.memory.copies else np.empty(0, np.uint8)
-            return block.memory.view(low, high - low, scratch)
+            return _Read(block.memory.view(low, high - low, scratch), [])
         except (ReadError, FormatError, CodecError):
             return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -26,6 +26,8 @@ Types = NDArray[np.uint8]
 
 _CHUNK = 1 << 15
 """Pages whose struct pages are read and told at once, from a multiple of it on: a section of x86, 2 MiB."""
+_MIXED = -1
+"""Of a chunk whose pages have several types."""
 _CHUNKS_PER_WALK = 32
 """A walk of page tables takes 0.2 ms, a chunk 0.5 ms."""
 
@@ -33,14 +35,15 @@ _CHUNKS_PER_WALK = 32
 class PageTypes:
     """What the pages of a guest are used for: a byte for each that has a struct page.
 
+    Where 2^15 pages in a row are of one type, that is all that is kept: what nobody has used of a guest of 1
+    TiB would take 256 MiB.
+
     Attributes
     ----------
     page_size : int
         Bytes of a page, as the guest's kernel has them.
     arrays : list of (int, int)
         Frame numbers ``[begin, end)`` that have struct pages, ascending, not touching.
-    types : (n,) uint8
-        Of these pages one behind the other: a type, and beside it the bit POISONED.
     """
 
     def __init__(self, page_size: int, arrays: list[PageArray]) -> None:
@@ -55,13 +58,43 @@ class PageTypes:
         self._begins, self._ends = bounds.T
         sizes = self._ends - self._begins
         self._places = np.cumsum(sizes) - sizes
-        self.types: Types = np.zeros(int(sizes.sum()), np.uint8)
+        # Memory that is never written takes none.
+        self._types: Types = np.zeros(int(sizes.sum()), np.uint8)
+        chunks = -(-self._ends // _CHUNK) - self._begins // _CHUNK
+        self._first_chunks = np.cumsum(chunks) - chunks
+        self._same = np.full(int(chunks.sum()), _MIXED, np.int16)
 
-    def place(self, pfn: int, count: int) -> Types:
-        """Give a view of the types of pages that all have struct pages."""
-        index = int(np.searchsorted(self._ends, pfn, side="right"))
-        at = int(self._places[index]) + pfn - int(self._begins[index])
-        return self.types[at : at + count]
+    def tell(self, pfn: int, types: Types) -> None:
+        """Say what pages are, which all have struct pages: all of a chunk together, or none of it twice."""
+        index = self._index(pfn)
+        first, last = pfn // _CHUNK, (pfn + types.size - 1) // _CHUNK
+        begin = max(first * _CHUNK, self.arrays[index][0])
+        end = min((first + 1) * _CHUNK, self.arrays[index][1])
+        if first == last and (begin, end) == (pfn, pfn + types.size) and (types == types[0]).all():
+            self._same[self._chunk(index, pfn)] = types[0]
+        else:
+            self._view(index, pfn, types.size)[:] = types
+
+    def _index(self, pfn: int) -> int:
+        return int(np.searchsorted(self._ends, pfn, side="right"))
+
+    def _chunk(self, index: int, pfn: int) -> int:
+        return int(self._first_chunks[index]) + pfn // _CHUNK - self.arrays[index][0] // _CHUNK
+
+    def _view(self, index: int, pfn: int, count: int) -> Types:
+        at = int(self._places[index]) + pfn - self.arrays[index][0]
+        return self._types[at : at + count]
+
+    def _chunks(self, pfn: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Give of pages that have struct pages the array, and the first and the end of each chunk's."""
+        index = self._index(pfn)
+        while index < len(self.arrays) and self.arrays[index][0] < pfn + count:
+            low, end = max(self.arrays[index][0], pfn), min(self.arrays[index][1], pfn + count)
+            while low < end:
+                high = min(low - low % _CHUNK + _CHUNK, end)
+                yield index, low, high
+                low = high
+            index += 1
 
     def of(self, pfn: int, count: int) -> Types:
         """Give the types of any pages, by frame number in units of `page_size`.
@@ -72,11 +105,9 @@ class PageTypes:
             UNKNOWN of pages that have no struct page.
         """
         found = np.full(count, UNKNOWN, np.uint8)
-        index = int(np.searchsorted(self._ends, pfn, side="right"))
-        while index < len(self.arrays) and (begin := self.arrays[index][0]) < pfn + count:
-            low, high = max(begin, pfn), min(self.arrays[index][1], pfn + count)
-            found[low - pfn : high - pfn] = self.place(low, high - low)
-            index += 1
+        for index, low, high in self._chunks(pfn, count):
+            same = int(self._same[self._chunk(index, low)])
+            found[low - pfn : high - pfn] = self._view(index, low, high - low) if same == _MIXED else same
         return found
 
     def counts(self, runs: list[tuple[int, int]]) -> NDArray[np.int64]:
@@ -106,12 +137,17 @@ class PageTypes:
             First page, pages, and type.
         """
         for first, count, kind in runs:
-            index = int(np.searchsorted(self._ends, first, side="right"))
-            while index < len(self.arrays) and self.arrays[index][0] < first + count:
-                low = max(self.arrays[index][0], first)
-                high = min(self.arrays[index][1], first + count)
-                spread_type(self.place(low, high - low), kind)
-                index += 1
+            for index, low, high in self._chunks(first, count):
+                chunk = self._chunk(index, low)
+                same = int(self._same[chunk])
+                if same == kind:
+                    continue
+                if same != _MIXED:
+                    begin = max(low - low % _CHUNK, self.arrays[index][0])
+                    end = min(low - low % _CHUNK + _CHUNK, self.arrays[index][1])
+                    self._view(index, begin, end - begin)[:] = same
+                    self._same[chunk] = _MIXED
+                spread_type(self._view(index, low, high - low), kind)
 
 
 def demand_vmcoreinfo(guest: Typed) -> None:
@@ -185,13 +221,16 @@ def tell_types(
     told = arrays if only is None else _around(arrays, only, layout.size)
     types = PageTypes(page_size, told)
     typer, reader, size = layout.typer(), StructReader(guest), layout.size
+    of_zeros = np.empty(1, np.uint8)
+    typer.tell(np.zeros(size, np.uint8), 0, of_zeros)
 
     def tell(part: PageArray, runs: Runs) -> list[tuple[int, int, int]]:
-        place = types.place(part.first, part.pages)
-        data, missing = reader.read(runs, part.address, part.pages * size)
-        going_on = typer.tell(data, part.first, place)
+        data, missing, hole = reader.read(runs, part.address, part.pages * size)
+        found = np.repeat(of_zeros, part.pages)
+        going_on = [] if hole else typer.tell(data, part.first, found)
         for begin, end in missing:
-            place[begin // size : -(-end // size)] = UNREADABLE
+            found[begin // size : -(-end // size)] = UNREADABLE
+        types.tell(part.first, found)
         return going_on
 
     def tell_batch(batch: list[PageArray]) -> list[tuple[int, int, int]]:
