@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command import RunVmdump
+from helpers.filter_goldens import memory
 
 import vmdump
 from vmdump.cli.main import main
@@ -119,6 +120,25 @@ def test_dump_loads_only_what_it_needs(name: str, tmp_path: Path) -> None:
         *(f"vmdump.arch.paging.{name}" for name in ("aarch64", "mappings", "riscv64", "x86")),
         *("vmdump.operations.verify", "vmdump.operations.capabilities"),
         *("vmdump.sources.synthetic.guest", "vmdump.cli.bench", "vmdump.cli.capabilities", "vmdump.cli.demo"),
+    }
+    assert loaded & needless == set()
+
+
+def test_filtering_a_dump_loads_only_what_it_needs(tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    core.write_bytes(memory("6.12").tobytes())
+    loaded = modules_of(("convert", core, tmp_path / "dump", "-f", "kdump-lzo", "-d", "31"))
+    assert "vmdump.guest.linux.page_types.types" in loaded
+    needless = {
+        *("asyncio", "hashlib", "json", "ssl", "numpy.ma", "numpy.random", "qemu.qmp", "rich", "matplotlib"),
+        *("shutil", "socket", "subprocess", "tempfile", "zlib"),
+        *("vmdump.aio", "vmdump.job", "vmdump.readers.kdump", "vmdump.sources.qemu"),
+        *("vmdump.sources.rawfile", "vmdump.operations.bench"),
+        *("vmdump.sinks.set", "vmdump.readers.checking", "vmdump.readers.salvage", "vmdump.writers.elf"),
+        *(f"vmdump.arch.paging.{name}" for name in ("aarch64", "mappings", "qemu", "riscv64", "s390x")),
+        *(f"vmdump.guest.linux.page_types.{name}" for name in ("free_lists", "usage")),
+        *("vmdump.guest.linux.find_vmcoreinfo", "vmdump.guest.linux.kernel_log"),
+        *("vmdump.operations.dump", "vmdump.operations.usage", "vmdump.operations.verify"),
     }
     assert loaded & needless == set()
 

@@ -15,13 +15,12 @@ from vmdump.operations.report import Report
 from vmdump.operations.request import Request, Target, make_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
-from vmdump.readers.checking import Checking
-from vmdump.sinks.set import part_names
 from vmdump.sources.base import LiveSource, Source
 from vmdump.writers.registry import make_writer
 
 if TYPE_CHECKING:
     from vmdump.opening import Paths
+    from vmdump.readers.checking import Checking
 
     AnyDump = Paths | Source | Guest
 
@@ -123,13 +122,19 @@ def _check(
     if split is not None:
         if not 2 <= split <= _MAX_PARTS:
             raise RequestError(f"split: {split} is not from 2 to {_MAX_PARTS}", parameter="split")
+        from vmdump.sinks.set import part_names  # few dumps are split
+
         parts = part_names(output, split)
     left_out = parse_level(exclude)
     writer = make_writer(format, layout=layout, engine=engine, level=level)
     if parts:
         writer.check_split()
     threads = check_threads(threads)
-    checking = Checking(threads, control) if keep_going else None
+    checking = None
+    if keep_going:
+        from vmdump.readers.checking import Checking  # few dumps are damaged
+
+        checking = Checking(threads, control)
     target = Target(
         output=output,
         format=format,

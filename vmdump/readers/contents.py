@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vmdump.arch import Arch
 from vmdump.readers.bytes.file import ByteFile
-from vmdump.readers.checking import Checking
+
+if TYPE_CHECKING:
+    from vmdump.readers.checking import Checking
 
 __all__ = ["Contents"]
 

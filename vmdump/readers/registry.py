@@ -17,12 +17,13 @@ from vmdump.errors import FormatError, RequestError
 from vmdump.formats import flattened, kdump, lime
 from vmdump.formats.elf import ELFMAG
 from vmdump.readers.bytes.file import BufferBytes, ByteFile, PlainBytes, RawBytes, naming_file
-from vmdump.readers.checking import Checking
 from vmdump.readers.contents import Contents
 from vmdump.readers.dump import Dump
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from vmdump.readers.checking import Checking
 
     Reader = Callable[[Contents], Dump]
     Files = str | os.PathLike[str] | Buffer | Sequence[str | os.PathLike[str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,13 @@ from vmdump.guest.linux.page_types.arrays import Typed
 from vmdump.guest.linux.page_types.levels import excluded_types
 from vmdump.guest.linux.page_types.memory import without_pages
 from vmdump.guest.linux.page_types.types import PageTypes
-from vmdump.guest.linux.page_types.usage import PageType, named_type
 from vmdump.guest.stored import StoredPages
 from vmdump.guest.views import view_of
 from vmdump.guest.whole import page_runs
 from vmdump.kernels.page_types import DOUBTFUL, UNREADABLE
+
+if TYPE_CHECKING:
+    from vmdump.guest.linux.page_types.usage import PageType
 
 __all__ = ["Filterable", "Filtered", "filtered"]
 
@@ -69,6 +71,8 @@ class Filtered:
 
     def type_at(self, address: int) -> PageType:
         """Tell the type of the page at a guest-physical address."""
+        from vmdump.guest.linux.page_types.usage import named_type  # few ask for what was excluded
+
         return named_type(int(self.types.of(address // self.types.page_size, 1)[0]))
 
     def excluded(self, pfn: int, count: int) -> NDArray[np.bool_]:
