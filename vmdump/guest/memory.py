@@ -71,10 +71,22 @@ class GuestMemory:
         """
         return None
 
-    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
+    def stored_pages(
+        self, pfn: int, count: int, without: NDArray[np.bool_] | None = None
+    ) -> StoredPages | None:
         """Give pages inside the blocks as they are stored; None where they are not stored one by one.
 
-        As many as shall be in memory at once; errors as of :meth:`read`.
+        Parameters
+        ----------
+        pfn, count : int
+            The pages: as many as shall be in memory at once.
+        without : (count,) bool, optional
+            Pages that are taken for excluded, and of which nothing is read.
+
+        Raises
+        ------
+        VmdumpError
+            As of :meth:`read`.
         """
         return None
 

@@ -60,6 +60,9 @@ def convert(
     them goes along, too. With `engine` or `level` every page is packed anew. Damage that comes to light is
     an error, unless `keep_going` excludes it.
 
+    What `exclude` leaves out is neither read nor unpacked. For zeros no stored page is unpacked either: in a
+    kdump file zero pages are in the second bitmap, whatever the level.
+
     Parameters
     ----------
     source : str, path, sequence of paths, or Source

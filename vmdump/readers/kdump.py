@@ -239,7 +239,7 @@ class KdumpDump(Dump):
             kinds[begin - pfn : end - pfn][table.present] = found
         return kinds
 
-    def stored_pages(self, pfn: int, count: int) -> StoredPages:
+    def stored_pages(self, pfn: int, count: int, without: NDArray[np.bool_] | None = None) -> StoredPages:
         """Give pages as they are stored; see :meth:`vmdump.guest.guest.Guest.stored_pages`."""
         for _ in self.pieces(pfn * self.page_size, (pfn + count) * self.page_size):
             pass
@@ -255,7 +255,8 @@ class KdumpDump(Dump):
         )
         length = 0
         for part, begin, end in self._cut(pfn, count):
-            table = self._table(part, begin, end - begin)
+            skipped = None if without is None else without[begin - pfn : end - pfn]
+            table = self._table(part, begin, end - begin, without=skipped)
             rows = np.flatnonzero(table.present) + (begin - pfn)
             data, places = read_spans(part.file, table.offsets, table.sizes)
             stored.offsets[rows] = places + np.uint64(length)
@@ -367,10 +368,18 @@ class KdumpDump(Dump):
         return stored, np.frombuffer(part.file.read(part.table + rank * itemsize, length), self._descriptor)
 
     def _table(
-        self, part: KdumpPart, pfn: int, count: int, damage: dict[int, str] | NDArray[np.bool_] | None = None
+        self,
+        part: KdumpPart,
+        pfn: int,
+        count: int,
+        damage: dict[int, str] | NDArray[np.bool_] | None = None,
+        without: NDArray[np.bool_] | None = None,
     ) -> KdumpTable:
-        """Read the descriptors, and check them; see `check_table`."""
+        """Read the descriptors, and check them but for those of pages `without`; see `check_table`."""
         present, rows = self._rows(part, pfn, count)
+        if without is not None:
+            rows = rows[~without[present]]
+            present = present & ~without
         return check_table(part.file, pfn, present, rows, self.page_size, part.zero, damage)
 
     def read_whole(self, pfn: int, out: Pages) -> tuple[dict[int, str], NDArray[np.uint8]]:
@@ -379,10 +388,17 @@ class KdumpDump(Dump):
         self.read_pages(pfn, out, damage)
         return damage, self._kinds(pfn, len(out), damage)
 
-    def read_pages(self, pfn: int, out: Pages, damage: dict[int, str] | None = None) -> None:
+    def read_pages(
+        self,
+        pfn: int,
+        out: Pages,
+        damage: dict[int, str] | None = None,
+        without: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Decompress consecutive pages into ``(count, page_size)`` `out`; those not in the dump are zero.
 
-        Damaged pages go to `damage`, if given, with the reason; else the first one is an error.
+        Damaged pages go to `damage`, if given, with the reason; else the first one is an error. Pages that
+        `without` names are zero as well.
         """
         batch = max(_BATCH // self.page_size, 1)
         for first in range(0, len(out), batch):
@@ -390,11 +406,19 @@ class KdumpDump(Dump):
             done = 0
             for part, begin, end in self._cut(pfn + first, len(pages)):
                 done = end - pfn - first
-                self._read_batch(part, begin, pages[begin - pfn - first : done], damage)
+                skipped = None if without is None else without[begin - pfn : end - pfn]
+                self._read_batch(part, begin, pages[begin - pfn - first : done], damage, skipped)
             pages[done:] = 0
 
-    def _read_batch(self, part: KdumpPart, pfn: int, out: Pages, damage: dict[int, str] | None) -> None:
-        table = self._table(part, pfn, len(out), damage)
+    def _read_batch(
+        self,
+        part: KdumpPart,
+        pfn: int,
+        out: Pages,
+        damage: dict[int, str] | None,
+        without: NDArray[np.bool_] | None,
+    ) -> None:
+        table = self._table(part, pfn, len(out), damage, without)
         stored = ~table.zero
         rows = np.flatnonzero(table.present)[stored]
         data, found = read_spans(part.file, table.offsets[stored], table.sizes[stored])

@@ -27,7 +27,13 @@ class _HoldsPages(Protocol):
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how it holds pages."""
 
-    def read_pages(self, pfn: int, out: Pages, damage: dict[int, str] | None = None) -> None:
+    def read_pages(
+        self,
+        pfn: int,
+        out: Pages,
+        damage: dict[int, str] | None = None,
+        without: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Unpack pages."""
 
 
@@ -66,6 +72,12 @@ class KdumpMemory:
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Unpack into `scratch`."""
         return self._view(offset, length, scratch, None)
+
+    def view_without(self, offset: int, length: int, scratch: Pages, without: NDArray[np.bool_]) -> Pages:
+        """Unpack whole pages but those that are left out; see `vmdump.guest.linux.page_types.memory`."""
+        pages = scratch[:length].reshape(-1, self._page_size)
+        self._dump.read_pages(self._first_pfn + offset // self._page_size, pages, without=without)
+        return scratch[:length]
 
     def view_whole(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Give what :meth:`view` gives, with zeros for the pages that are damaged."""

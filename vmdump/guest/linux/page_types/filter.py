@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,7 +35,9 @@ class Filterable(Typed, Protocol):
 
     dump_level: int
 
-    def stored_pages(self, pfn: int, count: int) -> StoredPages | None:
+    def stored_pages(
+        self, pfn: int, count: int, without: NDArray[np.bool_] | None = None
+    ) -> StoredPages | None:
         """Give pages as they are stored."""
 
     def read(self, address: int, length: int) -> bytes:
@@ -154,13 +156,9 @@ def _view(guest: _Guest, found: Filtered, excluded: Callable[[int, int], NDArray
         mask, own = excluded(pfn, count), guest.excluded_pages(pfn, count)
         return mask if own is None else mask | own
 
-    def stored_pages(pfn: int, count: int) -> StoredPages | None:
-        stored = guest.stored_pages(pfn, count)
-        if stored is None:
-            return None
+    def stored_pages(pfn: int, count: int, without: NDArray[np.bool_] | None = None) -> StoredPages | None:
         mask = excluded(pfn, count)
-        sizes = np.where(mask, np.uint32(0), stored.sizes)
-        return replace(stored, sizes=sizes, excluded=stored.excluded | mask, zero=stored.zero & ~mask)
+        return guest.stored_pages(pfn, count, mask if without is None else mask | without)
 
     def read(address: int, length: int) -> bytes:
         first = address // page_size

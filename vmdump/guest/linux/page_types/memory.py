@@ -109,12 +109,18 @@ class _PartialMemory:
         if found is None:
             return self._memory.view(offset, length, scratch)
         mask, kept = found
+        lead = (self._start + offset) % self._page_size
+        whole = lead == 0 and length % self._page_size == 0
+        view_without = getattr(self._memory, "view_without", None)
+        if whole and view_without is not None:
+            # Pages that are packed one by one: none of those left out is unpacked.
+            pages: Pages = view_without(offset, length, scratch, mask)
+            return pages
         out = scratch[:length]
         out[:] = 0
         for low, high in _joined(kept).tolist():
             read_into(self._memory, offset + low, out[low:high])
-        lead = (self._start + offset) % self._page_size
-        if lead == 0 and length % self._page_size == 0:
+        if whole:
             out.reshape(-1, self._page_size)[mask] = 0
             return out
         for low, high in zip(kept[:-1, 1].tolist(), kept[1:, 0].tolist(), strict=True):
