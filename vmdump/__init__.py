@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vmdump.guest.stored import StoredPages
     from vmdump.job import DumpJob, Progress, dump_async, start_dump
     from vmdump.opening import open, open_source
-    from vmdump.operations.bench.bench import Benchmark, Candidate, bench
+    from vmdump.operations.bench.bench import Benchmark, bench
+    from vmdump.operations.bench.forecast import Candidate
     from vmdump.operations.capabilities import Capabilities, FormatState, capabilities
     from vmdump.operations.convert import convert
     from vmdump.operations.dmesg import dmesg
@@ -87,7 +88,7 @@ _HOMES = {
     "Block": "vmdump.guest.blocks",
     "BlockSource": "vmdump.sources.buffers",
     "BufferMemory": "vmdump.guest.buffers",
-    "Candidate": "vmdump.operations.bench.bench",
+    "Candidate": "vmdump.operations.bench.forecast",
     "Capabilities": "vmdump.operations.capabilities",
     "Dump": "vmdump.readers.dump",
     "DumpInfo": "vmdump.operations.info",

@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vmdump
-from vmdump.cli.bench import _show, answer
+from vmdump.cli.bench import _show, answer, level_lines
 from vmdump.cli.chart import draw_picture, draw_text, letters
 from vmdump.cli.progress import progress_bar
+from vmdump.operations.bench.forecast import LevelForecast
 
 PAGE = 4096
 
@@ -335,5 +336,25 @@ def test_what_to_type_has_the_level(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^smallest: .* -d 23 -j 2 \(", text, re.MULTILINE)
     _show(found, show_all=False, threads_given=False)
     text = capsys.readouterr().out
-    assert " -d " not in text
+    assert " -d " not in text.replace(" -d 31", "")
     assert "25% of it zero pages" in text
+
+
+def test_levels_beside_each_other() -> None:
+    found = benchmark([(1e9, 0.6)])
+    lines = level_lines(found)
+    assert lines == [
+        "level 1:  1.00 s, 572.2 MiB for 700.0 MiB of pages: -f kdump-zlib",
+        "level 31: 0.12 s, 40.0 MiB for 90.0 MiB of pages: -f kdump-zlib -d 31",
+    ]
+    drawn = draw_picture(found, ".svg").decode()
+    assert "fastest at level 1: 572.2 MiB in 1.00 s, level 31: 40.0 MiB in 0.12 s" in drawn
+    none = LevelForecast(31, 0, None, "page types: there is no VMCOREINFO")
+    found = replace(found, levels=(found.levels[0], none))
+    assert level_lines(found)[1] == "level 31: page types: there is no VMCOREINFO"
+    assert "level 31: no page types" in draw_picture(found, ".svg").decode()
+
+
+def test_levels_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(benchmark([(1e9, 0.6)]), show_all=False, threads_given=False)
+    assert re.search(r"^level 31: 0.12 s, ", capsys.readouterr().out, re.MULTILINE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmdump.operations.bench.bench import Benchmark, Candidate, efficient
+from vmdump.operations.bench.bench import Benchmark, efficient
 from vmdump.operations.bench.disk import DiskSpeed
+from vmdump.operations.bench.forecast import Candidate, LevelForecast
 
 PAGE = 4096
 
@@ -50,4 +51,8 @@ def benchmark(points: list[tuple[float, float]]) -> Benchmark:
         disk=DiskSpeed(".", 1e9, 1e9, 1e9, 0.0, 1 << 28, 1 << 40),
         candidates=tuple(sorted(rows, key=lambda row: row.seconds)),
         missing={},
+        levels=(
+            LevelForecast(1, 700 << 20, rows[0]),
+            LevelForecast(31, 90 << 20, replace(rows[0], output_bytes=40 << 20, seconds=0.12)),
+        ),
     )

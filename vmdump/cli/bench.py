@@ -19,7 +19,8 @@ from vmdump.cli.options import (
 from vmdump.cli.pictures import picture_file
 from vmdump.cli.printing import console, say, say_json
 from vmdump.cli.progress import progress_bar
-from vmdump.operations.bench.bench import Benchmark, Candidate, bench
+from vmdump.operations.bench.bench import Benchmark, bench
+from vmdump.operations.bench.forecast import Candidate
 from vmdump.units import counted, format_size
 
 __all__ = ["bench_command"]
@@ -128,6 +129,7 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     level = f" -d {found.dump_level}" if filters else ""
     if terminal.is_terminal:
         say("", *draw_text(found.candidates).split("\n"))
+    say("", *level_lines(found))
     say("", *answer(found, level + (f" -j {found.threads}" if threads_given else "")))
 
 
@@ -150,6 +152,21 @@ def _row(each: Candidate, letter: str) -> Sequence[str]:
         f"{each.seconds:.2f}" if each.seconds < 100 else f"{each.seconds:.0f}",
         "cpu" if each.limited_by == "processor" else each.limited_by,
     )
+
+
+def level_lines(found: Benchmark) -> list[str]:
+    """Say what the fastest dump would be at other levels of filtering, one line each."""
+    lines = []
+    for each in found.levels:
+        title = f"level {each.dump_level}:".ljust(len("level 31:"))
+        dump = each.candidate
+        if dump is None:
+            lines.append(f"{title} {each.missing}")
+            continue
+        options = dump.options + (f" -d {each.dump_level}" if each.dump_level > 1 else "")
+        size, stored = format_size(dump.output_bytes), format_size(each.stored_bytes)
+        lines.append(f"{title} {dump.seconds:.2f} s, {size} for {stored} of pages: {options}")
+    return lines
 
 
 def answer(found: Benchmark, more: str = "") -> list[str]:

@@ -4,105 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from vmdump.codecs.registry import default_engine, engines
-from vmdump.errors import RequestError, SourceError
+from vmdump.codecs.registry import engines
+from vmdump.errors import RequestError
 from vmdump.formats.levels import parse_level
-from vmdump.formats.names import FORMATS
-from vmdump.guest.blocks import Pages
-from vmdump.guest.guest import Guest
-from vmdump.guest.linux.choice import AS_TOLD, TOLD_OR_FOUND
-from vmdump.guest.whole import whole_pages
-from vmdump.kernels.zero import zero_pages
-from vmdump.opening import session
 from vmdump.operations.bench.disk import DISK_ROUNDS, DiskSpeed, measure_disk
+from vmdump.operations.bench.forecast import Candidate, LevelForecast, forecast_level, look_at
 from vmdump.operations.bench.trial import Trial, estimate_ratios
 from vmdump.pipeline.control import Control
-from vmdump.pipeline.plan import whole_blocks
-from vmdump.pipeline.sample import Sample, reading_speed, take_sample
-from vmdump.pipeline.training import training_pages
 from vmdump.pipeline.workers import check_threads
-from vmdump.writers.elf_head import elf_head
-from vmdump.writers.kdump_head import kdump_head
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
 
-__all__ = ["Benchmark", "Candidate", "bench", "efficient"]
+__all__ = ["Benchmark", "Candidate", "LevelForecast", "bench", "efficient"]
 
 _ROUNDS = 3
 """The median of three is not moved by one bad moment of the machine."""
 _DEFAULT_SAMPLE = 32 << 20
-
-Limit = Literal["processor", "disk"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to dump the guest, and what it would cost.
-
-    Attributes
-    ----------
-    format, codec, engine : str
-        As of a dump; codec and engine are empty for ELF.
-    level : int or None
-        Of the engine; None for ELF.
-    default : bool
-        True if a dump in this format takes this engine and level by itself.
-    level_matters : bool
-        True if the engine has several.
-    speed, slowest, fastest : float
-        Bytes of pages that are not zero, packed in a second by one processor: median, minimum and maximum of
-        the rounds. 0 for ELF, which packs nothing.
-    ratio : float
-        Packed to plain, of pages that are not zero; 1 for ELF.
-    pages : int
-        Pages of the sample that it had time for; where they were not all, `ratio` is an estimate.
-    output_bytes : int
-        What would be written to the disk; holes of an ELF file are not.
-    seconds : float
-        That the whole dump would take.
-    limited_by : str
-        ``processor`` or ``disk``: the bottleneck.
-    efficient : bool
-        True if no other engine and level is both faster and smaller; always false for ELF.
-    """
-
-    format: str
-    codec: str
-    engine: str
-    level: int | None
-    default: bool
-    level_matters: bool
-    speed: float
-    slowest: float
-    fastest: float
-    ratio: float
-    pages: int
-    output_bytes: int
-    seconds: float
-    limited_by: Limit
-    efficient: bool
-
-    @property
-    def options(self) -> str:
-        """What to type for it: options of ``vmdump dump``."""
-        words = ["-f", self.format]
-        if self.engine and not self.default:
-            words += ["--engine", self.engine]
-            if self.level_matters:
-                words += ["--level", str(self.level)]
-        return " ".join(words)
-
-    @property
-    def name(self) -> str:
-        """Short, for a picture: ``isal 1``."""
-        return f"{self.engine} {self.level}" if self.level_matters else self.engine or self.format
 
 
 @dataclass(frozen=True)
@@ -135,6 +58,8 @@ class Benchmark:
         By seconds, then by bytes.
     missing : dict of str to str
         Engines that this build does not have, and why.
+    levels : tuple of LevelForecast
+        Levels 1 and 31, and that of the dump: each with the compression that is fastest at that one.
     """
 
     source: str
@@ -150,6 +75,7 @@ class Benchmark:
     disk: DiskSpeed
     candidates: tuple[Candidate, ...]
     missing: dict[str, str]
+    levels: tuple[LevelForecast, ...] = ()
 
     @property
     def fitting(self) -> tuple[Candidate, ...]:
@@ -268,9 +194,9 @@ def bench(
     usable = [engine for engine in engines() if not engine.missing]
     count = sum(engine.max_level - engine.min_level + 1 for engine in usable)
     control = Control(progress)
-    control.start(1 + DISK_ROUNDS + count * (1 + _ROUNDS))
+    control.start(2 + DISK_ROUNDS + count * (1 + _ROUNDS))
 
-    guest = _look_at(source, sample, left_out, threads, control)
+    guest, others = look_at(source, sample, left_out, threads, control)
     control.advance(1)
     disk = measure_disk(to, cancelled=control.cancelled, round_done=lambda: control.advance(1))
 
@@ -294,7 +220,7 @@ def bench(
     for trial, speed, ratio, is_efficient in zip(trials, speeds, ratios, best, strict=True):
         candidates.append(guest.candidate(trial, speed, ratio, is_efficient, threads, disk))
     candidates.sort(key=lambda each: (each.seconds, each.output_bytes))
-    return Benchmark(
+    found = Benchmark(
         source=_name(source),
         machine=_processor(),
         threads=threads,
@@ -309,130 +235,11 @@ def bench(
         candidates=tuple(candidates),
         missing={engine.name: engine.missing for engine in engines() if engine.missing},
     )
-
-
-@dataclass(frozen=True)
-class _Guest:
-    """What the forecast needs of the guest, which is closed already."""
-
-    sample: Sample
-    pages: Pages
-    training: Pages
-    zero_share: float
-    scan_seconds_per_byte: float
-    page_size: int
-    guest_bytes: int
-    kdump_bytes: int
-    elf_bytes: int
-
-    @property
-    def _stored(self) -> float:
-        return self.sample.data_bytes * (1 - self.zero_share)
-
-    def _cost(
-        self, pack_seconds: float, written: float, threads: int, disk: DiskSpeed
-    ) -> tuple[int, float, Limit]:
-        """Give the bytes written, the seconds, and the bottleneck."""
-        scan_seconds = self.sample.data_bytes * self.scan_seconds_per_byte
-        # Threads beyond the processors only take turns on them.
-        at_once = min(threads, len(os.sched_getaffinity(0)))
-        processor = (scan_seconds + pack_seconds + written * disk.processor_seconds) / at_once
-        writing = written / disk.bytes_per_second
-        return round(written), max(processor, writing), "processor" if processor > writing else "disk"
-
-    def candidate(
-        self, trial: Trial, speed: float, ratio: float, is_efficient: bool, threads: int, disk: DiskSpeed
-    ) -> Candidate:
-        engine = trial.engine
-        written = self.kdump_bytes + self._stored * ratio
-        output_bytes, seconds, limited_by = self._cost(self._stored / speed, written, threads, disk)
-        chosen = default_engine(engine.codec)
-        return Candidate(
-            format=next(known.name for known in FORMATS if known.codec == engine.codec and not known.raw),
-            codec=engine.codec,
-            engine=engine.name,
-            level=trial.level,
-            default=engine == chosen and trial.level == chosen.default_level,
-            level_matters=engine.max_level > engine.min_level,
-            speed=speed,
-            slowest=min(trial.speeds),
-            fastest=max(trial.speeds),
-            ratio=ratio,
-            pages=trial.covered,
-            output_bytes=output_bytes,
-            seconds=seconds,
-            limited_by=limited_by,
-            efficient=is_efficient,
-        )
-
-    def candidate_elf(self, threads: int, disk: DiskSpeed) -> Candidate:
-        output_bytes, seconds, limited_by = self._cost(0, self.elf_bytes + self._stored, threads, disk)
-        return Candidate(
-            format=next(known.name for known in FORMATS if known.family == "elf"),
-            codec="",
-            engine="",
-            level=None,
-            default=True,
-            level_matters=False,
-            speed=0,
-            slowest=0,
-            fastest=0,
-            ratio=1,
-            pages=0,
-            output_bytes=output_bytes,
-            seconds=seconds,
-            limited_by=limited_by,
-            efficient=False,
-        )
-
-
-def _look_at(source: AnySource, size: int, exclude: int, threads: int, control: Control) -> _Guest:
-    """Take the sample; a guest that was opened here is closed again before anything is timed."""
-    filters = exclude > 1
-    # For types of pages VMCOREINFO may have to be looked for; else the sample is all that is read.
-    vmcoreinfo = TOLD_OR_FOUND if filters else AS_TOLD
-    with (
-        session(source) as it,
-        it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=vmcoreinfo) as guest,
-    ):
-        if filters:
-            guest = _filtered(guest, exclude, threads, control)
-        # The codec is named in the header, and does not change its size.
-        kdump = kdump_head(guest, engines()[0].codec)
-        elf = elf_head(guest, whole_blocks(guest.blocks))
-        blocks = whole_pages(guest.blocks, guest.page_size)
-        sample = take_sample(blocks, page_size=guest.page_size, size=size)
-        read_speed = reading_speed(blocks, sample)
-        training = training_pages(guest.blocks, page_size=guest.page_size)
-        page_size, guest_bytes = guest.page_size, guest.size
-    began = time.thread_time()
-    zero = zero_pages(sample.pages.reshape(-1), page_size)
-    test_seconds = time.thread_time() - began
-    if zero.all():
-        raise SourceError(
-            "nothing to compress: all pages of the sample are zero",
-            hint="a dump of it is small in any format",
-        )
-    return _Guest(
-        sample=sample,
-        pages=sample.pages[~zero],
-        training=training,
-        zero_share=float(zero.mean()),
-        scan_seconds_per_byte=1 / read_speed + test_seconds / sample.pages.nbytes,
-        page_size=page_size,
-        guest_bytes=guest_bytes,
-        # The zero page that all share lies with the others.
-        kdump_bytes=kdump.data_offset + page_size,
-        elf_bytes=len(elf.content),
-    )
-
-
-def _filtered(guest: Guest, exclude: int, threads: int, control: Control) -> Guest:
-    """Leave out types of pages; a guest that runs has others a moment later, but as many."""
-    from vmdump.guest.linux.page_types.filter import filtered  # most dumps leave out nothing
-    from vmdump.guest.linux.page_types.types import tell_types
-
-    return filtered(guest, tell_types(guest, threads=threads, check=control.check), exclude)
+    like = found.fastest
+    levels = [LevelForecast(left_out, round(guest.stored), like)]
+    levels += [forecast_level(level, other, like, _ROUNDS, threads, disk) for level, other in others.items()]
+    control.advance(1)
+    return replace(found, levels=tuple(sorted(levels, key=lambda each: each.dump_level)))
 
 
 def _name(source: AnySource) -> str:
