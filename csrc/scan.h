@@ -43,8 +43,8 @@ size_t vmd_window_pages(size_t page_size);
 /* Bytes that a window of runs needs. */
 size_t vmd_window_size(size_t page_size);
 
-/* Puts the pages [first, first + count) into `window`, of those in memory only the ones that are not zero, and
- * tells their kinds; *pages is where they are. Pages in memory may do without a window, if nobody writes to
+/* Puts the pages [first, first + count) that are not zero into `window`, and tells all their kinds; what is
+ * there of the others may be anything. *pages is where they are. Pages in memory may do without a window, if nobody writes to
  * them. VMD_ERRNO with the errno, or 0 where a file ended, in *error. */
 int vmd_scan_window(const struct vmd_scan *scan, size_t first, size_t count, uint8_t *window,
                     const uint8_t **pages, uint8_t *kinds, int *error);
