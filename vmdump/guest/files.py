@@ -10,12 +10,51 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
+from bisect import bisect_right, insort
 from collections.abc import Iterator
+from operator import itemgetter
 
 from vmdump.errors import SourceError
 from vmdump.guest.blocks import FileRuns, Pages
 
-__all__ = ["FileMemory", "GuestFile"]
+__all__ = ["DataRuns", "FileMemory", "GuestFile"]
+
+_LONG = 1 << 20
+"""Bytes of a run that is worth remembering: 7 us."""
+_MOST = 256
+"""Runs."""
+
+
+class DataRuns:
+    """Long data runs of a file that were found once: SEEK_HOLE walks all pages up to the hole.
+
+    That takes 29 ns for each page on tmpfs, so asking again for each 4 MiB of a long run is quadratic: 20 s
+    for 4 GiB. What has become a hole since reads as zeros. From several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: tuple[tuple[int, int], ...] = ()
+
+    def find(self, position: int) -> tuple[int, int] | None:
+        """Give a data run ``[begin, end)`` with a file offset in it; None if none is known."""
+        runs = self._runs
+        index = bisect_right(runs, position, key=itemgetter(0)) - 1
+        return runs[index] if index >= 0 and position < runs[index][1] else None
+
+    def add(self, begin: int, end: int) -> None:
+        """Note a data run; short ones, and those beyond a number, are forgotten."""
+        if end - begin < _LONG:
+            return
+        with self._lock:
+            runs = [run for run in self._runs if run[0] < begin or run[1] > end]
+            insort(runs, (begin, end))
+            self._runs = tuple(runs[:_MOST])
+
+    def take(self, others: DataRuns) -> None:
+        """Know what is known of another opening of the same file."""
+        self._runs = others._runs
 
 
 class GuestFile:
@@ -34,6 +73,8 @@ class GuestFile:
         Named in errors.
     size : int
         Bytes, when it was opened.
+    data_runs : DataRuns
+        What of it is known to be data.
 
     Raises
     ------
@@ -43,6 +84,7 @@ class GuestFile:
 
     def __init__(self, path: str | os.PathLike[str], name: str = "") -> None:
         self.path = name or os.fspath(path)
+        self.data_runs = DataRuns()
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -125,9 +167,7 @@ class FileMemory:
         self._file_offset = file_offset
         self._size = size
         self._filled = size if filled is None else filled
-        # The data run found last. SEEK_HOLE walks all pages up to the hole, 29 ns each on tmpfs, so asking
-        # again for each 4 MiB of a long run is quadratic: 20 s for 4 GiB.
-        self._run = (0, 0)
+        self._run = (0, 0)  # the data run found last, however short
 
     @property
     def size(self) -> int:
@@ -144,12 +184,15 @@ class FileMemory:
         limit = base + end
         while position < limit:
             data, hole = self._run
-            if data <= position < hole:
-                data = position
+            known = (data, hole) if data <= position < hole else self._file.data_runs.find(position)
+            if known is None:
+                data, hole = self._find_run(position, limit)
+                if data >= limit:
+                    return
+                self._file.data_runs.add(data, hole)
+                self._run = (data, hole)
             else:
-                data, hole = self._run = self._find_run(position, limit)
-            if data >= limit:
-                return
+                data, hole = position, known[1]
             yield data - base, min(hole, limit) - base
             position = hole
 
@@ -158,7 +201,8 @@ class FileMemory:
         fd = self._file.fd
         try:
             data = os.lseek(fd, position, os.SEEK_DATA)
-            return data, os.lseek(fd, data, os.SEEK_HOLE)
+            known = self._file.data_runs.find(data)
+            return data, os.lseek(fd, data, os.SEEK_HOLE) if known is None else known[1]
         except OSError as error:
             if error.errno == errno.ENXIO:
                 self._file.demand_size(limit)

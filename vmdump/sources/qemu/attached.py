@@ -107,15 +107,17 @@ class AttachedSource(LiveSource):
             fuzzy = running and not pause
             # What a new attach has found is of now; asking QEMU again would stop the guest for a moment.
             fresh, self._fresh = self._fresh, False
-            with nullcontext(self._first) if fresh else closing(attachment.take_layout(cancelled)) as layout:
-                guest = QemuGuest(layout, attachment.emulator, changes=running)
+            with nullcontext(self._first) if fresh else closing(attachment.take_layout(cancelled)) as before:
+                guest = QemuGuest(before, attachment.emulator, changes=running)
                 found = self._find(guest, vmcoreinfo, cancelled)
                 if running and pause and prepare is not None:
+                    attachment.expect_stop()
                     prepare(_with_vmcoreinfo(guest, vmcoreinfo, found))
                     running = attachment.refuse_busy()
             attachment.hold(stop=running and pause, watch=not fuzzy, cancelled=cancelled)
             with closing(attachment.take_layout(cancelled)) as layout:
                 attachment.watch(layout)
+                layout.know_data_of(before)
                 self._layout = layout
                 guest = QemuGuest(layout, attachment.emulator, changes=fuzzy, fuzzy=fuzzy)
                 if found is not None and vmcoreinfo.given is None:

@@ -218,7 +218,8 @@ class Attachment:
     def _status(self) -> str:
         return str(self._commands.execute("query-status")["status"])
 
-    def _stop(self, cancelled: Callable[[], bool]) -> None:
+    def expect_stop(self) -> Guardian:
+        """Start the guardian, which takes 20 ms to get ready; nobody waits for that before the stop."""
         assert self._process is not None
         with Deferred():
             if self._guardian is not None and not self._guardian.alive:
@@ -226,7 +227,10 @@ class Attachment:
                 self._guardian = None
             if self._guardian is None:
                 self._guardian = self._way.start_guardian(self._process)
-        guardian = self._guardian
+        return self._guardian
+
+    def _stop(self, cancelled: Callable[[], bool]) -> None:
+        guardian = self.expect_stop()
         guardian.wait_ready()
         pauses = self._commands.pauses
 

@@ -130,6 +130,12 @@ class GuestLayout:
         file = FileMemory(self._by_inode[key], mapping.offset + begin - mapping.begin, size)
         return file if mapping.shared else PrivateMemory(self._private(), begin, size, file)
 
+    def know_data_of(self, before: GuestLayout) -> None:
+        """Take over which long runs of the files are data, as found through an earlier layout."""
+        for key, file in self._by_inode.items():
+            if key in before._by_inode:
+                file.data_runs.take(before._by_inode[key].data_runs)
+
     def open_files(self) -> tuple[os.stat_result, ...]:
         """Find the files and disks that QEMU has open."""
         return self._process.open_files()
