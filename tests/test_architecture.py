@@ -99,6 +99,7 @@ NEVER = {
 # An operation does not use another one, but for these.
 TOGETHER = {
     ("operations", "operations.report"): "a report says what was written, whichever of them wrote it",
+    ("operations.request", "operations.exclusion"): "what is left out is a part of what is asked for",
     ("operations", "operations.request"): "dumping and converting differ only in what they open",
     ("operations.repair", "operations.dump"): "the repaired dump is a dump",
 }

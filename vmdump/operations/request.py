@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vmdump.errors import CapabilityError, ReadError, RequestError, naming_shortages
+from vmdump.errors import RequestError, naming_shortages
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.operations.report import Report
@@ -18,6 +18,9 @@ from vmdump.sinks.opening import open_sink
 from vmdump.sources.base import Source
 from vmdump.writers.base import Ahead, Writer
 from vmdump.writers.tally import Tally
+
+if TYPE_CHECKING:
+    from vmdump.operations.exclusion import Exclusion
 
 __all__ = ["Request", "Target", "make_request"]
 
@@ -125,18 +128,18 @@ class Request:
             layout = writer.layout_for(sink)
             sink.begin(self.source.guest.files, self.source.in_use)
             ahead: Ahead | None = None
+            exclusion = self._exclusion(control)
 
             def write_ahead(running: Guest) -> None:
                 nonlocal ahead
-                wanted = self._filtered_ahead(running, control) if self.target.filters else running
-                if wanted is not None:
+                wanted = running if exclusion is None else exclusion.of_running(running)
+                if wanted is not None and writer.writes_ahead(sink):
                     ahead = writer.write_ahead(wanted, sink, threads=threads, control=control)
                 if ahead is not None:
                     stack.enter_context(closing(ahead))
 
-            guest = stack.enter_context(
-                self._held(control, write_ahead if writer.writes_ahead(sink) else None)
-            )
+            prepares = exclusion is not None or writer.writes_ahead(sink)
+            guest = stack.enter_context(self._held(control, exclusion, write_ahead if prepares else None))
             sink.begin(guest.files)
             plan = (ahead or writer).plan(guest)
             control.start(plan.memory_size)
@@ -150,7 +153,7 @@ class Request:
         target, tally = self.target, Tally()
         with (
             SinkSet(list(target.parts), force=target.force, cancelled=control.cancelled) as parts,
-            self._held(control) as guest,
+            self._held(control, self._exclusion(control)) as guest,
         ):
             plans = target.writer.plan_split(guest, len(target.parts))
             control.start(sum(plan.memory_size for plan in plans))
@@ -161,34 +164,22 @@ class Request:
         return _Written(os.fspath(target.output), "standard", guest, guest.size, tally)
 
     @contextmanager
-    def _held(self, control: Control, prepare: Callable[[Guest], None] | None = None) -> Iterator[Guest]:
+    def _held(
+        self, control: Control, exclusion: Exclusion | None, prepare: Callable[[Guest], object] | None = None
+    ) -> Iterator[Guest]:
         """Hold the source's guest, with the VMCOREINFO that is wanted, without what is excluded."""
         vmcoreinfo = replace(self.vmcoreinfo, progress=control.side_work())
         with self.source.held(
             pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
         ) as guest:
-            yield self._filtered(guest, control) if self.target.filters else guest
+            yield guest if exclusion is None else exclusion.of(guest)
 
-    def _filtered(self, guest: Guest, control: Control) -> Guest:
-        """Leave out what is excluded, by what the guest's kernel tells of its pages now."""
-        from vmdump.guest.linux.page_types.filter import filtered  # most dumps leave out nothing
-        from vmdump.guest.linux.page_types.types import tell_types
-
-        types = tell_types(guest, threads=self.target.threads, check=control.check)
-        return filtered(guest, types, self.target.exclude)
-
-    def _filtered_ahead(self, running: Guest, control: Control) -> Guest | None:
-        """Leave out what is excluded now, of a guest that runs on; None where it changes too much for that.
-
-        What is in the dump is decided by the guest that is held: this is packed early, and may be dropped.
-        """
-        from vmdump.guest.linux.page_types.types import demand_vmcoreinfo
-
-        demand_vmcoreinfo(running)
-        try:
-            return self._filtered(running, control)
-        except (CapabilityError, ReadError):
+    def _exclusion(self, control: Control) -> Exclusion | None:
+        if not self.target.filters:
             return None
+        from vmdump.operations.exclusion import Exclusion  # most dumps leave out nothing
+
+        return Exclusion(self.target.exclude, threads=self.target.threads, check=control.check)
 
     def _report(self, written: _Written, seconds: float) -> Report:
         guest, target = written.guest, self.target

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,6 +46,8 @@ class PagesAhead:
         Bytes.
     folder : str or None
         Of the temporary file; None for the system's.
+    key : (KEY_WORDS,) uint64, optional
+        Of the hash; without it, a new one.
 
     Attributes
     ----------
@@ -53,6 +55,9 @@ class PagesAhead:
         Of the hash.
     page_size : int
         Bytes.
+    read_now : callable or None
+        ``(pfn, count) -> (count,) uint64``: hashes of pages that were read since for another purpose, and do
+        not change any more; 0 of all others.
 
     Raises
     ------
@@ -60,11 +65,12 @@ class PagesAhead:
         Creating the file failed.
     """
 
-    def __init__(self, page_size: int, folder: str | None) -> None:
+    def __init__(self, page_size: int, folder: str | None, *, key: NDArray[np.uint64] | None = None) -> None:
         import tempfile  # 11 modules more, and few guests run
 
-        self.key = new_key()
+        self.key = new_key() if key is None else key
         self.page_size = page_size
+        self.read_now: Callable[[int, int], NDArray[np.uint64]] | None = None
         self._regions: set[int] = set()
         self._folder = folder or tempfile.gettempdir()
         with self._errors():
@@ -125,6 +131,21 @@ class PagesAhead:
             while raw and (size := os.preadv(self._file.fileno(), [raw], position)):
                 raw, position = raw[size:], position + size
         return entries["hash"].copy(), entries["place"].copy()
+
+    def unchanged(self, pfn: int, known: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
+        """Tell which pages are known to hold what they held without being read again; None if none is.
+
+        Parameters
+        ----------
+        pfn : int
+            Of the first page.
+        known : (n,) uint64
+            As :meth:`read` gives them.
+        """
+        if self.read_now is None:
+            return None
+        same: NDArray[np.bool_] = (known != 0) & (self.read_now(pfn, known.size) == known)
+        return same if same.any() else None
 
     def recorded(self, pfn: int, count: int) -> Iterator[tuple[int, int]]:
         """Give the runs ``[begin, end)`` of frame numbers inside that did not hold zeros, ascending.

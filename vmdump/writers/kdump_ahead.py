@@ -9,7 +9,6 @@ from dataclasses import replace
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.guest.guest import Guest
 from vmdump.kernels.share import SharedPages
-from vmdump.pipeline.ahead import PagesAhead
 from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
 from vmdump.units import align_up
@@ -17,6 +16,7 @@ from vmdump.writers.base import Ahead
 from vmdump.writers.kdump_plan import KdumpPlan
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.pagedata import DataAhead, PageData
+from vmdump.writers.seen import note_read, pages_ahead
 
 __all__ = ["KdumpAhead"]
 
@@ -59,7 +59,7 @@ class KdumpAhead(Ahead):
         plan = lay_out(guest)
         control.start(plan.memory_size)
         self._packers = plan.packers
-        self._pages = PagesAhead(guest.page_size, sink.folder)
+        self._pages = pages_ahead(guest, guest.page_size, sink)
         try:
             self._data = self._pack(plan, threads, control)
         except BaseException:
@@ -82,6 +82,7 @@ class KdumpAhead(Ahead):
         """Lay the guest out in front of the pages that are there, if there is room."""
         plan = self._lay_out(guest)
         if self._data.fits(plan.head.data_offset, guest.page_size):
+            note_read(self._pages, guest)
             # Trained already, and what has changed is packed as the rest was.
             return replace(plan, packers=self._packers, ahead=self._data)
         self._sink.clear()

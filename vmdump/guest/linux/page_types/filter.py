@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vmdump.errors import ExcludedPage
 from vmdump.guest.excluded import excluded_ranges
+from vmdump.guest.linux.page_types.ahead import TypesAhead
 from vmdump.guest.linux.page_types.arrays import Typed
 from vmdump.guest.linux.page_types.levels import excluded_types
 from vmdump.guest.linux.page_types.memory import without_pages
@@ -59,11 +60,14 @@ class Filtered:
         Of these.
     level : int
         What is left out, in makedumpfile's bits.
+    ahead : TypesAhead or None
+        What the types were told by, where that was kept.
     """
 
     base: Any
     types: PageTypes
     level: int
+    ahead: TypesAhead | None = None
 
     @cached_property
     def doubtful_pages(self) -> int:
@@ -121,16 +125,16 @@ def _inside(runs: NDArray[np.int64], excluded: Callable[[int, int], NDArray[np.b
     def limited(pfn: int, count: int) -> NDArray[np.bool_]:
         low = int(np.searchsorted(runs[:, 1], pfn, side="right"))
         high = int(np.searchsorted(runs[:, 0], pfn + count))
-        steps = np.zeros(count + 1, np.int32)
-        np.add.at(steps, np.maximum(runs[low:high, 0], pfn) - pfn, 1)
-        np.add.at(steps, np.minimum(runs[low:high, 1], pfn + count) - pfn, -1)
-        inside = np.cumsum(steps[:-1]) > 0
-        return excluded(pfn, count) & inside if inside.any() else inside
+        inside = np.zeros(count, np.bool_)
+        # Long ones are few: 1024 of 256 pages at most where 1 GiB is asked for.
+        for begin, end in (runs[low:high] - pfn).tolist():
+            inside[max(begin, 0) : end] = True
+        return excluded(pfn, count) & inside if low < high else inside
 
     return limited
 
 
-def filtered(guest: _Guest, types: PageTypes, level: int) -> _Guest:
+def filtered(guest: _Guest, types: PageTypes, level: int, ahead: TypesAhead | None = None) -> _Guest:
     """Give a guest without pages of some types.
 
     What the guest lacks already it lacks as well, and levels add up. Memory is read through the guest; pages
@@ -144,8 +148,10 @@ def filtered(guest: _Guest, types: PageTypes, level: int) -> _Guest:
         Of its pages, as its memory is now.
     level : int
         What is left out, in makedumpfile's bits; the lowest, for zeros, changes nothing.
+    ahead : TypesAhead, optional
+        What the types were told by.
     """
-    found = Filtered(guest, types, level)
+    found = Filtered(guest, types, level, ahead)
     return _view(guest, found, found.excluded)
 
 

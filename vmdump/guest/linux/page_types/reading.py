@@ -14,12 +14,41 @@ from vmdump.guest.blocks import Pages, file_runs, find_pieces, read_into
 from vmdump.guest.linux.page_types.arrays import Typed
 from vmdump.kernels.gather import gather
 
-__all__ = ["StructReader"]
+__all__ = ["StructReader", "page_frames"]
 
 _NEAR = 64 << 10
 """Bytes between two pieces that are read as one."""
 _MOST_READ = 4
 """Times as many bytes as are wanted, at most."""
+
+
+def page_frames(runs: Runs, address: int, length: int, page_size: int) -> NDArray[np.int64] | None:
+    """Give the frame number of each page of ``[address, address + length)``, all of which is mapped.
+
+    Returns
+    -------
+    (n,) int64 or None
+        None where a page is not whole, or not in one piece.
+    """
+    begins, physical, sizes = _cut(runs, address, length)
+    size = np.uint64(page_size)
+    if ((begins | physical | sizes) % size).any() or int(sizes.sum()) != length:
+        return None
+    counts = (sizes // size).astype(np.int64)
+    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat((physical // size).astype(np.int64), counts) + within
+
+
+def _cut(
+    runs: Runs, address: int, length: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Give the parts of runs in a range: where they begin in it and in physical memory, and sizes."""
+    low = int(np.searchsorted(runs.virtual + (runs.size - np.uint64(1)), np.uint64(address)))
+    high = int(np.searchsorted(runs.virtual, np.uint64(address + length - 1), side="right"))
+    begins = np.maximum(runs.virtual[low:high], np.uint64(address)) - np.uint64(address)
+    physical = runs.physical[low:high] + (begins + np.uint64(address) - runs.virtual[low:high])
+    rest = runs.virtual[low:high] + (runs.size[low:high] - np.uint64(1)) - np.uint64(address)
+    return begins, physical, np.minimum(rest, np.uint64(length - 1)) - begins + np.uint64(1)
 
 
 class _Read(NamedTuple):
@@ -35,10 +64,13 @@ class StructReader(threading.local):
     ----------
     guest : Typed
         Whose memory is read.
+    copies : bool
+        What is read is a copy, which does not change any more.
     """
 
-    def __init__(self, guest: Typed) -> None:
+    def __init__(self, guest: Typed, *, copies: bool = False) -> None:
         self._guest = guest
+        self._copies = copies
         self._out: Pages = np.empty(0, np.uint8)
         self._spans: Pages = np.empty(0, np.uint8)
 
@@ -64,12 +96,7 @@ class StructReader(threading.local):
         SourceError
             The memory cannot be read.
         """
-        low = int(np.searchsorted(runs.virtual + (runs.size - np.uint64(1)), np.uint64(address)))
-        high = int(np.searchsorted(runs.virtual, np.uint64(address + length - 1), side="right"))
-        begins = np.maximum(runs.virtual[low:high], np.uint64(address)) - np.uint64(address)
-        physical = runs.physical[low:high] + (begins + np.uint64(address) - runs.virtual[low:high])
-        rest = runs.virtual[low:high] + (runs.size[low:high] - np.uint64(1)) - np.uint64(address)
-        sizes = np.minimum(rest, np.uint64(length - 1)) - begins + np.uint64(1)
+        begins, physical, sizes = _cut(runs, address, length)
         whole = int(sizes.sum()) == length
         if whole and sizes.size == 1:
             found = self._in_place(int(physical[0]), length)
@@ -104,6 +131,8 @@ class StructReader(threading.local):
             block, low, high = pieces[0]
             if file_runs(block.memory, low, high - low) == []:
                 return _Read(np.empty(0, np.uint8), [], hole=True)
+            if self._copies and not block.memory.copies:
+                return None
             scratch = self._buffer("_out", size) if block.memory.copies else np.empty(0, np.uint8)
             return _Read(block.memory.view(low, high - low, scratch), [])
         except (ReadError, FormatError, CodecError):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmdump.arch.paging import Runs
 from vmdump.errors import CapabilityError, ReadError
+from vmdump.guest.blocks import Pages
 from vmdump.guest.linux.page_types.arrays import PageArray, Typed, find_arrays
 from vmdump.guest.linux.page_types.layout import PageLayout
-from vmdump.guest.linux.page_types.reading import StructReader
+from vmdump.guest.linux.page_types.reading import StructReader, page_frames
 from vmdump.kernels.page_types import (
     MAX_ORDER,
     UNKNOWN,
@@ -20,9 +22,11 @@ from vmdump.kernels.page_types import (
     spread_type,
 )
 
-__all__ = ["PageTypes", "demand_vmcoreinfo", "kernel_page_size", "tell_types"]
+__all__ = ["GoingOn", "PageTypes", "ToldBefore", "demand_vmcoreinfo", "kernel_page_size", "tell_types"]
 
 Types = NDArray[np.uint8]
+GoingOn = list[tuple[int, int, int]]
+"""Runs that go on behind the pages that were told: first page there, pages, and type."""
 
 _CHUNK = 1 << 15
 """Pages whose struct pages are read and told at once, from a multiple of it on: a section of x86, 2 MiB."""
@@ -65,7 +69,7 @@ class PageTypes:
         self._same = np.full(int(chunks.sum()), _MIXED, np.int16)
 
     def tell(self, pfn: int, types: Types) -> None:
-        """Say what pages are, which all have struct pages: all of a chunk together, or none of it twice."""
+        """Say what pages are, which all have struct pages: all that a chunk has of an array together."""
         index = self._index(pfn)
         first, last = pfn // _CHUNK, (pfn + types.size - 1) // _CHUNK
         begin = max(first * _CHUNK, self.arrays[index][0])
@@ -73,6 +77,8 @@ class PageTypes:
         if first == last and (begin, end) == (pfn, pfn + types.size) and (types == types[0]).all():
             self._same[self._chunk(index, pfn)] = types[0]
         else:
+            chunk = self._chunk(index, pfn)
+            self._same[chunk : chunk + last - first + 1] = _MIXED
             self._view(index, pfn, types.size)[:] = types
 
     def _index(self, pfn: int) -> int:
@@ -128,13 +134,13 @@ class PageTypes:
                 counts += np.bincount(self.of(pfn, min(1 << 20, end - pfn)), minlength=256)
         return counts
 
-    def spread(self, runs: list[tuple[int, int, int]]) -> None:
+    def spread(self, runs: GoingOn) -> None:
         """Give the pages of runs that began before them their type, as far as they have struct pages.
 
         Parameters
         ----------
-        runs : list of (int, int, int)
-            First page, pages, and type.
+        runs : GoingOn
+            The runs.
         """
         for first, count, kind in runs:
             for index, low, high in self._chunks(first, count):
@@ -148,6 +154,26 @@ class PageTypes:
                     self._view(index, begin, end - begin)[:] = same
                     self._same[chunk] = _MIXED
                 spread_type(self._view(index, low, high - low), kind)
+
+
+class ToldBefore(Protocol):
+    """What was told of a guest before: :class:`vmdump.guest.linux.page_types.ahead.TypesAhead`."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the pages that it compares."""
+
+    def begin(self, types: PageTypes, layout: PageLayout) -> PageTypes:
+        """Give what receives the types."""
+
+    def recall(self, part: PageArray, data: Pages, physical: NDArray[np.int64] | None) -> GoingOn | None:
+        """Give what was told of the same struct pages; None if they are to be told."""
+
+    def note(self, part: PageArray, going_on: GoingOn) -> None:
+        """Take what is told of the struct pages that it was asked for last."""
+
+    def spread(self, runs: GoingOn) -> None:
+        """Take runs by which types were changed after they were told."""
 
 
 def demand_vmcoreinfo(guest: Typed) -> None:
@@ -184,7 +210,12 @@ def _nothing() -> None:
 
 
 def tell_types(
-    guest: Typed, *, threads: int = 1, check: Callable[[], None] = _nothing, only: int | None = None
+    guest: Typed,
+    *,
+    threads: int = 1,
+    check: Callable[[], None] = _nothing,
+    only: int | None = None,
+    ahead: ToldBefore | None = None,
 ) -> PageTypes:
     """Tell the types of all pages of a guest, by its kernel's struct pages.
 
@@ -203,6 +234,9 @@ def tell_types(
         Called now and then; raises to end it.
     only : int, optional
         Frame number of the only page that is asked for: pages that cannot matter for it have no type then.
+    ahead : ToldBefore, optional
+        What was told before, which is kept up to date: only what has changed is told. The types are those of
+        before, changed in place. Struct pages may change meanwhile then.
 
     Raises
     ------
@@ -220,28 +254,39 @@ def tell_types(
     arrays = find_arrays(guest, lines, layout.size)
     told = arrays if only is None else _around(arrays, only, layout.size)
     types = PageTypes(page_size, told)
-    typer, reader, size = layout.typer(), StructReader(guest), layout.size
+    if ahead is not None:
+        types = ahead.begin(types, layout)
+    typer, size = layout.typer(), layout.size
+    reader = StructReader(guest, copies=ahead is not None)
     of_zeros = np.empty(1, np.uint8)
     typer.tell(np.zeros(size, np.uint8), 0, of_zeros)
 
-    def tell(part: PageArray, runs: Runs) -> list[tuple[int, int, int]]:
-        data, missing, hole = reader.read(runs, part.address, part.pages * size)
+    def tell(part: PageArray, runs: Runs) -> GoingOn:
+        length = part.pages * size
+        data, missing, hole = reader.read(runs, part.address, length)
+        if ahead is not None and not missing and not hole:
+            pages = page_frames(runs, part.address, length, ahead.page_size)
+            known = ahead.recall(part, data, pages)
+            if known is not None:
+                return known
         found = np.repeat(of_zeros, part.pages)
-        going_on = [] if hole else typer.tell(data, part.first, found)
+        going_on: GoingOn = [] if hole else typer.tell(data, part.first, found)
         for begin, end in missing:
             found[begin // size : -(-end // size)] = UNREADABLE
         types.tell(part.first, found)
+        if ahead is not None:
+            ahead.note(part, going_on)
         return going_on
 
-    def tell_batch(batch: list[PageArray]) -> list[tuple[int, int, int]]:
+    def tell_batch(batch: list[PageArray]) -> GoingOn:
         check()
         begin, last = batch[0].address, batch[-1]
         runs = guest.virtual.kernel_runs(begin, last.address + last.pages * size - begin)
         return [run for part in batch for run in tell(part, runs)]
 
-    going_on: list[tuple[int, int, int]] = []
+    going_on: GoingOn = []
     with ThreadPoolExecutor(threads, thread_name_prefix="vmdump-types") as pool:
-        tasks: list[Future[list[tuple[int, int, int]]]] = []
+        tasks: list[Future[GoingOn]] = []
         try:
             tasks = [pool.submit(tell_batch, batch) for batch in _batches(told, size, threads)]
             for task in tasks:
@@ -250,10 +295,15 @@ def tell_types(
             for task in tasks:
                 task.cancel()
     types.spread(going_on)
+    if ahead is not None:
+        ahead.spread(going_on)
     if not layout.tells_free:
         from vmdump.guest.linux.page_types.free_lists import listed_runs  # no kernel of this decade has none
 
-        types.spread(listed_runs(guest, lines, layout, arrays))
+        listed = listed_runs(guest, lines, layout, arrays)
+        types.spread(listed)
+        if ahead is not None:
+            ahead.spread(listed)
     return types
 
 
