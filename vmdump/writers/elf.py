@@ -42,9 +42,13 @@ class ElfWriter(Writer):
         return sink.sparse
 
     def write_ahead(self, guest: Guest, sink: Sink, *, threads: int, control: Control) -> Ahead | None:
-        """Write all memory that is not zero; None if it does not consist of whole units, or was filtered."""
-        if guest.filtered is not None:
-            return None  # no byte would stay where it is: what is in front of it has changed until the pause
+        """Write all memory that is not zero; None if it does not consist of whole units.
+
+        None also where mappings tell of a guest that was filtered: they are cut where pages are left out.
+        """
+        if guest.filtered is not None and self.selection.paging:
+            return None
+        guest = for_core(guest)
         slices = self.selection.slices(guest)
         if any((piece.start | piece.size | piece.block.start) % UNIT for piece in slices):
             return None

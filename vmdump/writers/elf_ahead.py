@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmdump.guest.guest import Guest
-from vmdump.pipeline.ahead import PagesAhead
 from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.base import Ahead
+from vmdump.writers.elf_filtered import for_core
 from vmdump.writers.elf_head import UNIT, elf_head
 from vmdump.writers.elf_memory import write_memory
 from vmdump.writers.elf_plan import ElfPlan, plan_elf
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.loads import Selection
+from vmdump.writers.seen import note_read, pages_ahead
 from vmdump.writers.tally import Tally
 
 __all__ = ["ElfAhead"]
@@ -24,7 +25,10 @@ _MORE_MAPPINGS = 64 << 10
 
 
 class ElfAhead(Ahead):
-    """Memory at its place in the core; with page tables behind room for more program headers than now.
+    """Memory at its place in the core, where that may change behind room for more program headers than now.
+
+    The list of page tables' mappings changes, and which pages a filter leaves out. What a filtered guest
+    comes to have beside what it has now goes behind all of that; what it comes to lack becomes zeros there.
 
     Parameters
     ----------
@@ -50,11 +54,11 @@ class ElfAhead(Ahead):
         self._sink = sink
         slices, mappings = selection.slices(guest), selection.mappings(guest)
         self._head = elf_head(guest, slices, mappings)
-        if mappings is not None:
+        if mappings is not None or guest.filtered is not None:
             room = 2 * len(self._head.content) + _MORE_MAPPINGS
             self._head = elf_head(guest, slices, mappings, memory_offset=align_up(room, UNIT))
         control.start(sum(piece.size for piece in slices))
-        self._written = PagesAhead(UNIT, sink.folder)
+        self._written = pages_ahead(guest, UNIT, sink)
         try:
             file = PlainFile(sink, control.cancelled)
             lane = file.lane(len(self._head.content))
@@ -74,12 +78,24 @@ class ElfAhead(Ahead):
 
     def plan(self, guest: Guest) -> ElfPlan:
         """Lay the guest out with its memory where it was written, if there is room for what comes before."""
+        if guest.filtered is not None:
+            return self._plan_filtered(for_core(guest))
         room = len(self._head.content) if self._selection.paging else 0
         plan = plan_elf(guest, self._selection, memory_offset=room)
         if plan.head.same_places(self._head):
             return replace(plan, ahead=self._written)
         self._sink.clear()
         return plan
+
+    def _plan_filtered(self, guest: Guest) -> ElfPlan:
+        room = len(self._head.content)
+        plan = plan_elf(guest, self._selection, memory_offset=room, before=self._head.pieces)
+        whole = not any((piece.start | piece.size | piece.block.start) % UNIT for piece in plan.slices)
+        if whole and len(plan.head.content) == room:
+            note_read(self._written, guest)
+            return replace(plan, ahead=self._written)
+        self._sink.clear()
+        return plan_elf(guest, self._selection)
 
     def close(self) -> None:
         """Remove the temporary file."""

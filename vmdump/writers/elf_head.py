@@ -32,6 +32,7 @@ from vmdump.guest.guest import Guest
 from vmdump.pipeline.plan import Slice
 from vmdump.units import align_up
 from vmdump.writers.loads import cut_mappings, program_headers
+from vmdump.writers.places import Pieces
 
 __all__ = ["UNIT", "ElfHead", "elf_head"]
 
@@ -54,9 +55,9 @@ class ElfHead:
         Headers, notes and padding up to the first byte of memory.
     file_size : int
         Bytes of the whole file.
-    starts, sizes : (n,) uint64
-        Guest-physical address of each PT_LOAD's memory, and its bytes in the file; one follows the other
-        behind the head.
+    starts, sizes, offsets : (n,) uint64
+        Guest-physical address of each PT_LOAD's memory, its bytes in the file, and its file offset: one
+        follows the other behind the head, unless places were given.
     """
 
     elf_class: ElfClass
@@ -64,6 +65,13 @@ class ElfHead:
     file_size: int
     starts: NDArray[np.uint64]
     sizes: NDArray[np.uint64]
+    offsets: NDArray[np.uint64]
+
+    @property
+    def pieces(self) -> Pieces:
+        """Where the memory is that is in the file."""
+        there = self.sizes != 0
+        return Pieces(self.starts[there], self.sizes[there], self.offsets[there])
 
     def same_places(self, other: ElfHead) -> bool:
         """Tell whether memory goes to the same places in both files."""
@@ -72,7 +80,12 @@ class ElfHead:
 
 
 def elf_head(
-    guest: Guest, slices: Sequence[Slice], mappings: Runs | None = None, *, memory_offset: int = 0
+    guest: Guest,
+    slices: Sequence[Slice],
+    mappings: Runs | None = None,
+    *,
+    memory_offset: int = 0,
+    before: Pieces | None = None,
 ) -> ElfHead:
     """Lay out an ELF core; the class is the guest's, unless an offset needs 64 bits.
 
@@ -87,8 +100,13 @@ def elf_head(
         The PT_LOADs instead of that, with virtual addresses.
     memory_offset : int
         Memory begins at this file offset, a multiple of `UNIT`, or behind it.
+    before : Pieces, optional
+        What of the memory has a place already, and keeps it; the rest is behind all of that.
     """
     starts, sizes = _segments(guest, slices)
+    placed = None if before is None else before.placing(starts, sizes)
+    if placed is not None:
+        starts, sizes = placed.starts, placed.sizes
     notes = _notes(guest, slices)
     spans = sizes
     if mappings is not None and guest.excluded_size:
@@ -97,7 +115,7 @@ def elf_head(
         starts, sizes, spans = _reaching(slices, starts, sizes)
 
     def head(elf_class: ElfClass) -> ElfHead:
-        return _head(guest, starts, sizes, spans, notes, mappings, memory_offset, elf_class)
+        return _head(guest, starts, sizes, spans, notes, mappings, memory_offset, elf_class, placed)
 
     wide = head(64)
     return head(32) if guest.elf_class == 32 and wide.file_size <= _LAST_32BIT else wide
@@ -167,6 +185,7 @@ def _head(
     mappings: Runs | None,
     memory_offset: int,
     elf_class: ElfClass,
+    placed: Pieces | None,
 ) -> ElfHead:
     count = len(starts) if mappings is None else len(mappings.size)
     extended = count >= XNUM_THRESHOLD
@@ -175,12 +194,15 @@ def _head(
     shoff = phoff + phnum * PHDR[elf_class].size
     notes_offset = shoff + (SHDR[elf_class].size if extended else 0)
     memory_offset = max(align_up(notes_offset + len(notes), UNIT), memory_offset)
-    size = memory_offset + sum(sizes.tolist())
+    size = memory_offset + sum(sizes.tolist()) if placed is None else placed.end
     if size > _MAX_FILE:
         raise LayoutError(
             f"an ELF core of all {size - memory_offset} bytes of memory is larger than any file"
         )
-    ends = memory_offset + np.cumsum(sizes, dtype=np.uint64)
+    offsets = memory_offset + np.cumsum(sizes, dtype=np.uint64) - sizes
+    if placed is not None:
+        offsets[:] = memory_offset
+        offsets[np.searchsorted(starts, placed.starts)] = placed.offsets
     header = EHDR[elf_class].pack(
         guest.byteorder,
         e_ident=ident(elf_class, guest.byteorder),
@@ -197,10 +219,10 @@ def _head(
         e_shnum=1 if extended else 0,
     )
     table = program_headers(
-        elf_class, guest.byteorder, (notes_offset, len(notes)), starts, sizes, spans, ends - sizes, mappings
+        elf_class, guest.byteorder, (notes_offset, len(notes)), starts, sizes, spans, offsets, mappings
     )
     section = SHDR[elf_class].pack(guest.byteorder, sh_info=phnum) if extended else b""
     # Joined once: notes may have hundreds of megabytes.
     parts = [header, table.tobytes(), section, notes]
     content = b"".join([*parts, bytes(memory_offset - sum(map(len, parts)))])
-    return ElfHead(elf_class, content, size, starts, sizes)
+    return ElfHead(elf_class, content, size, starts, sizes, offsets)

@@ -13,7 +13,7 @@ from vmdump.guest.excluded import excluded_ranges
 from vmdump.guest.guest import Guest
 from vmdump.kernels.scan import CLEARED, NEW
 from vmdump.pipeline.ahead import PagesAhead
-from vmdump.pipeline.chunks import Scanned, scanned
+from vmdump.pipeline.chunks import UNREAD, Scanned, scanned
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.plan import Slice
 from vmdump.writers.elf_head import UNIT
@@ -70,41 +70,47 @@ def write_memory(
             excluded = excluded_ranges(guest, begin, begin + run.length)
             excluded_size = int((excluded[:, 1] - excluded[:, 0]).sum())
             tally.excluded_pages += -(-excluded_size // guest.page_size)
+            kept = _kept(excluded, run.length)
             if result is None:
                 tally.hole_bytes += run.length - excluded_size
-                _skip_hole(lane, pfn, run.length - excluded_size, ahead)
-            elif excluded_size:
-                _write_kept(lane, result, excluded)
+                for low, high in kept:
+                    _skip_hole(lane, pfn + low // UNIT, high - low, ahead)
             else:
-                written = (result.kinds == NEW) | (result.kinds == CLEARED)
-                tally.changed_pages += int(np.count_nonzero(written)) if ahead else 0
-                _write_units(lane, result.data, written)
-                if record and result.hashes is not None and written.any():
+                written = _write_kept(lane, result, kept)
+                tally.changed_pages += written if ahead else 0
+                if record and result.hashes is not None and written:
                     record.record(pfn, result.hashes)
             control.advance(run.length)
 
 
-def _write_kept(lane: Lane, result: Scanned, excluded: NDArray[np.int64]) -> None:
-    """Write a run without the ranges that are excluded."""
+def _kept(excluded: NDArray[np.int64], length: int) -> list[tuple[int, int]]:
+    """Give the ranges of a run that are not excluded."""
     begins = np.concatenate(([0], excluded[:, 1])).tolist()
-    ends = np.concatenate((excluded[:, 0], [result.data.size])).tolist()
-    pieces = [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
-    if not pieces:
-        return
-    data = np.concatenate([result.data[begin:end] for begin, end in pieces])
-    if all(begin % UNIT == 0 for begin, _ in pieces):
-        kinds = np.concatenate([result.kinds[begin // UNIT : -(-end // UNIT)] for begin, end in pieces])
-        _write_units(lane, data, kinds == NEW)
-    else:
-        lane.write(data)
+    ends = np.concatenate((excluded[:, 0], [length])).tolist()
+    return [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
 
 
-def _write_units(lane: Lane, data: Pages, written: NDArray[np.bool_]) -> None:
-    """Write some units of a run, together with short gaps between them, and skip the others."""
-    units = np.flatnonzero(written)
+def _write_kept(lane: Lane, result: Scanned, kept: list[tuple[int, int]]) -> int:
+    """Write ranges of a run; give the units of them that were not as they were."""
+    kinds, data = result.kinds, result.data
+    if kept != [(0, data.size)]:
+        if not kept:
+            return 0
+        data = np.concatenate([data[begin:end] for begin, end in kept])
+        if any(begin % UNIT for begin, _ in kept):
+            lane.write(data)
+            return -(-data.size // UNIT)
+        kinds = np.concatenate([kinds[begin // UNIT : -(-end // UNIT)] for begin, end in kept])
+    return _write_units(lane, data, kinds)
+
+
+def _write_units(lane: Lane, data: Pages, kinds: NDArray[np.uint8]) -> int:
+    """Write the changed units, with short gaps between them, and skip the others; give how many changed."""
+    units = np.flatnonzero((kinds == NEW) | (kinds == CLEARED))
     position = 0
     if units.size:
-        gaps = np.flatnonzero(np.diff(units) > _SHORT_GAP)
+        unread = np.cumsum(kinds == UNREAD)[units]
+        gaps = np.flatnonzero((np.diff(units) > _SHORT_GAP) | (np.diff(unread) > 0))
         begins = units[np.concatenate(([0], gaps + 1))] * UNIT
         ends = (units[np.concatenate((gaps, [-1]))] + 1) * UNIT
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
@@ -112,6 +118,7 @@ def _write_units(lane: Lane, data: Pages, written: NDArray[np.bool_]) -> None:
             lane.write(data[begin:end])
             position = min(end, data.size)
     lane.skip(data.size - position)
+    return int(units.size)
 
 
 def _skip_hole(lane: Lane, pfn: int, length: int, ahead: PagesAhead | None) -> None:

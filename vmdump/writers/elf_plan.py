@@ -13,8 +13,9 @@ from vmdump.sinks.base import Sink
 from vmdump.writers.base import Plan
 from vmdump.writers.elf_head import ElfHead, elf_head
 from vmdump.writers.elf_memory import write_memory
-from vmdump.writers.lanes import PlainFile
+from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.loads import Selection
+from vmdump.writers.places import Pieces, PlacedLane
 from vmdump.writers.tally import Tally
 
 __all__ = ["ElfPlan", "plan_elf"]
@@ -32,18 +33,24 @@ class ElfPlan(Plan):
         What stands in front of it.
     ahead : PagesAhead or None
         Units of it that are in the sink already.
+    before : Pieces or None
+        Where memory was written ahead, if some of it is not dumped, or has no place there.
     """
 
     slices: list[Slice]
     head: ElfHead
     ahead: PagesAhead | None = None
+    before: Pieces | None = None
 
     def write(self, sink: Sink, *, threads: int, control: Control, release: Callable[[], None]) -> Tally:
         """Write the core, or of what was written ahead what has changed."""
-        tally = Tally(output_bytes=self.head.file_size)
+        tally = Tally()
         file = PlainFile(sink, control.cancelled)
-        lane = file.lane(0)
+        lane: Lane = file.lane(0)
         lane.write(self.head.content)
+        if self.before is not None:
+            lane.finish()
+            lane = PlacedLane(file.lane, self.head.pieces, self.before.end)
         write_memory(
             self.guest,
             lane,
@@ -55,11 +62,19 @@ class ElfPlan(Plan):
         )
         release()
         lane.finish()
+        for offset, size in self.before.without(self.head.pieces) if self.before is not None else ():
+            # Pages that are left out now.
+            lane = file.lane(offset)
+            lane.clear(size)
+            lane.finish()
         file.finish()
+        tally.output_bytes = file.size
         return tally
 
 
-def plan_elf(guest: Guest, selection: Selection, *, memory_offset: int = 0) -> ElfPlan:
+def plan_elf(
+    guest: Guest, selection: Selection, *, memory_offset: int = 0, before: Pieces | None = None
+) -> ElfPlan:
     """Lay a guest out in an ELF core.
 
     Parameters
@@ -70,6 +85,8 @@ def plan_elf(guest: Guest, selection: Selection, *, memory_offset: int = 0) -> E
         What of it is in the core.
     memory_offset : int
         Memory begins there, at a multiple of `UNIT`, or behind it.
+    before : Pieces, optional
+        What was written ahead, and where.
 
     Raises
     ------
@@ -78,5 +95,5 @@ def plan_elf(guest: Guest, selection: Selection, *, memory_offset: int = 0) -> E
     """
     slices, mappings = selection.slices(guest), selection.mappings(guest)
     size = sum(piece.size for piece in slices)
-    head = elf_head(guest, slices, mappings, memory_offset=memory_offset)
-    return ElfPlan(guest, size, size, slices, head)
+    head = elf_head(guest, slices, mappings, memory_offset=memory_offset, before=before)
+    return ElfPlan(guest, size, size, slices, head, before=before)
