@@ -42,21 +42,22 @@ class Moment:
         self.memory = NOISE.copy()
         self.memory[3500:3600] = 0
 
-    def guest(self, kind: type[Ram]) -> Any:
+    def guest(self, kind: type[Ram], *, more: int = 0) -> Any:
         memory = self.memory.copy()
         raw = self.pages.view(np.uint8).reshape(-1, PAGE)
         memory[STRUCTS // PAGE : STRUCTS // PAGE + len(raw)] = raw
         memory[2, :8] = np.array([STRUCTS], "<u8").view(np.uint8)
         self.whole = memory
-        return guest_of([Block(0, kind(memory.reshape(-1)))], {**KEYS_6_12, "SYMBOL(mem_map)": 0x2000})
+        keys = {**KEYS_6_12, "SYMBOL(mem_map)": 0x2000, **{f"NUMBER(key{n})": n for n in range(more)}}
+        return guest_of([Block(0, kind(memory.reshape(-1)))], keys)
 
     def free(self, order: int, first: int) -> None:
         self.pages["mapcount"][first], self.pages["private"][first] = BUDDY, order
 
 
 class Running(LiveSource):
-    def __init__(self, running: Moment, still: Moment, kind: type[Ram]) -> None:
-        self._running, self._still = running.guest(kind), still.guest(kind)
+    def __init__(self, running: Moment, still: Moment, kind: type[Ram], *, more: int = 0) -> None:
+        self._running, self._still = running.guest(kind), still.guest(kind, more=more)
         self.prepared = self.released = 0
 
     @property
@@ -177,6 +178,8 @@ def check_elf(path: Path, still: Moment) -> None:
         assert np.array_equal(content[kept], still.whole[first : first + count][kept])
     assert np.array_equal(covered, dumped)
     assert sum(load.memsz for load in core.loads) == COUNT * PAGE
+    whole = path.read_bytes()
+    assert not any(still.whole[(begin + end) // 2].tobytes() in whole for begin, end in gone)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,15 @@ def test_it_is_of_the_moment_of_the_pause(
     )
     assert report.excluded_pages == alone.excluded_pages
     assert report.dump_level == 31
+
+
+def test_headers_that_grew_over_the_memory_written_ahead(tmp_path: Path) -> None:
+    before, still = Moment(), Moment()
+    become_dumpable(before, still)
+    source = Running(before, still, FileRam, more=6000)
+    vmdump.dump(source, tmp_path / "dump", format="elf", exclude=31)
+    assert source.prepared == 1
+    check_elf(tmp_path / "dump", still)
 
 
 def test_into_a_pipe(life: tuple[Moment, Moment], tmp_path: Path) -> None:

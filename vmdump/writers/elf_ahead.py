@@ -88,12 +88,13 @@ class ElfAhead(Ahead):
         return plan
 
     def _plan_filtered(self, guest: Guest) -> ElfPlan:
-        room = len(self._head.content)
-        plan = plan_elf(guest, self._selection, memory_offset=room, before=self._head.pieces)
-        whole = not any((piece.start | piece.size | piece.block.start) % UNIT for piece in plan.slices)
-        if whole and len(plan.head.content) == room:
-            note_read(self._written, guest)
-            return replace(plan, ahead=self._written)
+        room, before = len(self._head.content), self._head.pieces
+        if before.sizes.size:
+            plan = plan_elf(guest, self._selection, memory_offset=room, before=before)
+            whole = not any((piece.start | piece.size | piece.block.start) % UNIT for piece in plan.slices)
+            if whole and len(plan.head.content) == room:
+                note_read(self._written, guest)
+                return replace(plan, ahead=self._written)
         self._sink.clear()
         return plan_elf(guest, self._selection)
 
