@@ -90,6 +90,8 @@ KERNELS = {
         "bookworm", "mips64el", "5kc-malta", "mips64el", "malta", "MIPS64R2-generic", "ttyS0",
         drgn=False, gva2gpa="",
     ),
+    "i386-pae": Kernel("bookworm", "i386", "686-pae", "i386", "q35", "max", "ttyS0", drgn=False),
+    "i386": Kernel("bookworm", "i386", "686", "i386", "q35", "max", "ttyS0", drgn=False),
 }  # fmt: skip
 
 INIT = r"""#!/bin/busybox sh
@@ -142,7 +144,8 @@ def apt_of(suite: str) -> Path:
         f'Dir::Cache "{home}/cache";\nDir::Etc "{home}/etc";\nDir::Etc::sourceparts "-";\n'
         f'APT::Architectures {{ {listed} }};\nAcquire::Languages "none";\nAPT::Sandbox::User "root";\n'
     )
-    if not list((home / "state/lists").glob("*_Packages*")):
+    lists = home / "state/lists"
+    if not all(any(lists.glob(f"*_binary-{arch}_Packages*")) for arch in arches):
         run("apt-get", "update", APT_CONFIG=str(configuration))
     return configuration
 
@@ -168,8 +171,8 @@ def unpacked(suite: str, arch: str, package: str) -> Path:
     return tree
 
 
-def files_of(kernel: Kernel, folder: Path) -> tuple[Path, Path]:
-    """Give the kernel's image and an initramfs for it."""
+def files_of(kernel: Kernel, folder: Path, init: str) -> tuple[Path, Path]:
+    """Give the kernel's image and an initramfs for it, with a script as its first process."""
     import importlib.machinery
     import importlib.util
 
@@ -187,10 +190,10 @@ def files_of(kernel: Kernel, folder: Path) -> tuple[Path, Path]:
     busybox = next(
         path for path in (programs / "bin/busybox", programs / "usr/bin/busybox") if path.is_file()
     )
-    members = [(name, script.FOLDER, b"") for name in ("bin", "dev", "proc")]
+    members = [(name, script.FOLDER, b"") for name in ("bin", "dev", "proc", "sys", "tmp")]
     members += [
         ("bin/busybox", script.PROGRAM, busybox.read_bytes()),
-        ("init", script.PROGRAM, INIT.encode()),
+        ("init", script.PROGRAM, init.encode()),
     ]
     initrd = folder / "initrd.gz"
     initrd.write_bytes(script.archive(members))
@@ -200,8 +203,8 @@ def files_of(kernel: Kernel, folder: Path) -> tuple[Path, Path]:
 class Booted:
     """A guest that has said what it knows, stopped."""
 
-    def __init__(self, kernel: Kernel, folder: Path) -> None:
-        image, initrd = files_of(kernel, folder)
+    def __init__(self, kernel: Kernel, folder: Path, init: str = INIT) -> None:
+        image, initrd = files_of(kernel, folder, init)
         self.qmp = folder / "qmp"
         self._serial = folder / "serial"
         ram = folder / "ram"
@@ -221,23 +224,24 @@ class Booted:
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         self.monitor: Monitor | None = None
         try:
-            self.text = self._wait()
+            self.text = self.wait_for("GUEST-READY")
             self.monitor = Monitor(folder / "second")
             self.monitor.execute("stop")
         except BaseException:
             self.close()
             raise
 
-    def _wait(self) -> str:
+    def wait_for(self, word: str) -> str:
+        """Wait until the guest says a word; all that it has said."""
         begin = time.monotonic()
         while time.monotonic() - begin < BOOT_SECONDS:
             text = self._serial.read_text("utf-8", "replace") if self._serial.exists() else ""
-            if "GUEST-READY" in text:
+            if word in text:
                 return text.replace("\r", "")
             if self._process.poll() is not None:
                 raise RuntimeError(f"QEMU ended: {text[-2000:]}")
-            time.sleep(0.5)
-        raise RuntimeError(f"the guest does not boot: {text[-2000:]}")
+            time.sleep(0.1)
+        raise RuntimeError(f"the guest does not say {word}: {text[-2000:]}")
 
     def said(self, word: str) -> list[str]:
         return re.findall(rf"^{word} (.*)$", self.text, re.MULTILINE)
