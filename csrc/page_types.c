@@ -54,7 +54,7 @@ int vmd_page_layout_fits(const struct vmd_page_layout *layout)
            field_fits(layout, layout->mapcount, 4) && field_fits(layout, layout->compound, word) &&
            second_field_fits(layout, layout->order, layout->order_form, VMD_ORDER_U8) &&
            second_field_fits(layout, layout->huge, layout->huge_form, VMD_HUGE_U8) &&
-           layout->order_form <= VMD_ORDER_U16 && layout->huge_form <= VMD_HUGE_WORD &&
+           layout->order_form <= VMD_ORDER_WORD && layout->huge_form <= VMD_HUGE_WORD &&
            layout->free_orders >= 1 && layout->free_orders <= VMD_MAX_ORDER + 1 &&
            (layout->private_ >= 0 || layout->buddy_value == -1);
 }
@@ -84,6 +84,9 @@ static inline int compound(const struct vmd_page_layout *l, const uint8_t *secon
         break;
     case VMD_ORDER_U16:
         told = load_16(second + l->order, swapped);
+        break;
+    case VMD_ORDER_WORD:
+        told = load_word(second + l->order, wide, swapped);
         break;
     }
     switch (l->huge_form) {

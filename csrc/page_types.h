@@ -28,7 +28,7 @@ enum vmd_page_type {
 enum { VMD_MAX_ORDER = 21 };
 
 /* How the order of a compound page is told, in the description of its second page. */
-enum vmd_order_form { VMD_ORDER_NONE, VMD_ORDER_IN_FLAGS, VMD_ORDER_U8, VMD_ORDER_U16 };
+enum vmd_order_form { VMD_ORDER_NONE, VMD_ORDER_IN_FLAGS, VMD_ORDER_U8, VMD_ORDER_U16, VMD_ORDER_WORD };
 
 /* How hugetlbfs' compound pages are told. */
 enum vmd_huge_form { VMD_HUGE_NONE, VMD_HUGE_MAPCOUNT, VMD_HUGE_FLAG, VMD_HUGE_U8, VMD_HUGE_U16, VMD_HUGE_WORD };

@@ -156,6 +156,13 @@ def checks(
         return
     program = drgn.Program()
     program.set_core_dump(path)
+    if kernel.arch == "ppc64el":
+        # Its tables are read through the kernel's own mapping of all memory, of which a dump without paging
+        # says nothing, and drgn does not know it.
+        size = max(block.end for block in dump.blocks)
+        program.add_memory_segment(
+            0xC << 60, size, lambda address, count, offset, _: program.read(offset, count, True)
+        )
     release = dump.vmcoreinfo["OSRELEASE"]
     program.load_debug_info([str(tree / "usr/lib/debug/boot" / f"vmlinux-{release}")])
     pages = wrong = 0

@@ -42,7 +42,7 @@ from vmdump.guest.linux.page_types.types import PageTypes, tell_types  # noqa: E
 from vmdump.kernels import page_types as kinds  # noqa: E402
 
 DEBUGGED = ("arm64", "arm64-6.12", "ppc64el-radix", "s390x-6.12")
-"""Kernels whose debugging information is downloaded: one of each architecture of which drgn has page tables."""
+"""Kernels whose debugging information is downloaded: some of each architecture that drgn can walk."""
 MOST_CHANGED = 0.001
 """Of all pages: those whose use changed between a reading and the stop, and back."""
 

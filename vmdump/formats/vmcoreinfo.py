@@ -13,6 +13,8 @@ __all__ = ["Vmcoreinfo"]
 
 _MAX_SIZE = 1 << 20
 """Bytes: what QEMU takes of a guest. Linux has one page; 60 MiB of short lines took 40 s and 1.4 GB."""
+_LONGEST = 80
+"""Characters of a number: 64 bits have 20 at most. An error that shows one stays a line."""
 
 
 class Vmcoreinfo(Mapping[str, str]):
@@ -84,7 +86,7 @@ class Vmcoreinfo(Mapping[str, str]):
 
 
 def _integer(text: str | None, base: int) -> int | None:
-    if text is None:
+    if text is None or len(text) > _LONGEST:
         return None
     try:
         return int(text, base)

@@ -8,6 +8,7 @@ cdef extern from "page_types.h":
         VMD_ORDER_IN_FLAGS
         VMD_ORDER_U8
         VMD_ORDER_U16
+        VMD_ORDER_WORD
         VMD_HUGE_NONE
         VMD_HUGE_MAPCOUNT
         VMD_HUGE_FLAG

@@ -23,6 +23,7 @@ __all__ = [
     "ORDER_NONE",
     "ORDER_U8",
     "ORDER_U16",
+    "ORDER_WORD",
     "POISONED",
     "SLAB",
     "TABLE",
@@ -41,6 +42,7 @@ ORDER_NONE: Final[int]
 ORDER_IN_FLAGS: Final[int]
 ORDER_U8: Final[int]
 ORDER_U16: Final[int]
+ORDER_WORD: Final[int]
 HUGE_NONE: Final[int]
 HUGE_MAPCOUNT: Final[int]
 HUGE_FLAG: Final[int]

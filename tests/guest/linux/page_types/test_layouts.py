@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers.struct_pages import BUDDY, KEYS_6_12, LRU, PAGE, flat, guest_of, st
 
 from vmdump.errors import CapabilityError
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
+from vmdump.guest.linux.page_types import free_lists
 from vmdump.guest.linux.page_types.layout import PageLayout
 from vmdump.guest.linux.page_types.types import tell_types
 from vmdump.kernels import page_types as kernel
@@ -127,6 +129,46 @@ def test_hugetlb_pages(
     assert (types[:512] == kernel.KERNEL).all()
 
 
+KEYS_3_16: Mapping[str, int] = {
+    **KEYS_3_10,
+    "OFFSET(page.lru)": 32,
+    "OFFSET(list_head.next)": 0,
+    "OFFSET(list_head.prev)": 8,
+    "NUMBER(PG_swapbacked)": 18,
+}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_compound_pages_before_4_4(told: bool) -> None:
+    """What frees them, and their order, are in the list's entry of the second page; nothing tells tails."""
+    free_huge_page = 0xFFFF_FFFF_8117_A2B0
+    raw = Raw(2048)
+    for head in (512, 1024, 1536, 1601):
+        raw.put(head, 0, "<u8", 1 << 14)
+        raw.put(head + 1, 32, "<u8", 0xFFFF_FFFF_8114_0000)
+        raw.put(head + 1, 40, "<u8", 9)
+    raw.put(513, 32, "<u8", free_huge_page)
+    raw.put(1024, 8, "<u8", 0x1001)  # a transparent huge page
+    raw.put(1601, 8, "<u8", 0x1001)  # not aligned
+    keys = {**KEYS_3_16, "SYMBOL(free_huge_page)": free_huge_page} if told else KEYS_3_16
+    types = types_of(raw, keys, "3.16.0-test")
+    assert (types[512:1024] == (kernel.HUGE if told else kernel.KERNEL)).all()
+    assert (types[1024:1536] == kernel.USER).all()
+    assert types[1601] == kernel.DOUBTFUL
+    assert (np.delete(types, np.r_[512:1536, 1601]) == kernel.KERNEL).all()
+
+
+@pytest.mark.parametrize("release", ["4.4.0-test", "4.5.0-test", "unknown", "9" * 5000 + ".1"])
+def test_compound_pages_of_which_nothing_tells(release: str) -> None:
+    """4.4 and 4.5 have moved the order, and VMCOREINFO has it from 4.6 on: only the head is left out."""
+    raw = Raw(2048)
+    raw.put(1024, 0, "<u8", 1 << 14)
+    raw.put(1024, 8, "<u8", 0x1001)
+    raw.put(1025, 40, "<u8", 9)
+    types = types_of(raw, KEYS_3_16, release)
+    assert np.flatnonzero(types != kernel.KERNEL).tolist() == [1024]
+
+
 LISTS: Mapping[str, int] = {
     "SYMBOL(contig_page_data)": 0x10000,
     "OFFSET(pglist_data.node_zones)": 0x100,
@@ -140,8 +182,8 @@ LISTS: Mapping[str, int] = {
 }
 
 
-def _listed(blocks: Mapping[tuple[int, int, int], list[int]], *, broken: int = 0) -> np.ndarray:
-    """Tell types by lists of pages, by zone, order and kind; `broken` names another one before it."""
+def _listed(blocks: Mapping[tuple[int, int, int], list[int]], *, broken: int = 0) -> Any:
+    """Make a guest with lists of pages, by zone, order and kind; `broken` names another one before it."""
     keys = {key: value for key, value in KEYS_3_10.items() if "mapcount" not in key and "BUDDY" not in key}
     raw = Raw(2048)
     raw.put(7, 0, "<u8", 1 << 5)
@@ -157,21 +199,42 @@ def _listed(blocks: Mapping[tuple[int, int, int], list[int]], *, broken: int = 0
                 for at, place in enumerate(ring):
                     before = ring[at - 1] if place != (1 << 20) + 64 * broken + 32 else 0x5000
                     _place(memory, place, ring[(at + 1) % len(ring)], before)
-    return tell_types(guest_of(memory, {**keys, **LISTS, "SYMBOL(mem_map)": 0x2000})).of(0, 2048)
+    return guest_of(memory, {**keys, **LISTS, "SYMBOL(mem_map)": 0x2000})
 
 
 def test_lists_of_free_pages() -> None:
     """Before 3.8 nothing else tells which pages are free."""
-    types = _listed({(0, 0, 0): [9], (0, 4, 1): [64, 160], (1, 10, 0): [1024], (3, 1, 1): [20, 10, 300]})
+    guest = _listed({(0, 0, 0): [9], (0, 4, 1): [64, 160], (1, 10, 0): [1024], (3, 1, 1): [20, 10, 300]})
+    types = tell_types(guest).of(0, 2048)
     free = [9, 10, 11, 20, 21, *range(64, 80), *range(160, 176), 300, 301, *range(1024, 2048)]
     assert np.flatnonzero(types == kernel.FREE).tolist() == free
     assert types[7] == kernel.CACHE
+    for pfn in (7, 8, 9, 64, 79, 80, 175, 301, 302, 1023, 1024, 2047):
+        assert tell_types(guest, only=pfn).of(pfn, 1) == types[pfn]
+
+
+def test_lists_are_not_followed_for_a_page_that_tells_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = _listed({(0, 0, 0): [9, 11, 13], (0, 1, 0): [20]})
+    followed: list[int] = []
+    original = free_lists._Lists._run
+
+    def run(self: Any, struct: int, order: int) -> Any:
+        followed.append(order)
+        return original(self, struct, order)
+
+    monkeypatch.setattr(free_lists._Lists, "_run", run)
+    assert tell_types(guest, only=7).of(7, 1) == kernel.CACHE
+    assert followed == []
+    assert tell_types(guest, only=11).of(11, 1) == kernel.FREE
+    assert followed == [0, 0]
+    assert tell_types(guest, only=30).of(30, 1) == kernel.KERNEL
+    assert followed == [0, 0, 0, 0, 0, 1]
 
 
 def test_a_list_ends_where_it_contradicts_itself() -> None:
-    types = _listed({(0, 0, 0): [9, 11, 13, 15]}, broken=13)
+    types = tell_types(_listed({(0, 0, 0): [9, 11, 13, 15]}, broken=13)).of(0, 2048)
     assert np.flatnonzero(types == kernel.FREE).tolist() == [9, 11]
-    types = _listed({(0, 3, 0): [64, 65, 72]})
+    types = tell_types(_listed({(0, 3, 0): [64, 65, 72]})).of(0, 2048)
     assert np.flatnonzero(types == kernel.FREE).tolist() == list(range(64, 72))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from operator import attrgetter
 
 import numpy as np
@@ -28,8 +29,8 @@ _MAX_LISTS = 1 << 14
 
 def listed_runs(
     guest: Typed, lines: Vmcoreinfo, layout: PageLayout, arrays: Sequence[PageArray]
-) -> list[tuple[int, int, int]]:
-    """Give the runs of free pages that are in the lists of all zones.
+) -> Iterator[tuple[int, int, int]]:
+    """Find the runs of free pages that are in the lists of all zones.
 
     A list ends where it contradicts itself: what is behind is kept.
 
@@ -44,10 +45,10 @@ def listed_runs(
     arrays : sequence of PageArray
         Where they are.
 
-    Returns
-    -------
-    list of (int, int, int)
-        First page, pages, and FREE; empty where VMCOREINFO does not tell of the lists.
+    Yields
+    ------
+    (int, int, int)
+        First page, pages, and FREE; none where VMCOREINFO does not tell of the lists.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def listed_runs(
         The memory cannot be read.
     """
     lists = _Lists(guest, lines, layout, arrays)
-    return [run for _, run in zip(range(_MOST), lists.runs(), strict=False)]
+    yield from islice(lists.runs(), _MOST)
 
 
 class _Lists:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Literal, Self
 
 from vmdump.errors import CapabilityError
 from vmdump.formats.layout import ByteOrder
@@ -17,7 +17,7 @@ __all__ = ["PageLayout"]
 _MAX_SIZE = 512
 """Bytes; with every debugging option Linux' own have some 100."""
 _ABSENT = -1
-_VERSION = re.compile(r"(\d+)\.(\d+)")
+_VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,8 @@ class _Keys:
             return _ABSENT, kernel.ORDER_IN_FLAGS
         offset = self._second("page.compound_order", "folio._folio_order", size)
         if offset is None:
-            return _ABSENT, kernel.ORDER_NONE
+            offset = self._in_list("prev")
+            return (_ABSENT, kernel.ORDER_NONE) if offset is None else (offset, kernel.ORDER_WORD)
         return offset, kernel.ORDER_U16 if self._before(4, 16) else kernel.ORDER_U8
 
     def huge(self, size: int) -> tuple[int, int, int]:
@@ -239,6 +240,8 @@ class _Keys:
         if bit is not None:
             return _ABSENT, kernel.HUGE_FLAG, 1 << bit
         offset = self._second("page.compound_dtor", "folio._folio_dtor", size)
+        if offset is None:
+            offset = self._in_list("next")
         if offset is None:
             return _ABSENT, kernel.HUGE_NONE, 0
         if self._before(4, 4):
@@ -257,6 +260,17 @@ class _Keys:
             self.mapcount("PAGE_HUGETLB_MAPCOUNT_VALUE") != _ABSENT
             or self._lines.number("PG_hugetlb") is not None
         )
+
+    def _in_list(self, end: Literal["next", "prev"]) -> int | None:
+        """Give the offset of a list's entry, which the second page of a compound page is not in.
+
+        Before 4.4 what frees the page, and its order, are in the places of both ends. 4.4 and 4.5 have them
+        elsewhere and tell nothing: their compound pages are kept but for the first page.
+        """
+        lru, offset = self._lines.offset("page.lru"), self._lines.offset(f"list_head.{end}")
+        if lru is None or offset is None or not self._before(4, 4):
+            return None
+        return self.demand(f"OFFSET(list_head.{end})", offset) + self.demand("OFFSET(page.lru)", lru)
 
     def _second(self, in_page: str, in_folio: str, size: int) -> int | None:
         """Give the offset in the second struct page of a field, which a folio has behind the first."""

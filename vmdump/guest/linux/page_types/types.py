@@ -16,6 +16,7 @@ from vmdump.guest.linux.page_types.arrays import PageArray, Typed, find_arrays
 from vmdump.guest.linux.page_types.layout import PageLayout
 from vmdump.guest.linux.page_types.reading import StructReader, page_frames
 from vmdump.kernels.page_types import (
+    KERNEL,
     MAX_ORDER,
     UNKNOWN,
     UNREADABLE,
@@ -297,13 +298,16 @@ def tell_types(
     types.spread(going_on)
     if ahead is not None:
         ahead.spread(going_on)
-    if not layout.tells_free:
+    # Of one page it need not be asked where its own struct page says what it is used for.
+    if not layout.tells_free and (only is None or types.of(only, 1)[0] == KERNEL):
         from vmdump.guest.linux.page_types.free_lists import listed_runs  # no kernel of this decade has none
 
-        listed = listed_runs(guest, lines, layout, arrays)
-        types.spread(listed)
-        if ahead is not None:
-            ahead.spread(listed)
+        for run in listed_runs(guest, lines, layout, arrays):
+            types.spread([run])
+            if ahead is not None:
+                ahead.spread([run])
+            if only is not None and run[0] <= only < run[0] + run[1]:
+                break
     return types
 
 
