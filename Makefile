@@ -38,6 +38,7 @@ demo: $(BUILT)
 
 test: $(BUILT)-test
 	@$(BIN)/python scripts/guest || true # it has said which tests are skipped
+	@$(BIN)/python tests/live/kernels.py --download arm64 i386 || true # likewise
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(BUILT)-lint

@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             clients = not CLIENTS_GUESTS.isdisjoint(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group("clients" if clients else "live"))
+            # Guests of other architectures, which no two tests share.
+            alone = item.path.name == "test_kernel_pages.py"
+            item.add_marker(pytest.mark.xdist_group("alone" if alone else "clients" if clients else "live"))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(300))
 

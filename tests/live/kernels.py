@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Boot Debian's kernels of other architectures and compare vmdump's virtual addresses with what they say.
 
-Usage: .venv/bin/python tests/live/kernels.py [NAME ...]     (names: see KERNELS; all of them without one)
+Usage: .venv/bin/python tests/live/kernels.py [--download] [NAME ...]     (names: see KERNELS; default: all)
 
 Not a part of the suite: it downloads some 50 MiB for each kernel, and an emulated guest boots in up to two
-minutes. Packages come through an apt of its own below build/kernels, for other architectures and suites than
-the system's; nothing is installed. One line for each check; the exit code is 1 if one of them failed.
+minutes. With --download it does nothing else, and with APT=no it does not download. Packages come through an
+apt of its own below build/kernels, for other architectures and suites than the system's; nothing is
+installed. One line for each check; the exit code is 1 if one of them failed.
 
 What is right is said by three: the guest (its /proc/kallsyms, uname and /proc/vmallocinfo, on its
 serial port), QEMU's monitor (`gva2gpa`, by the tables of the first vCPU), and drgn, on a dump of the guest.
@@ -35,7 +36,7 @@ from live.guests import Monitor  # noqa: E402
 
 BUILD = REPOSITORY / "build/kernels"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-BOOT_SECONDS = 400
+BOOT_SECONDS = 900
 ADDRESSES = 300
 
 
@@ -127,48 +128,64 @@ def run(*command: str, folder: Path = BUILD, **environment: str) -> str:
     return done.stdout
 
 
-def apt_of(suite: str) -> Path:
-    """Set up an apt for one suite, if there is none yet; its configuration file."""
-    home = BUILD / "apt" / suite
+def apt_of(suite: str, arch: str) -> Path:
+    """Set up an apt for an architecture of a suite, if there is none yet; its configuration file."""
+    home = BUILD / "apt" / f"{suite}-{arch}"
     configuration = home / "apt.conf"
-    arches = sorted({kernel.arch for kernel in KERNELS.values() if kernel.suite == suite})
+    if configuration.exists():
+        return configuration
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     (home / "state/status").touch()
     # From where the system's own packages come.
-    mirror = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Codename: bookworm").split()[0]
-    (home / "etc/sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {suite} main\n")
-    listed = " ".join(f'"{arch}";' for arch in arches)
-    configuration.write_text(
+    mirrors = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Codename: bookworm").split()
+    if not mirrors or not Path(KEYRING).exists():
+        raise RuntimeError(f"the system's packages are not Debian bookworm's, or there is no {KEYRING}")
+    (home / "etc/sources.list").write_text(f"deb [signed-by={KEYRING}] {mirrors[0]} {suite} main\n")
+    part = configuration.with_suffix(".part")
+    part.write_text(
         f'Dir "{home}";\nDir::State "{home}/state";\nDir::State::status "{home}/state/status";\n'
         f'Dir::Cache "{home}/cache";\nDir::Etc "{home}/etc";\nDir::Etc::sourceparts "-";\n'
-        f'APT::Architectures {{ {listed} }};\nAcquire::Languages "none";\nAPT::Sandbox::User "root";\n'
+        f'APT::Architectures {{ "{arch}"; }};\nAcquire::Languages "none";\nAPT::Sandbox::User "root";\n'
     )
-    lists = home / "state/lists"
-    if not all(any(lists.glob(f"*_binary-{arch}_Packages*")) for arch in arches):
-        run("apt-get", "update", APT_CONFIG=str(configuration))
-    return configuration
+    run("apt-get", "update", APT_CONFIG=str(part))
+    return part.rename(configuration)
 
 
-def unpacked(suite: str, arch: str, package: str) -> Path:
-    """Download and unpack a package once; a meta package means the image that it depends on."""
+def unpacked(suite: str, arch: str, package: str, member: str = "") -> Path:
+    """Download a package and unpack a folder of it, once; a meta package means what it depends on."""
     tree = BUILD / "trees" / f"{suite}-{arch}-{package}"
     if tree.is_dir():
         return tree
-    configuration = str(apt_of(suite))
+    if os.environ.get("APT") == "no":
+        raise RuntimeError(f"{package} of {suite} for {arch} is not there, and APT=no forbids its download")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    configuration = str(apt_of(suite, arch))
     if package.startswith("linux-image-"):
         text = run("apt-cache", "depends", f"{package}:{arch}", APT_CONFIG=configuration)
         found = re.search(r"Depends: (linux-image-[^\s:]+)", text)
-        assert found, text
+        if found is None:
+            raise RuntimeError(f"{suite} has no {package} for {arch}")
         package = found[1]
-    part = Path(tempfile.mkdtemp(dir=BUILD))
-    run("apt-get", "download", f"{package}:{arch}", folder=part, APT_CONFIG=configuration)
-    for archive in part.glob("*.deb"):
-        run("dpkg-deb", "-x", str(archive), str(part))
-        archive.unlink()
     tree.parent.mkdir(exist_ok=True)
-    part.rename(tree)
-    return tree
+    with tempfile.TemporaryDirectory(dir=BUILD) as name:
+        part = Path(name) / "tree"
+        part.mkdir()
+        run("apt-get", "download", f"{package}:{arch}", folder=Path(name), APT_CONFIG=configuration)
+        (archive,) = Path(name).glob("*.deb")
+        # Modules and their debugging information take gigabytes.
+        pipe = 'dpkg-deb --fsys-tarfile "$0" | tar -x "$1"'
+        run("bash", "-o", "pipefail", "-c", pipe, str(archive), f"./{member}", folder=part)
+        return part.rename(tree)
+
+
+def download(kernel: Kernel) -> tuple[Path, Path]:
+    """Give the trees of the kernel's image, and of a busybox for its guest."""
+    plain = "trixie" if kernel.suite == "trixie" else "bookworm"
+    return (
+        unpacked(kernel.suite, kernel.arch, f"linux-image-{kernel.package}", "boot"),
+        unpacked(plain, kernel.arch, "busybox-static"),
+    )
 
 
 def files_of(kernel: Kernel, folder: Path, init: str) -> tuple[Path, Path]:
@@ -183,10 +200,8 @@ def files_of(kernel: Kernel, folder: Path, init: str) -> tuple[Path, Path]:
     sys.modules["guest_script"] = script
     loader.exec_module(script)
 
-    tree = unpacked(kernel.suite, kernel.arch, f"linux-image-{kernel.package}")
+    tree, programs = download(kernel)
     image = next(iter(sorted((tree / "boot").glob("vmlinu[xz]-*"))))
-    plain = "trixie" if kernel.suite == "trixie" else "bookworm"
-    programs = unpacked(plain, kernel.arch, "busybox-static")
     busybox = next(
         path for path in (programs / "bin/busybox", programs / "usr/bin/busybox") if path.is_file()
     )
@@ -371,7 +386,14 @@ def drgns(
 
 def main(names: list[str]) -> int:
     failed = 0
-    BUILD.mkdir(parents=True, exist_ok=True)
+    if names[:1] == ["--download"]:
+        for name in names[1:] or list(KERNELS):
+            try:
+                download(KERNELS[name])
+            except RuntimeError as error:
+                failed += 1
+                print(f"kernels: no guest with {name}: {error}", file=sys.stderr)
+        return 1 if failed else 0
     seed = random.randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     for name in names or list(KERNELS):
