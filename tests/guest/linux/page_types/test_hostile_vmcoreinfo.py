@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.filter_goldens import opened
 from helpers.struct_pages import KEYS_6_12, flat, guest_of, structs
+from helpers.struct_pages_32 import COUNT, MODELS, guest_of_model, some_pages
 
 import vmdump
 from vmdump.errors import CapabilityError, VmdumpError
@@ -136,3 +138,68 @@ def test_nodes_that_overlap_and_have_no_end() -> None:
     found = told(guest_of(memory, {**keys, "LENGTH(node_data)": 64}))
     assert isinstance(found, PageTypes)
     assert found.arrays == [(0, 4096)]
+
+
+VALUES = (
+    *("0", "1", "-1", "-9", "7", "31", "32", "63", "64", "255", "4096", "1000000000", str(1 << 31)),
+    *(
+        str((1 << 63) - 1),
+        str(1 << 63),
+        str((1 << 64) - 1),
+        str(-(1 << 63)),
+        "1" + 30 * "0",
+        "9" * 5000,
+        "x",
+        "",
+    ),
+    *("0x10", "f" * 16, "ffff888000000000", "ffffffff81000000", "c0000000", "3.2.0", "9" * 5000 + ".1"),
+)
+OTHERS = (
+    *(
+        "SYMBOL(node_data)",
+        "SYMBOL(node_online_map)",
+        "SYMBOL(mem_map)",
+        "SYMBOL(mem_section)",
+        "SYMBOL(vmemmap)",
+    ),
+    *("SYMBOL(contig_page_data)", "SYMBOL(free_huge_page)", "LENGTH(node_data)", "LENGTH(mem_section)"),
+    *("OFFSET(folio._folio_order)", "OFFSET(folio._folio_dtor)", "NUMBER(PG_hugetlb)", "NUMBER(PG_hwpoison)"),
+    *(
+        "OFFSET(page.lru)",
+        "OFFSET(list_head.prev)",
+        "OFFSET(list_head.next)",
+        "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)",
+    ),
+)
+"""Keys that other kernels have."""
+
+
+def check_any_value(guest: Any, rng: random.Random, times: int) -> None:
+    """Give some keys, one or two at a time, a value that no kernel has."""
+    keys = [*guest.vmcoreinfo, *(key for key in OTHERS if key not in guest.vmcoreinfo)]
+    for _ in range(times):
+        changes = [(rng.choice(keys), rng.choice(VALUES)) for _ in range(rng.choice([1, 1, 2]))]
+        found = told(lying(guest, *changes))
+        if isinstance(found, str):
+            assert "\n" not in found, changes
+            assert len(found) < 400, changes
+
+
+def test_any_key_with_any_value() -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    with opened("6.12") as guest:
+        check_any_value(guest, random.Random(seed), 40)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_any_key_of_a_memory_model_with_any_value(model: str) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    check_any_value(guest_of_model(model, some_pages(COUNT)), random.Random(seed), 60)
+
+
+@pytest.mark.parametrize("length", ["-5", "0", "1000000000", str(1 << 70)])
+def test_lengths_of_node_data(length: str) -> None:
+    found = told(lying(guest_of_model("nodes", some_pages(COUNT)), ("LENGTH(node_data)", length)))
+    assert isinstance(found, PageTypes) or "\n" not in found
