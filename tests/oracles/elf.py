@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import struct
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +171,25 @@ class ElfCore:
                 memory += load.filesz
         assert memory == self.size or not any(load.filesz for load in self.loads)
         return self
+
+
+def put_headers_first(core: Path, output: Path) -> None:
+    """Write a 64-bit, little-endian core with its program headers right behind the ELF header.
+
+    makedumpfile looks for them there, whatever the header says; QEMU writes section headers in between.
+    """
+    with core.open("rb") as source, output.open("wb") as target:
+        header = bytearray(source.read(64))
+        begin, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+        source.seek(begin)
+        table = np.frombuffer(source.read(56 * count), "<u8").reshape(-1, 7).copy()
+        ahead = -(-(64 + table.nbytes) // 4096) * 4096
+        table[:, 1] += ahead
+        struct.pack_into("<QQ", header, 32, 64, 0)
+        struct.pack_into("<HH", header, 60, 0, 0)
+        target.write((header + table.tobytes()).ljust(ahead, b"\0"))
+        source.seek(0)
+        shutil.copyfileobj(source, target, 1 << 22)
 
 
 def split_notes(data: bytes, prefix: str) -> list[Note]:
