@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+from oracles.elf import ElfCore
+from oracles.kdump import Kdump
 
 from live.guests import IMAGE
 
@@ -110,3 +115,57 @@ def holding(folder: Path) -> dict[str, Any]:
 def writing(folder: Path) -> dict[str, Any]:
     """Give the options of a `Guest` that rewrites pages for ever; its files go to `folder`."""
     return {"initrd": str(_initrd(folder, _WRITE))}
+
+
+def _marked(path: Path) -> Iterator[np.ndarray]:
+    """Yield the pages of a dump that begin with a mark of the program's, as 512 words."""
+    marks = NUMBERS, RECORD
+    with path.open("rb") as file:
+        elf = file.read(4) == b"\x7fELF"
+    if elf:
+        core = ElfCore(path)
+        for load in core.loads:
+            words = np.frombuffer(core.load_bytes(load)[: load.filesz], "<u8").reshape(-1, PAGE // 8)
+            yield from words[np.isin(words[:, 0], marks)]
+        return
+    for _, page in Kdump(path).pages():
+        if int.from_bytes(page[:8], "little") in marks:
+            yield np.frombuffer(page, "<u8")
+
+
+def check_moment(path: Path, *, user: bool) -> int:
+    """Assert that all that `pages write` writes is in a dump as it was at one moment.
+
+    Parameters
+    ----------
+    path : Path
+        A kdump file, or an ELF core.
+    user : bool
+        The dump has to have the memory of users, too. Some of it is in every ELF core: short runs stay.
+
+    Returns
+    -------
+    int
+        The round in which the writer of kernel memory was.
+    """
+    numbers: dict[int, list[np.ndarray]] = {QUEUES: [], LOCKED: []}
+    records = []
+    for words in _marked(path):
+        if int(words[0]) == NUMBERS:
+            numbers[int(words[1])].append(words)
+        elif (words[1:] == words[1]).all():  # else it is being written or overwritten
+            records.append(int(words[1]))
+    for writer, there in numbers.items():
+        if writer == LOCKED and not user:
+            continue
+        assert len(there) == WRITTEN, f"{len(there)} of {WRITTEN} pages of writer {writer}"
+        there.sort(key=lambda words: int(words[2]))
+        assert [int(words[2]) for words in there] == list(range(WRITTEN)), f"pages of writer {writer} twice"
+        # In the order in which they were written.
+        rounds = np.array([(words[3], words[-1]) for words in there], np.int64).reshape(-1)
+        assert (np.diff(rounds) <= 0).all(), f"a page of writer {writer} is younger than one before it"
+        assert rounds[0] - rounds[-1] <= 1, f"{rounds[0] - rounds[-1]} rounds of writer {writer}"
+    newest = max(records)
+    lacking = set(range(newest - CAPACITY + 3, newest + 1)) - set(records)
+    assert not lacking, f"{len(lacking)} of the last {CAPACITY - 2} pages of the pipe are not there"
+    return int(numbers[QUEUES][0][3])
