@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmdump.errors import CapabilityError, ReadError
+from vmdump.errors import CapabilityError
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.page_types.ahead import TypesAhead
 from vmdump.guest.linux.page_types.filter import filtered
 from vmdump.guest.linux.page_types.types import demand_vmcoreinfo, tell_types
+from vmdump.guest.linux.page_types.way_out import DUMP_ALL, naming_way_out
 from vmdump.pipeline.ahead import new_key
 
 __all__ = ["Exclusion"]
@@ -38,10 +39,13 @@ class Exclusion:
 
         Raises
         ------
-        CapabilityError, ReadError, SourceError
-            As of :func:`vmdump.guest.linux.page_types.types.tell_types`.
+        CapabilityError
+            Types of pages cannot be told.
+        SourceError
+            The memory cannot be read.
         """
-        types = tell_types(guest, threads=self._threads, check=self._check, ahead=self._ahead)
+        with naming_way_out(DUMP_ALL):
+            types = tell_types(guest, threads=self._threads, check=self._check, ahead=self._ahead)
         return filtered(guest, types, self._level, self._ahead)
 
     def of_running(self, guest: Guest) -> Guest | None:
@@ -56,9 +60,10 @@ class Exclusion:
         SourceError
             The memory cannot be read.
         """
-        demand_vmcoreinfo(guest)
+        with naming_way_out(DUMP_ALL):
+            demand_vmcoreinfo(guest)
         self._ahead = TypesAhead(new_key(), guest.page_size)
         try:
             return self.of(guest)
-        except (CapabilityError, ReadError):
+        except CapabilityError:
             return None

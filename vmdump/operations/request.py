@@ -248,8 +248,10 @@ def make_request(
             writer.check(guest)
         if target.filters and guest.told.is_whole and not guest.changes:
             from vmdump.guest.linux.page_types.types import demand_vmcoreinfo
+            from vmdump.guest.linux.page_types.way_out import DUMP_ALL, naming_way_out
 
-            demand_vmcoreinfo(guest)
+            with naming_way_out(DUMP_ALL):
+                demand_vmcoreinfo(guest)
     except BaseException:
         request.give_up()
         raise

@@ -17,6 +17,7 @@ from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.guest.linux.page_types.types import kernel_page_size, tell_types
 from vmdump.guest.linux.page_types.usage import PageType, PageUsage, excluding_bits, type_of
+from vmdump.guest.linux.page_types.way_out import naming_way_out
 from vmdump.guest.whole import page_runs, whole_pages
 from vmdump.kernels.zero import zero_pages
 from vmdump.opening import opened, session
@@ -67,9 +68,8 @@ def page_types(
     RequestError
         `threads` are not from 1 to 1024, or there is no such VMCOREINFO.
     CapabilityError
-        The guest's VMCOREINFO is missing, of another kernel, or tells too little.
-    ReadError
-        What tells where struct pages are is not in memory, or not in the dump.
+        The guest's VMCOREINFO is missing, of another kernel, or tells too little; what tells where struct
+        pages are is not in memory, or not in the dump.
     VmdumpError
         The guest cannot be opened or read, as for :func:`vmdump.dump`.
     """
@@ -80,7 +80,8 @@ def page_types(
         session(source) as it,
         it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=choice) as guest,
     ):
-        types = tell_types(guest, threads=threads, check=control.check)
+        with naming_way_out("give its own with --vmcoreinfo FILE"):
+            types = tell_types(guest, threads=threads, check=control.check)
         size = types.page_size
         usage = PageUsage(size, page_runs(guest.blocks, size), running=guest.fuzzy)
         _look_for_data(guest, usage, threads, control)

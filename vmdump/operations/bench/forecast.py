@@ -14,6 +14,7 @@ from vmdump.formats.names import FORMATS
 from vmdump.guest.blocks import Pages
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import AS_TOLD, TOLD_OR_FOUND
+from vmdump.guest.linux.page_types.way_out import naming_way_out
 from vmdump.guest.whole import whole_pages
 from vmdump.kernels.zero import zero_pages
 from vmdump.opening import session
@@ -273,7 +274,8 @@ def look_at(
         session(source) as it,
         it.held(pause=False, cancelled=control.cancelled, vmcoreinfo=vmcoreinfo) as guest,
     ):
-        taken = _take(_at_level(guest, exclude, threads, control), size)
+        with naming_way_out("measure all pages with -d 1"):
+            taken = _take(_at_level(guest, exclude, threads, control), size)
         for level in COMPARED_LEVELS:
             if level != exclude:
                 try:

@@ -43,16 +43,14 @@ def told(guest: Any) -> PageTypes | str:
 
 
 def test_none() -> None:
-    with pytest.raises(CapabilityError, match=r"has no VMCOREINFO.*--vmcoreinfo FILE.*-d 1$"):
+    with pytest.raises(CapabilityError, match=r"has no VMCOREINFO to tell"):
         tell_types(vmdump.BlockSource(bytes(1 << 20)).without_search())
 
 
 def test_that_of_another_kernel() -> None:
     with opened("6.1") as guest, opened("7.3") as other:
         stale = guest.with_vmcoreinfo(other.vmcoreinfo.text)
-        with pytest.raises(
-            CapabilityError, match=r"not that of the kernel in its memory.*--vmcoreinfo.*-d 1$"
-        ):
+        with pytest.raises(CapabilityError, match=r"not that of the kernel in its memory"):
             tell_types(stale)
 
 

@@ -186,17 +186,14 @@ def demand_vmcoreinfo(guest: Typed) -> None:
         There is none, or its ``_stext`` does not translate.
     """
     lines = guest.vmcoreinfo
-    way_out = "give another with --vmcoreinfo FILE, or dump all pages with -d 1"
     stext = lines.symbol("_stext")
     if stext is None:
-        raise CapabilityError(
-            f"page types: this guest has no VMCOREINFO to tell what its pages are used for; {way_out}"
-        )
+        raise CapabilityError("this guest has no VMCOREINFO to tell what its pages are used for")
     try:
         guest.virtual.runs(stext, 1, None)
     except (ReadError, CapabilityError) as error:
         raise CapabilityError(
-            f"page types: the guest's VMCOREINFO is not that of the kernel in its memory ({error}); {way_out}"
+            f"the guest's VMCOREINFO is not that of the kernel in its memory ({error})"
         ) from error
 
 
