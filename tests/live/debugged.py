@@ -37,7 +37,7 @@ from live import pages  # noqa: E402
 from live.guests import Guest  # noqa: E402
 
 BUILD = REPOSITORY / "build/debug"
-CRASH = ("sys", "ps", "mod", "log", "kmem -i", "kmem -s", "kmem -f", "kmem -n", "bt -a", "dev", "irq", "net")
+CRASH = ("sys", "ps", "mod", "log", "kmem -i", "kmem -s", "bt -a", "dev", "irq")
 """What crash is asked. Debian's release of it finds only the idle tasks of this kernel, in whatever dump."""
 KEPT_SLABS = ("task_struct", "dentry", "inode_cache", "vm_area_struct", "filp", "kmalloc-64", "kmalloc-1k")
 
@@ -59,7 +59,7 @@ def unpacked(package: str) -> Path:
 def ask_crash(vmlinux: Path, dump: Path) -> dict[str, str]:
     """Give crash's answers by question; each is asked by a line that says which one it is."""
     program = unpacked("crash") / "usr/bin/crash"
-    lines = "".join(f"echo ANSWER {question}\n{question}\n" for question in CRASH)
+    lines = "".join(f"echo \\nANSWER {question}\\n\n{question}\n" for question in CRASH)
     with tempfile.NamedTemporaryFile("w", suffix=".crash") as file:
         file.write(f"set scroll off\n{lines}quit\n")
         file.flush()
