@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vmdump import capabilities
 from vmdump.codecs import bindings, registry
 from vmdump.errors import EngineUnavailable, RequestError
 from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
@@ -35,8 +36,7 @@ def test_all_nine_are_listed() -> None:
     assert not set(native_engines()) & set(missing_engines())
 
 
-def test_bindings_are_dependencies() -> None:
-    """They come with every install, so every codec but zstd works in every install."""
+def test_every_setup_of_the_repository_has_the_bindings() -> None:
     for name in ("zlib-ng", "python-lzo", "python-snappy"):
         assert bindings.BINDINGS[name].missing() == ""
         assert bindings.BINDINGS[name].version() == importlib.metadata.version(name)
@@ -129,3 +129,33 @@ def test_page_sizes_are_checked(engine: registry.Engine, page_size: int) -> None
         registry.make_packer(engine, page_size)
     with pytest.raises(RequestError, match="page_size"):
         registry.make_unpacker(engine.codec, page_size, engine.name)
+
+
+def test_what_a_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"isal": REASON, "lzo2": REASON}
+    found = {name: about for name, about in native_engines().items() if name not in missing}
+    monkeypatch.setattr(registry, "native_engines", lambda: found)
+    monkeypatch.setattr(registry, "missing_engines", lambda: missing)
+
+    def names(codec: str, engine: str) -> list[str]:
+        return [each.name for each in registry.lacking(registry.find_engine(codec, engine))]
+
+    assert names("zlib", "libdeflate") == names("zlib", "zlib-ng") == ["isal"]
+    assert names("lzo", "python-lzo") == ["lzo2"]
+    assert names("snappy", "python-snappy") == names("zstd", "zstd") == []
+
+
+def test_a_codec_without_any_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(registry, "native_engines", dict)
+    monkeypatch.setattr(registry, "missing_engines", lambda: dict.fromkeys(NATIVE_ENGINES, REASON))
+    words = rf"no engine for lzo: lzo2: {REASON}; python-lzo: package python-lzo is not installed"
+    with pytest.raises(EngineUnavailable, match=words):
+        registry.make_unpacker("lzo", 4096)
+    states = {state.name: state for state in capabilities().formats}
+    assert states["elf"].available
+    assert not any(state.available for name, state in states.items() if name.startswith("kdump-"))
+    assert "pip install 'vmdump[bindings]'" in states["kdump-snappy"].missing

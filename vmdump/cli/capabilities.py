@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vmdump import Capabilities, capabilities
+from vmdump.cli.hints import engine_hint
 from vmdump.cli.printing import console, say_json
 
 __all__ = ["capabilities_command"]
@@ -49,3 +50,5 @@ def _show(found: Capabilities) -> None:
     for table in (formats, engines, kernels):
         terminal.print(table)
     terminal.print(f"Layouts of kdump files: {', '.join(found.layouts)}")
+    if hint := engine_hint((known.codec, known.default_engine) for known in found.formats):
+        terminal.print(hint)

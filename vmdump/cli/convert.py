@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import convert
+from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_source,
     check_report,
@@ -96,6 +97,8 @@ def convert_command(
         say_json(report.as_dict())
     elif shown:
         say(summary(report), err=True)
+        if not engine and (hint := engine_hint([(report.codec, report.engine)])):
+            say(hint, err=True)
     if report.lost_pages:
         raise IncompleteDump(
             f"{report.output}: the dump is written, but {counted(report.lost_pages, 'page')} of "

@@ -14,6 +14,7 @@ import click
 
 from vmdump import Report, capabilities, dump
 from vmdump import open as open_dump
+from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import threads_option
 from vmdump.cli.printing import console, say_for_now, say_json
 from vmdump.errors import FormatError
@@ -124,3 +125,5 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
         "MB/s: guest memory dumped a second, syncing to disk included. Ratio: dump to guest. "
         "Pages: all were read back from the dump and compared with the guest."
     )
+    if hint := engine_hint((report.codec, report.engine) for report, _ in rows):
+        terminal.print(hint)

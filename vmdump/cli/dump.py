@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import dump
+from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_size,
     as_source,
@@ -114,6 +115,8 @@ def dump_command(
         say_json(report.as_dict())
     elif sys.stderr.isatty() and not quiet:
         say(summary(report), err=True)
+        if not engine and (hint := engine_hint([(report.codec, report.engine)])):
+            say(hint, err=True)
     if report.unreadable:
         raise _incomplete(report)
 

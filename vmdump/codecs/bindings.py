@@ -1,8 +1,8 @@
 """Engines that are Python packages: zlib-ng, python-lzo and python-snappy.
 
 They have the interface of `vmdump.kernels.pack` and `vmdump.kernels.unpack`, and follow the same rules page
-by page. Python runs once per page: the price of a binding. The packages are imported when they are first
-asked for, so that a missing one is a missing engine and not an import error.
+by page. Python runs once per page: the price of a binding. They are optional (the extra ``bindings``), and
+imported when they are first asked for, so that a missing one is a missing engine and not an import error.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Binding:
     def missing(self) -> str:
         """Why the engine is not usable, or an empty string."""
         if not self.version():
-            return f"package {self.package} is not installed"
+            return f"package {self.package} is not installed (pip install 'vmdump[bindings]')"
         try:
             importlib.import_module(self.module)
         except ImportError as error:

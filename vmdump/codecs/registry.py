@@ -30,6 +30,7 @@ __all__ = [
     "default_engine",
     "engines",
     "find_engine",
+    "lacking",
     "make_packer",
     "make_unpacker",
 ]
@@ -191,6 +192,19 @@ def default_engine(codec: str) -> Engine:
         No codec has this name.
     """
     return _first_usable(codec, _PREFERENCE)
+
+
+def lacking(engine: Engine) -> tuple[Engine, ...]:
+    """List the native engines that are better than this one, and that this build does not have.
+
+    Parameters
+    ----------
+    engine : Engine
+        The one that is used instead of them.
+    """
+    names = _PREFERENCE[engine.codec]
+    better = (_engine(name, engine.codec) for name in names[: names.index(engine.name)])
+    return tuple(each for each in better if each.kind == "native" and each.missing)
 
 
 def find_engine(codec: str, name: str | None) -> Engine:
