@@ -9,7 +9,7 @@ BUILT := $(VENV)/.built$(subst /,_,$(PYTHON))
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/codecs/* vmdump/kernels/*.pyx vmdump/kernels/*.pxd)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs bench fuzz clean
+.PHONY: help demo test lint docs bench fuzz man wheel clean
 help:
 	@echo 'make demo    dump a synthetic guest in every format, check every page, show a table   (SIZE=256M)'
 	@echo 'make test    the whole test suite, real readers included                              (ARGS="-k kdump")'
@@ -17,6 +17,8 @@ help:
 	@echo 'make docs    the site: build/docs/index.html; warnings are errors'
 	@echo 'make bench   vmdump, QEMU and makedumpfile in turns: table, JSON, chart; 20 minutes   (ARGS="--quick")'
 	@echo 'make fuzz    hostile dumps: fuzz the readers and csrc/, two minutes a target           (FUZZ_SECONDS=120)'
+	@echo 'make man     manual pages of all commands, in man/'
+	@echo 'make wheel   the sdist, and a wheel with all codec libraries inside, in dist/'
 	@echo 'make clean   remove everything that was made'
 	@echo
 	@echo 'Each of them sets up what it needs first: scripts/setup.  PYTHON=/path/to/python3 chooses the interpreter,'
@@ -55,7 +57,13 @@ bench: $(BUILT)-test
 fuzz: $(BUILT)-fuzz
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
+man: $(BUILT)
+	@$(BIN)/python scripts/man man
+
+wheel: $(BUILT)-wheel
+	@scripts/wheel
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist man *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f vmdump/kernels/*.so vmdump/kernels/*.c vmdump/kernels/*.html
 	find vmdump tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
