@@ -58,7 +58,7 @@ fuzz: $(BUILT)-fuzz
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 man: $(BUILT)
-	@$(BIN)/python scripts/man man
+	@$(BIN)/python scripts/manual man
 
 wheel: $(BUILT)-wheel
 	@scripts/wheel

@@ -3,6 +3,9 @@
 ``VMDUMP_WITH_ISAL`` (and ``_LIBDEFLATE``, ``_ZLIB``, ``_LZO2``, ``_SNAPPY``, ``_ZSTD``) is ``auto``, ``on``
 or ``off``. ``VMDUMP_DEBUG=1`` builds with bounds checks, and with the address and
 undefined-behaviour sanitizers.
+
+The kernels use the limited API of `OLDEST` only, so that one build serves that Python and all later ones. A
+free-threaded Python has no limited API: a build is for that very version.
 """
 
 from __future__ import annotations
@@ -10,10 +13,15 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+OLDEST = (3, 11)
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 # Engine, and the name by which pkg-config knows its library.
 LIBRARIES = dict(line.split() for line in Path("csrc/codecs/libraries.txt").read_text().splitlines())
@@ -37,8 +45,12 @@ def extension(name: str, *c_files: str) -> Extension:
         [f"vmdump/kernels/{name}.pyx", *(f"csrc/{c_file}" for c_file in c_files)],
         include_dirs=["csrc"],
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
+        define_macros=[("Py_LIMITED_API", "0x{:02x}{:02x}0000".format(*OLDEST))] if LIMITED else [],
+        py_limited_api=LIMITED,
         extra_compile_args=[
             *("-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra"),
+            # What the limited API lacks would be missed only when a kernel is imported.
+            "-Werror=implicit-function-declaration",
             *(("-O1", "-g", "-fno-omit-frame-pointer") if DEBUG else ("-O3",)),
             *SANITIZE,
         ],
@@ -71,6 +83,16 @@ def add_library(kernel: Extension, engine: str) -> str:
         (f"VMD_VERSION_{engine.upper()}", f'"{version}"'),
     ]
     return f"  {engine:<12}yes  ({version})"
+
+
+class BuildKernels(build_ext):
+    """In an editable build, take away the kernels of a single version, which Python would prefer."""
+
+    def run(self) -> None:
+        super().run()
+        if LIMITED and self.inplace:
+            for file in Path("vmdump/kernels").glob("*.cpython-*.so"):
+                file.unlink()
 
 
 codecs = [f"codecs/{engine}.c" for engine in LIBRARIES]
@@ -107,6 +129,10 @@ setup(
         # Cython compares times, not directives: each mode has its own C files.
         build_dir="build/cython-debug" if DEBUG else "build/cython",
     ),
-    # Nothing else notices that a library was installed meanwhile, or that a variable has changed.
-    options={"build_ext": {"force": True}},
+    cmdclass={"build_ext": BuildKernels},
+    options={
+        # Nothing else notices that a library was installed meanwhile, or that a variable has changed.
+        "build_ext": {"force": True},
+        "bdist_wheel": {"py_limited_api": "cp{}{}".format(*OLDEST) if LIMITED else None},
+    },
 )

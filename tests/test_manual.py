@@ -22,7 +22,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("man")
     (folder / "vmdump-gone.1").write_text("of a command that is no more\n")
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "86400"}
-    subprocess.run([sys.executable, ROOT / "scripts/man", folder], env=environment, check=True)
+    subprocess.run([sys.executable, ROOT / "scripts/manual", folder], env=environment, check=True)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Chunks of pages out of the bytes of a dump, by the native engines."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 
 from vmdump.kernels.claim cimport take, vmd_claim_drop
@@ -117,7 +117,7 @@ cdef class Unpacker:
         cdef uint8_t compressed = 1
         cdef size_t length = data.shape[0], bad = 0
         cdef bytes page = PyBytes_FromStringAndSize(NULL, self.page_size)
-        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(page)
+        cdef uint8_t *out = <uint8_t *>PyBytes_AsString(page)
         if 0 < length <= UINT32_MAX:
             size = <uint32_t>length
             if self._run(&data[0], length, &offset, &size, &compressed, 1, out, &bad) == VMD_OK:
