@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmdump.operations.convert import convert
     from vmdump.operations.dmesg import dmesg
     from vmdump.operations.dump import dump
+    from vmdump.operations.guests import RunningGuest, guests
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
     from vmdump.operations.report import Report
@@ -59,6 +60,7 @@ __all__ = [
     "RawSource",
     "Repair",
     "Report",
+    "RunningGuest",
     "Source",
     "StoredPages",
     "Verification",
@@ -70,6 +72,7 @@ __all__ = [
     "dump",
     "dump_async",
     "errors",
+    "guests",
     "info",
     "open",
     "open_source",
@@ -106,6 +109,7 @@ _HOMES = {
     "RawSource": "vmdump.sources.rawfile",
     "Repair": "vmdump.operations.repair",
     "Report": "vmdump.operations.report",
+    "RunningGuest": "vmdump.operations.guests",
     "Source": "vmdump.sources.base",
     "StoredPages": "vmdump.guest.stored",
     "Verification": "vmdump.operations.verify",
@@ -115,6 +119,7 @@ _HOMES = {
     "dmesg": "vmdump.operations.dmesg",
     "dump": "vmdump.operations.dump",
     "dump_async": "vmdump.job",
+    "guests": "vmdump.operations.guests",
     "info": "vmdump.operations.info",
     "open": "vmdump.opening",
     "open_source": "vmdump.opening",

@@ -28,6 +28,7 @@ _COMMANDS = (
     "demo",
     "dmesg",
     "dump",
+    "guests",
     "info",
     "read",
     "repair",

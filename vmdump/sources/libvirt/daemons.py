@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vmdump.sources.process.unix_sockets import socket_inodes, unix_sockets
+
 __all__ = ["MONITOR", "Daemon", "Guest", "find_daemons", "guest_of"]
 
 MONITOR = "charmonitor"
@@ -39,11 +41,6 @@ _NAME = re.compile(r"(?:guest=)?((?:[^,]|,,)+)")
 _LIBRARY = re.compile(r"/libvirt\.so\.0\.(\d+)\.(\d+)(?: \(deleted\))?$", re.MULTILINE)
 _THOUSAND = 1000
 _MONITOR_SOCKET = re.compile(r"unix:(/.*/monitor\.sock)")
-_SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
-_LISTENS = 0x10000
-"""Flag of /proc/net/unix."""
-_FLAGS, _INODE, _PATH = 3, 6, 7
-"""Its columns."""
 
 
 @dataclass(frozen=True)
@@ -97,27 +94,10 @@ class Daemon:
 
     def _sockets(self) -> Iterator[str]:
         """Find where it listens to clients that may write."""
-        inodes = set()
-        with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{self.pid}/fd"):
-                with contextlib.suppress(OSError):
-                    link = _SOCKET_LINK.fullmatch(os.readlink(f"/proc/{self.pid}/fd/{number}"))
-                    if link is not None:
-                        inodes.add(link[1])
-        with (
-            contextlib.suppress(OSError),
-            open(f"/proc/{self.pid}/net/unix", errors="surrogateescape") as file,
-        ):
-            next(file, None)
-            for line in file:
-                words = line.rstrip("\n").split(maxsplit=_PATH)
-                if (
-                    len(words) > _PATH
-                    and words[_INODE] in inodes
-                    and int(words[_FLAGS], 16) & _LISTENS
-                    and os.path.basename(words[_PATH]) in _SOCKETS
-                ):
-                    yield words[_PATH]
+        own = set((socket_inodes(self.pid) or {}).values())
+        for socket in unix_sockets(self.pid):
+            if socket.listens and socket.inode in own and os.path.basename(socket.path) in _SOCKETS:
+                yield socket.path
 
 
 @dataclass(frozen=True)

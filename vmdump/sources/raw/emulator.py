@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vmdump.errors import RequestError, SourceError
 from vmdump.guest.files import GuestFile
+from vmdump.sources.emulator_words import memory_size, options, settings
 from vmdump.sources.process.process import Process, command_line
 from vmdump.sources.raw.machines import Pieces, machine_layouts
 from vmdump.units import parse_size
@@ -84,44 +82,17 @@ def find_emulator(file: GuestFile, arch: str) -> FileUser | None:
 
 
 def _describe(pid: int, words: list[str], size: int, arch: str) -> FileUser:
-    machine, limit, ram = "pc" if arch in _X86 else "", "", None
-    for name, value in _arguments(words):
+    machine, limit = "pc" if arch in _X86 else "", ""
+    for name, value in options(words):
         if name in ("machine", "M"):
-            settings = _settings(value, "type")
-            machine = settings.get("type", machine)
-            limit = settings.get(_LIMIT, limit)
-        elif name == "m":
-            ram = _settings(value, "size").get("size", "")
+            chosen = settings(value, "type")
+            machine = chosen.get("type", machine)
+            limit = chosen.get(_LIMIT, limit)
     user = f"QEMU's process {pid} has it mapped as its guest's memory"
     with suppress(RequestError):
-        # QEMU takes a bare number for MiB, the suffixes as usual.
-        whole = ram is not None and parse_size(f"{ram}M" if ram.isdecimal() else ram) == size
         below = parse_size(limit or "0")
-        if whole:
+        if memory_size(words) == size:
             layouts = machine_layouts(arch, machine, size, max_ram_below_4g=below)
-            options = f"machine={machine}" + (f"&max_ram_below_4g={below:#x}" if below else "")
-            return FileUser(user, options, layouts)
+            described = f"machine={machine}" + (f"&max_ram_below_4g={below:#x}" if below else "")
+            return FileUser(user, described, layouts)
     return FileUser(f"{user}, or a part of it")
-
-
-def _arguments(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Give options with the word behind them; QEMU takes one or two dashes."""
-    for word, value in pairwise(words[1:]):
-        if word.startswith("-"):
-            yield word.removeprefix("-").removeprefix("-"), value
-
-
-def _settings(text: str, first: str) -> dict[str, str]:
-    """Read ``NAME,key=value,...``, or the same as JSON; `first` is the key that may be left out."""
-    if text.startswith("{"):
-        with suppress(ValueError):
-            return {str(name): str(value) for name, value in json.loads(text).items()}
-        return {}
-    settings = {}
-    for index, part in enumerate(text.split(",")):
-        name, equals, value = part.partition("=")
-        if equals:
-            settings[name] = value
-        elif index == 0:
-            settings[first] = name
-    return settings
