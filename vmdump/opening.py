@@ -46,6 +46,7 @@ __all__ = [
     "open_source",
     "opened",
     "opened_in_part",
+    "schemes",
     "session",
 ]
 
@@ -81,6 +82,11 @@ _SCHEMES = {
     "raw": _Scheme("memory", "vmdump.sources.rawfile", "RawSource.by_names"),
     "synthetic": _Scheme("generated", "vmdump.sources.synthetic.guest", "open_synthetic"),
 }
+
+
+def schemes() -> tuple[str, ...]:
+    """Give the words that stand before the colon of a source."""
+    return tuple(_SCHEMES)
 
 
 def _split(name: object) -> tuple[_Scheme | None, str, str]:

@@ -222,7 +222,7 @@ def test_the_command(
         (["elf", "-", "--json"], 2, "json"),
         (["qmp:sock", "out"], 2, "live"),
         (["nothing", "out"], 3, "nothing"),
-        (["elf"], 2, "Missing argument"),
+        (["elf"], 2, "missing argument"),
         (["elf", "out", "--engine", "lzo2"], 8, "lzo2"),
         (["elf", "elf"], 6, "exists"),
         (["elf", "elf", "--force"], 5, "holds the guest"),
@@ -234,7 +234,7 @@ def test_refusals_are_one_line_and_leave_no_file(
     (tmp_path / "elf").hardlink_to(dumps["elf"])
     done = run_vmdump("convert", *arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert done.stderr.count(b"\n") == 1
+    assert len([line for line in done.stderr.splitlines() if not line.startswith(b"Usage: ")]) == 1
     assert what in done.stderr.decode()
     assert [path.name for path in tmp_path.iterdir()] == ["elf"]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from vmdump.cli.chart import FORMATS, draw_picture, draw_text, letters
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import (
     as_size,
     as_source,
@@ -26,7 +27,15 @@ from vmdump.units import counted, format_size
 __all__ = ["bench_command"]
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump bench qmp:/run/vm.qmp --to /var/crash",
+        "vmdump bench vm.elf --all --picture vm.svg",
+    ),
+    takes_sources=True,
+)
 @click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.option(
     "--to", metavar="FOLDER", default=".", help="Where the dump is to go; the current folder, if not given."

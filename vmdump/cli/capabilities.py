@@ -5,13 +5,21 @@ from __future__ import annotations
 import click
 
 from vmdump import Capabilities, capabilities
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.hints import engine_hint
 from vmdump.cli.printing import console, say_json
 
 __all__ = ["capabilities_command"]
 
 
-@click.command("capabilities")
+@click.command(
+    "capabilities",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump capabilities",
+        "vmdump capabilities --json",
+    ),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def capabilities_command(as_json: bool) -> None:
     """Show the formats, codecs and engines of this build, and why something is missing."""

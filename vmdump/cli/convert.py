@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import convert
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_source,
@@ -30,7 +31,16 @@ from vmdump.units import counted
 __all__ = ["convert_command"]
 
 
-@click.command("convert")
+@click.command(
+    "convert",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump convert vm.elf vm.kdump -f kdump-zstd",
+        "vmdump convert vm.kdump vm.elf -f elf",
+        "vmdump convert vm.kdump small.kdump -d 31",
+        "vmdump convert damaged.kdump rest.kdump --keep-going",
+    ),
+)
 @click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @format_option

@@ -14,6 +14,7 @@ import click
 
 from vmdump import Report, capabilities, dump
 from vmdump import open as open_dump
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import threads_option
 from vmdump.cli.printing import console, say_for_now, say_json
@@ -44,7 +45,14 @@ def _cases() -> Iterator[_Case]:
             yield _Case(state.name, "flattened", state.default_engine)
 
 
-@click.command("demo")
+@click.command(
+    "demo",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump demo",
+        "vmdump demo 1G --json",
+    ),
+)
 @click.argument("size", default="256M")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")

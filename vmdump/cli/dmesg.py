@@ -8,6 +8,7 @@ from itertools import chain, islice
 import click
 
 from vmdump import dmesg
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
@@ -19,7 +20,15 @@ _SPACES = "\t\v\f\r"
 """What makedumpfile prints as it is; of these only a tab leaves a terminal's other lines alone."""
 
 
-@click.command("dmesg")
+@click.command(
+    "dmesg",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump dmesg vm.kdump | less",
+        "vmdump dmesg qmp:/run/vm.qmp",
+    ),
+    takes_sources=True,
+)
 @click.argument("source", nargs=-1, required=True, callback=as_source, metavar="DUMP...")
 @vmcoreinfo_option
 @search_option

@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import dump
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_size,
@@ -36,7 +37,18 @@ _SHOWN = 3
 """Unreadable ranges that the message names."""
 
 
-@click.command("dump")
+@click.command(
+    "dump",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump dump qmp:/run/vm.qmp vm.kdump",
+        "vmdump dump libvirt:web web.kdump -f kdump-zstd",
+        "vmdump dump qmp:/run/vm.qmp vm.elf -f elf",
+        "vmdump dump qmp:/run/vm.qmp small.kdump -d 31",
+        'vmdump dump qmp:/run/vm.qmp - | ssh host "cat >vm.flat"',
+    ),
+    takes_sources=True,
+)
 @click.argument("source", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @format_option
@@ -82,12 +94,10 @@ def dump_command(
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
-    SOURCE is qmp:SOCKET for a live guest of QEMU, or libvirt:NAME?uri=qemu:///session for one of libvirt (by
-    its name or UUID; without uri= where libvirt itself would look), which is paused meanwhile,
-    raw:PATH?machine=q35&arch=x86_64&page_size=4K, synthetic:SIZE?seed=1&fill=0.3, the path of a dump, or
-    those of all parts of a split set. Where raw memory lies is said by machine=, as in QEMU, with
-    max_ram_below_4g=, by blocks=0-2G,4G-6G, or by base=; several raw:PATH are one guest. OUTPUT is a path, -
-    for standard output, or fd:N. Sizes and addresses take 0x, K, M, G and T.
+    A live guest is paused meanwhile; 'vmdump guests' tells its SOURCE. Where raw memory lies is said by
+    machine=, as in QEMU, with max_ram_below_4g=, by blocks= or by base=, and arch= and page_size= say the
+    rest; several raw:PATH are one guest. OUTPUT is a path, - for standard output, or fd:N. Sizes and
+    addresses take 0x, K, M, G and T.
     """
     check_report(output, as_json=as_json)
     with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(source):

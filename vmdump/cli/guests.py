@@ -7,6 +7,7 @@ import os
 import click
 
 from vmdump import RunningGuest, guests
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.printing import harmless, say, say_json
 from vmdump.cli.root import as_root, own_words
 from vmdump.units import format_size
@@ -17,7 +18,14 @@ _INDENT = "  "
 _LETTERS = frozenset("-_.")
 
 
-@click.command("guests")
+@click.command(
+    "guests",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump guests",
+        "vmdump guests --json",
+    ),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def guests_command(as_json: bool) -> None:
     """List the running guests of this host, and the command that dumps each of them.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 
 from vmdump import DumpInfo, info
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import late_bar
@@ -20,7 +21,17 @@ _BLOCKS_SHOWN = 16
 """Runs of memory that are printed; --json has all."""
 
 
-@click.command("info")
+@click.command(
+    "info",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump info vm.kdump",
+        "vmdump info vm.kdump --usage",
+        "vmdump info vm.kdump --page 0x1000",
+        "vmdump info qmp:/run/vm.qmp --json",
+    ),
+    takes_sources=True,
+)
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--usage", is_flag=True, help="Tell what the guest's memory is used for, instead.")
 @click.option(

@@ -14,6 +14,7 @@ from importlib import import_module
 import click
 
 from vmdump import __version__
+from vmdump.cli.help import TaughtContext, wants_colour, write_end
 from vmdump.cli.printing import harmless, printing, say
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
@@ -21,37 +22,71 @@ from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, Vm
 
 __all__ = ["main", "run_line"]
 
-_COMMANDS = (
-    "bench",
-    "capabilities",
-    "convert",
-    "demo",
-    "dmesg",
-    "dump",
-    "guests",
-    "info",
-    "read",
-    "repair",
-    "serve",
-    "verify",
+_GROUPS = {
+    "Dump a guest": {
+        "dump": "Write the memory of SOURCE to OUTPUT.",
+        "guests": "List the running guests of this host, and the command that dumps each of them.",
+        "bench": "Tell which compression is best for the guest SOURCE, this machine and this disk.",
+        "serve": "Serve QMP in front of QEMU, and make the dumps that clients ask for.",
+    },
+    "Look into a dump": {
+        "info": "Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.",
+        "dmesg": "Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.",
+        "read": "Read LENGTH bytes of the guest's memory at ADDRESS.",
+        "verify": "Read and decompress every page of DUMP.",
+    },
+    "Convert and repair": {
+        "convert": "Write the dump SOURCE again as OUTPUT, in another format or layout.",
+        "repair": "Write all intact pages of DAMAGED to OUTPUT, and mark it as incomplete.",
+    },
+    "Get to know vmdump": {
+        "demo": "Dump a synthetic guest of SIZE in every format and read each page back.",
+        "capabilities": "Show the formats, codecs and engines of this build, and why something is missing.",
+    },
+}
+"""Each is NAME_command in vmdump/cli/NAME.py, whose help begins with the same sentence."""
+_COMMANDS = {name: text for group in _GROUPS.values() for name, text in group.items()}
+_EXAMPLES = (
+    "vmdump guests",
+    "vmdump dump qmp:/run/vm.qmp vm.kdump",
+    "vmdump verify vm.kdump",
+    "vmdump dmesg vm.kdump",
 )
-"""Each is NAME_command in vmdump/cli/NAME.py."""
 _ONE_OUTPUT = ("convert", "dump", "read", "repair")
 """Those that are done when their output is there."""
 
 
 class _Commands(click.Group):
-    """Load a command when it is called: none waits for what only the others need."""
+    """Load a command when it is called: none waits for what only the others need, help for none of them."""
+
+    context_class = TaughtContext
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        # For an unknown name all are loaded: click looks for a similar one among those that it has.
+        if cmd_name not in _COMMANDS:
+            return None
         ctx.obj.one_output = cmd_name in _ONE_OUTPUT
-        for name in (cmd_name,) if cmd_name in _COMMANDS else _COMMANDS:
-            self.add_command(getattr(import_module(f"vmdump.cli.{name}"), f"{name}_command"))
-        return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(f"vmdump.cli.{cmd_name}"), f"{cmd_name}_command")
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            raise click.exceptions.NoSuchCommand(name, possibilities=_COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, _COMMANDS))
+        for heading, commands in _GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(longest), text) for name, text in commands.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_end(formatter, _EXAMPLES)
 
 
 @click.group("vmdump", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -120,7 +155,7 @@ def run_line(words: Sequence[str], signals: Signals) -> int:
 def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | None]:
     """Run the command; its exit code, and the exception to be told of."""
     try:
-        with _vmdump.make_context("vmdump", list(words), obj=signals) as context:
+        with _vmdump.make_context("vmdump", list(words), obj=signals, color=wants_colour()) as context:
             _vmdump.invoke(context)
         with printing():
             sys.stdout.flush()
@@ -154,7 +189,14 @@ def _words_for(error: BaseException, signals: Signals) -> str:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return ""
     if isinstance(error, click.ClickException):
-        return f"{error.format_message()}; vmdump --help tells more"
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "vmdump"
+        if nearest := getattr(error, "possibilities", None):
+            # click would name three.
+            return f"{error.message.removesuffix('.')}; is it {nearest[0]}? {command} --help tells more"
+        text = error.format_message()
+        text = text if text.endswith("...") else text.removesuffix(".")
+        return f"{text}; {command} --help tells more"
     if isinstance(error, BrokenPipeError):
         return "standard output: the reader went away"
     if isinstance(error, VmdumpError):
@@ -164,8 +206,11 @@ def _words_for(error: BaseException, signals: Signals) -> str:
 
 def _complain(error: BaseException, message: str, words: Sequence[str]) -> None:
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and not message:
-        say(*error.format_message().split("\n"), err=True)
+        say(*click.unstyle(error.format_message()).split("\n"), err=True)
         return
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        say(*click.unstyle(context.get_usage()).split("\n"), err=True)
     if "--debug" in words:
         say(*_traceback(error), err=True)
     say(f"vmdump: {message}", err=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import click
 
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
@@ -25,7 +26,15 @@ _LINE = 16
 _HALF = 8
 
 
-@click.command("read")
+@click.command(
+    "read",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump read vm.kdump 0x1000 256",
+        "vmdump read vm.kdump 0xffffffff81000000 4K --virtual -o text.bin",
+    ),
+    takes_sources=True,
+)
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.argument("address", callback=as_size)
 @click.argument("length", callback=as_size)

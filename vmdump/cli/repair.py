@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import repair
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import as_source, check_report, json_option, quiet_option, threads_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
@@ -15,7 +16,14 @@ from vmdump.units import counted
 __all__ = ["repair_command"]
 
 
-@click.command("repair")
+@click.command(
+    "repair",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump repair damaged.kdump rest.kdump",
+        "vmdump repair damaged.elf rest.kdump --json",
+    ),
+)
 @click.argument("damaged", nargs=-1, required=True, callback=as_source)
 @click.argument("output")
 @threads_option

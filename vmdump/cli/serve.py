@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.printing import say
 from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import RequestError
@@ -15,7 +16,14 @@ __all__ = ["serve_command"]
 _SCHEME = "qmp:"
 
 
-@click.command("serve")
+@click.command(
+    "serve",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump serve qmp:/run/vm.qmp --listen /run/vm-dump.qmp",
+        "qmp-shell /run/vm-dump.qmp",
+    ),
+)
 @click.argument("source")
 @click.option("--listen", required=True, metavar="SOCKET", help="The Unix socket to make for clients.")
 def serve_command(source: str, listen: str) -> None:
@@ -26,8 +34,6 @@ def serve_command(source: str, listen: str) -> None:
 
     The dumps that they ask for, by dump-guest-memory or by the human monitor's command of this name, are
     made by vmdump, which pauses the guest for a moment only. All other commands go to QEMU.
-
-    Example: vmdump serve qmp:/run/vm.qmp --listen /run/vm-dump.qmp, and then qmp-shell /run/vm-dump.qmp.
 
     The command ends when QEMU does. Ctrl-C and SIGTERM end it as well: a dump is cancelled then, and the
     guest runs again.

@@ -7,6 +7,7 @@ import sys
 import click
 
 from vmdump import Verification, verify
+from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
@@ -20,7 +21,16 @@ _SHOWN = 8
 """Pages and ranges that are printed; --json has up to 100."""
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    cls=TaughtCommand,
+    examples=(
+        "vmdump verify vm.kdump",
+        "vmdump verify vm.kdump --against vm.elf",
+        "vmdump verify vm.kdump --json",
+    ),
+    takes_sources=True,
+)
 @click.argument("dump", nargs=-1, required=True, callback=as_source)
 @click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
 @threads_option
