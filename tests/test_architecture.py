@@ -63,6 +63,7 @@ FLOORS = {
     "formats": 3,
     "kernels": 3,
     "units": 2,
+    "suggestions": 2,
     "errors": 1,
     "interrupts": 1,
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
@@ -14,6 +16,7 @@ from vmdump.errors import (
     FormatError,
     LayoutError,
     RequestError,
+    SourceError,
     VmdumpError,
     naming_shortages,
 )
@@ -22,6 +25,7 @@ from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.sources.base import HeldGuest, Source, StillSource
 from vmdump.sources.spec import check_options, split_options
+from vmdump.suggestions import is_it
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, TypeIs
@@ -93,8 +97,32 @@ def _split(name: object) -> tuple[_Scheme | None, str, str]:
     """Give the scheme of a name, the word for it, and what is behind it; no scheme for a path."""
     if not isinstance(name, str | os.PathLike):
         return None, "", ""
-    word, colon, rest = os.fspath(name).partition(":")
-    return _SCHEMES.get(word) if colon else None, word, rest
+    path = os.fspath(name)
+    word, colon, rest = path.partition(":")
+    scheme = _SCHEMES.get(word) if colon else None
+    if scheme is None and _is_socket(path):
+        return _SCHEMES["qmp"], "qmp", path
+    return scheme, word, rest
+
+
+def _is_socket(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    return False
+
+
+def _demand_scheme(name: object) -> None:
+    """Refuse what looks like the name of a source, and is neither that nor a file."""
+    if not isinstance(name, str) or os.path.exists(name):
+        return
+    word, colon, _ = name.partition(":")
+    if colon and word.isalpha() and word not in _SCHEMES:
+        raise SourceError(
+            f"there is no such file, and no source {word}:{is_it(word, _SCHEMES)}",
+            path=name,
+            errno=errno.ENOENT,
+            hint=f"sources are {', '.join(f'{scheme}:' for scheme in _SCHEMES)} and paths",
+        )
 
 
 def _names(source: object) -> Sequence[object]:
@@ -131,7 +159,7 @@ def open_source(source: Paths, *, search: bool = True) -> Source:
     Parameters
     ----------
     source : str, path, or sequence of str or path
-        ``qmp:SOCKET``, ``libvirt:NAME?uri=qemu:///session``,
+        ``qmp:SOCKET`` or the socket's path alone, ``libvirt:NAME?uri=qemu:///session``,
         ``raw:PATH?machine=q35&arch=x86_64&page_size=4K``, ``synthetic:SIZE?seed=1&fill=0.3``, the path of a
         dump, or those of all parts of a split set; several ``raw:PATH?...`` of one guest.
     search : bool
@@ -233,6 +261,8 @@ def open_dump(
         from vmdump.readers.raw import RawDump
 
         return RawDump.by_names(_paths(source))
+    for name in _names(source):
+        _demand_scheme(name)
     scheme, word, rest = _split(source)
     if scheme is not None and scheme.kind == "dump":
         source, options = split_options(rest)

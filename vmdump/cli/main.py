@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import signal
@@ -18,7 +19,7 @@ from vmdump.cli.help import TaughtContext, wants_colour, write_end
 from vmdump.cli.printing import harmless, printing, say
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
-from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, VmdumpError
+from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, SourceError, VmdumpError
 
 __all__ = ["main", "run_line"]
 
@@ -54,6 +55,8 @@ _EXAMPLES = (
 )
 _ONE_OUTPUT = ("convert", "dump", "read", "repair")
 """Those that are done when their output is there."""
+_SHOWS = (None, "bench", "capabilities", "completion", "dmesg", "guests", "info", "read")
+"""Those that only show something: who reads no more of it has seen enough."""
 
 
 class _Commands(click.Group):
@@ -148,12 +151,13 @@ def run_line(words: Sequence[str], signals: Signals) -> int:
     if complaint is not None:
         if signals.first:
             code = signals.exit_code
-        _complain(complaint, _words_for(complaint, signals), words)
+        _complain(complaint, _words_for(complaint, signals, words), words)
     return code
 
 
 def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | None]:
     """Run the command; its exit code, and the exception to be told of."""
+    context = None
     try:
         with _vmdump.make_context("vmdump", list(words), obj=signals, color=wants_colour()) as context:
             _vmdump.invoke(context)
@@ -163,12 +167,16 @@ def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | N
         return request.exit_code, None
     except click.ClickException as error:
         return RequestError.exit_code, error
-    except VmdumpError as error:
-        return error.exit_code, error
-    except BrokenPipeError as error:
-        # Python flushes standard output once more at its exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SinkError.exit_code, error
+    except (VmdumpError, BrokenPipeError) as error:
+        broken = isinstance(error, BrokenPipeError)
+        if broken:
+            # Python flushes standard output once more at its exit, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if broken or (isinstance(error, SinkError) and error.errno == errno.EPIPE):
+            if (context.invoked_subcommand if context is not None else None) in _SHOWS:
+                return 0, None
+            return SinkError.exit_code, error
+        return getattr(error, "exit_code", 1), error
     except Exception as error:
         if shortage := OutOfResources.of(error):
             return shortage.exit_code, shortage
@@ -176,7 +184,7 @@ def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | N
     return 0, None
 
 
-def _words_for(error: BaseException, signals: Signals) -> str:
+def _words_for(error: BaseException, signals: Signals, words: Sequence[str]) -> str:
     """Say in one line what has ended the command."""
     if signals.first:
         parts = [f"ended by {signal.Signals(signals.first).name}"]
@@ -185,6 +193,8 @@ def _words_for(error: BaseException, signals: Signals) -> str:
         also = error.__context__ if isinstance(error, Interrupted) else error
         if isinstance(also, VmdumpError) and not isinstance(also, Cancelled):
             parts.append(str(also))
+        if len(parts) == 1:
+            parts += _what_is_left(words)
         return "; ".join(parts)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return ""
@@ -200,8 +210,33 @@ def _words_for(error: BaseException, signals: Signals) -> str:
     if isinstance(error, BrokenPipeError):
         return "standard output: the reader went away"
     if isinstance(error, VmdumpError):
-        return str(error)
+        return str(error) + _next_step(error, words)
     return f"{type(error).__name__}: {error}; --debug shows where"
+
+
+def _what_is_left(words: Sequence[str]) -> list[str]:
+    """Say what an interrupted command has left behind, if cleaning up went well."""
+    command = next((word for word in words if word in _COMMANDS), "")
+    if command not in _ONE_OUTPUT:
+        return []
+    from vmdump.opening import names_live_guest
+
+    guest = ["the guest goes on as before"] if any(map(names_live_guest, words)) else []
+    # What went to somebody else is not ours to take back.
+    taken = any(word == "-" or word.startswith("fd:") for word in words) or command == "read"
+    return guest + ([] if taken else ["no file is left"])
+
+
+def _next_step(error: VmdumpError, words: Sequence[str]) -> str:
+    """Give what else to type."""
+    if isinstance(error, SourceError):
+        if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+            from vmdump.cli.root import as_root
+
+            return f"; as root: {as_root(words)}"
+        if error.errno == errno.ENOENT and "dump" in words[:2]:
+            return "; 'vmdump guests' lists the running guests"
+    return ""
 
 
 def _complain(error: BaseException, message: str, words: Sequence[str]) -> None:

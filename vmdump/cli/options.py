@@ -39,7 +39,7 @@ format_option = click.option(
     default=DEFAULT_FORMAT,
     show_default=True,
     metavar="FORMAT",
-    help=f"One of {', '.join(known.name for known in FORMATS)}.",
+    help=f"One of {', '.join(known.name for known in FORMATS)}; zstd is short for kdump-zstd, and so on.",
 )
 layout_option = click.option(
     "--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}."

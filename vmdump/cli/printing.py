@@ -138,6 +138,9 @@ def console(*, err: bool = False) -> Console:
         def render_str(self, text: str, *args: Any, **options: Any) -> Text:
             return super().render_str(harmless(text), *args, **options)
 
+        def on_broken_pipe(self) -> None:
+            raise
+
         def print(self, *objects: Any, **options: Any) -> None:
             with contextlib.nullcontext() if err else printing():
                 super().print(*objects, **options)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from vmdump.errors import EngineUnavailable, RequestError
 from vmdump.kernels.engines import NATIVE_ENGINES, missing_engines, native_engines
+from vmdump.suggestions import is_it
 
 # Packers, unpackers and bindings are imported by the functions that need them: few processes need all.
 
@@ -227,7 +228,8 @@ def find_engine(codec: str, name: str | None) -> Engine:
     if name is None:
         return default_engine(codec)
     _known_codec(codec)
-    reason = "there is no engine of that name"
+    everyone = [each for names in _PREFERENCE.values() for each in names]
+    reason = f"there is no engine of that name{is_it(name, everyone)}"
     for owner, names in _PREFERENCE.items():
         if name in names:
             engine = _engine(name, owner)

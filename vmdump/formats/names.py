@@ -7,6 +7,7 @@ from typing import Literal
 
 from vmdump.errors import RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
+from vmdump.suggestions import is_it
 
 __all__ = [
     "DEFAULT_FORMAT",
@@ -55,7 +56,7 @@ FORMATS: tuple[DumpFormat, ...] = (
 
 
 def find_format(name: str) -> DumpFormat:
-    """Find a format by name.
+    """Find a format by name; the codec's name alone stands for ``kdump-CODEC``.
 
     Raises
     ------
@@ -63,10 +64,11 @@ def find_format(name: str) -> DumpFormat:
         No format has that name.
     """
     for known in FORMATS:
-        if known.name == name:
+        if name in (known.name, known.codec if not known.raw else None):
             return known
+    names = [known.name for known in FORMATS]
     raise RequestError(
-        f"format: {name!r} is not known; there are {', '.join(known.name for known in FORMATS)}",
+        f"format: {name!r} is not known{is_it(name, [*names, *CODEC_FLAGS])}; there are {', '.join(names)}",
         parameter="format",
     )
 
@@ -84,7 +86,8 @@ def find_layout(name: str, dump_format: DumpFormat) -> Layout:
             break
     else:
         raise RequestError(
-            f"layout: {name!r} is not known; there are {', '.join(LAYOUTS)}", parameter="layout"
+            f"layout: {name!r} is not known{is_it(name, LAYOUTS)}; there are {', '.join(LAYOUTS)}",
+            parameter="layout",
         )
     if known == "flattened" and dump_format.family == "elf":
         raise RequestError("layout: ELF has no flattened layout", parameter="layout")

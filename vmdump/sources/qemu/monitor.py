@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 import threading
@@ -115,19 +116,44 @@ class Monitor(CommandThread):
             self.connection.close()
 
     def _greet(self) -> None:
+        self._demand_qmp()
         # asyncio closes the socket that it is given; the guardian shares this one.
         self._clients = self.connection.dup()
         try:
             self.wait(asyncio.wait_for(self._client.connect(self._clients), _GREETING_WAIT))
         except TimeoutError:
-            raise QmpError(
-                f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
-                "and another may hold this one (libvirt never gives its own away: leave it alone, and dump "
-                "libvirt:NAME); give QEMU one more, -qmp unix:PATH,server,nowait"
-            ) from None
+            raise QmpError(self._silence) from None
         except ConnectError as error:
             raise QmpError(f"{self.path}: no QMP server answers: {_one_line(error.exc)}") from error
         self.begin(self._notice_end())
+
+    def _demand_qmp(self) -> None:
+        """Look at what the server says first, and leave it to be read: a monitor for people says its name."""
+        waiting = select.poll()
+        waiting.register(self.connection, select.POLLIN)
+        if not waiting.poll(_GREETING_WAIT * 1000):
+            raise QmpError(self._silence)
+        try:
+            said = self.connection.recv(_MAX_TEXT, socket.MSG_PEEK)
+        except OSError:
+            return  # the client meets it again, and says so
+        if said.startswith(b"QEMU ") and b" monitor" in said:
+            raise QmpError(
+                f"{self.path}: this is QEMU's monitor for people (HMP), and vmdump needs QMP; start QEMU "
+                "with -qmp unix:PATH,server,nowait, or type 'dump-guest-memory FILE' there: vmdump reads it"
+            )
+
+    @property
+    def _silence(self) -> str:
+        if os.path.basename(self.path) in ("libvirt-sock", "virtqemud-sock"):
+            return (
+                f"{self.path}: this is the socket of libvirt's daemon; its guests are dumped as libvirt:NAME"
+            )
+        return (
+            f"{self.path}: no greeting within {_GREETING_WAIT:.0f} s; QMP serves one client at a time, "
+            "and another may hold this one (libvirt never gives its own away: leave it alone, and dump "
+            "libvirt:NAME); give QEMU one more, -qmp unix:PATH,server,nowait"
+        )
 
     async def _notice_end(self) -> None:
         while await self._client.runstate_changed() is Runstate.RUNNING:
