@@ -108,6 +108,7 @@ setup(
             extension("hash", "hash.c"),
             extension("scan", "scan.c", "read.c", "hash.c"),
             extension("share", "share.c"),
+            extension("find", "find.c"),
             extension("gather", "gather.c"),
             extension("records", "records.c", "read.c"),
             engines,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmdump.operations.convert import convert
     from vmdump.operations.dmesg import dmesg
     from vmdump.operations.dump import dump
+    from vmdump.operations.find import find
     from vmdump.operations.guests import RunningGuest, guests
     from vmdump.operations.info import DumpInfo, info
     from vmdump.operations.repair import Repair, repair
@@ -72,6 +73,7 @@ __all__ = [
     "dump",
     "dump_async",
     "errors",
+    "find",
     "guests",
     "info",
     "open",
@@ -119,6 +121,7 @@ _HOMES = {
     "dmesg": "vmdump.operations.dmesg",
     "dump": "vmdump.operations.dump",
     "dump_async": "vmdump.job",
+    "find": "vmdump.operations.find",
     "guests": "vmdump.operations.guests",
     "info": "vmdump.operations.info",
     "open": "vmdump.opening",

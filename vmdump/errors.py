@@ -29,6 +29,7 @@ __all__ = [
     "LayoutError",
     "OutOfResources",
     "OutputExists",
+    "PatternNotFound",
     "QmpError",
     "ReadError",
     "RequestError",
@@ -461,6 +462,12 @@ class OutOfResources(VmdumpError, OSError):
             what = f"{error.filename}: " if error.filename else ""
             return cls(f"{what}{os.strerror(error.errno)}; {_SHORTAGES[error.errno]}")
         return None
+
+
+class PatternNotFound(VmdumpError, LookupError):
+    """What was looked for is nowhere in the guest's memory."""
+
+    exit_code = 21
 
 
 @contextmanager

@@ -18,7 +18,7 @@ __all__ = [
     "write_end",
 ]
 
-DOCUMENTATION = "https://vmdump.readthedocs.io"
+DOCUMENTATION = "https://vmdump.example/docs"
 SOURCES = (
     ("qmp:SOCKET", "A live guest of QEMU, by its QMP socket; the path alone will do."),
     ("libvirt:NAME", "A live guest of libvirt, by name or UUID; ?uri=qemu:///session names a daemon."),

@@ -33,6 +33,7 @@ _GROUPS = {
     "Look into a dump": {
         "info": "Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.",
         "dmesg": "Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.",
+        "find": "Find PATTERN in the guest's memory and print guest-physical addresses, one per line.",
         "read": "Read LENGTH bytes of the guest's memory at ADDRESS.",
         "verify": "Read and decompress every page of DUMP.",
     },
@@ -55,7 +56,7 @@ _EXAMPLES = (
 )
 _ONE_OUTPUT = ("convert", "dump", "read", "repair")
 """Those that are done when their output is there."""
-_SHOWS = (None, "bench", "capabilities", "completion", "dmesg", "guests", "info", "read")
+_SHOWS = (None, "bench", "capabilities", "completion", "dmesg", "find", "guests", "info", "read")
 """Those that only show something: who reads no more of it has seen enough."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,11 @@ from vmdump.readers.bytes.file import ByteFile, naming_file
 from vmdump.readers.kinds import PageKind
 from vmdump.sources.base import StillSource
 from vmdump.units import ADDRESS_LIMIT, counted, format_size
+
+if TYPE_CHECKING:
+    import re
+
+    from typing_extensions import Buffer
 
 __all__ = ["Dump"]
 
@@ -189,6 +194,39 @@ class Dump(StillSource):
     def _runs(self) -> Iterator[tuple[int, int]]:
         """Give the runs ``[begin, end)`` of pages in the dump."""
         yield from page_runs(self.blocks, self.page_size)
+
+    def find(
+        self,
+        pattern: Buffer | re.Pattern[bytes],
+        *,
+        begin: int | None = None,
+        length: int | None = None,
+        max_length: int = 4096,
+        threads: int | None = None,
+    ) -> Iterator[int]:
+        """Find bytes, or what a regular expression describes, in the memory of the dump.
+
+        :func:`vmdump.find` does the same with any guest, and says what is found.
+
+        Parameters
+        ----------
+        pattern, begin, length, max_length, threads
+            As for :func:`vmdump.find`.
+
+        Returns
+        -------
+        iterator of int
+            Guest-physical addresses, ascending.
+
+        Raises
+        ------
+        RequestError
+            As for :func:`vmdump.find`.
+        """
+        from vmdump.readers.search import search, wanted  # few dumps are searched
+
+        what = wanted(pattern, begin=begin, length=length, max_length=max_length)
+        return search(self, what, threads=check_threads(threads))
 
     def page_kinds(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Tell how the dump holds pages, without reading them.
