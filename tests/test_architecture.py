@@ -62,6 +62,7 @@ FLOORS = {
     "codecs": 4,
     "formats": 3,
     "kernels": 3,
+    "markup": 2,
     "units": 2,
     "suggestions": 2,
     "errors": 1,

@@ -39,6 +39,8 @@ COMMANDS = {
     "read": ["read", "{dump}", "0", "64", "--hex"],
     "read to a file": ["read", "{dump}", "0", "64", "-o", "{out}"],
     "read nothing": ["read", "{dump}", "1T", "64", "--hex"],
+    "find": ["find", "{dump}", "{out}"],
+    "report": ["report", "{dump}", "-o", "{out}"],
     "verify": ["verify", "{dump}"],
     "verify against": ["verify", "{dump}", "--against", "raw:{ram}"],
     "verify against another": ["verify", "raw:{ram}", "--against", "{other}"],

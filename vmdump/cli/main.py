@@ -35,6 +35,7 @@ _GROUPS = {
         "dmesg": "Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.",
         "find": "Find PATTERN in the guest's memory and print guest-physical addresses, one per line.",
         "read": "Read LENGTH bytes of the guest's memory at ADDRESS.",
+        "report": "Write one HTML page about DUMP that can be mailed, and opens without a network.",
         "verify": "Read and decompress every page of DUMP.",
     },
     "Convert and repair": {
@@ -54,7 +55,7 @@ _EXAMPLES = (
     "vmdump verify vm.kdump",
     "vmdump dmesg vm.kdump",
 )
-_ONE_OUTPUT = ("convert", "dump", "read", "repair")
+_ONE_OUTPUT = ("convert", "dump", "read", "repair", "report")
 """Those that are done when their output is there."""
 _SHOWS = (None, "bench", "capabilities", "completion", "dmesg", "find", "guests", "info", "read")
 """Those that only show something: who reads no more of it has seen enough."""

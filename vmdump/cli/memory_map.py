@@ -16,7 +16,7 @@ from vmdump.units import counted, format_size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FORMATS", "MemoryMap", "draw_map", "map_of"]
+__all__ = ["COLOURS", "FORMATS", "MemoryMap", "draw_map", "map_of"]
 
 FORMATS = (".svg", ".png")
 _COLUMNS = 64
@@ -24,7 +24,7 @@ _ROWS = 64
 """At most; with 64 columns a cell of 1 GiB is 256 KiB, and one of 1 TiB 256 MiB."""
 _STRIPES = 8
 """Of a cell, each of the colour of an eighth of its pages: what is mixed is seen to be."""
-_COLOURS = {
+COLOURS = {
     PageType.KERNEL: "#c0392b",
     PageType.SLAB: "#f39c12",
     PageType.PAGE_TABLE: "#e8743b",
@@ -41,7 +41,7 @@ _COLOURS = {
     PageType.MISSING: "#ffffff",
 }
 """By hue: the kernel's are warm, user memory blue, cache green. The order is that inside a cell."""
-_ORDER = list(_COLOURS)
+_ORDER = list(COLOURS)
 _GAP = -1
 _FEWEST = 8
 """Rows of the picture's height, where a guest has less."""
@@ -149,7 +149,7 @@ def draw_map(usage: PageUsage, name: str, kind: str) -> bytes:
     found = map_of(usage)
     size = usage.page_size
     stripes = found.stripes
-    colours = np.array([_rgb(_COLOURS[kind]) for kind in PageType], np.uint8)
+    colours = np.array([_rgb(COLOURS[kind]) for kind in PageType], np.uint8)
     height = max(len(found.rows), _FEWEST) * 0.125
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(11, height + 1.6), dpi=144, layout="constrained")
@@ -233,7 +233,7 @@ def _legend(axes: Axes, usage: PageUsage) -> None:
     )
     handles = [
         matplotlib.patches.Patch(
-            facecolor=_COLOURS[kind],
+            facecolor=COLOURS[kind],
             edgecolor="0.6",
             linewidth=0.5,
             label=f"{kind.label}: {share(each.pages, total)}, {format_size(each.bytes)}",
