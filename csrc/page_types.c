@@ -165,6 +165,14 @@ static inline struct verdict judge(const struct vmd_page_layout *l, const uint8_
     return found;
 }
 
+/* A compound page is broken as a whole, and of a free block the first page. */
+static inline unsigned of_whole_run(unsigned type)
+{
+    const unsigned sound = type & ~(unsigned)VMD_TYPE_POISONED;
+
+    return sound == VMD_TYPE_FREE || sound == VMD_TYPE_UNACCEPTED ? sound : type;
+}
+
 struct open_run {
     uint64_t first, end;
     unsigned type;
@@ -188,7 +196,7 @@ static inline __attribute__((always_inline)) size_t pass(const struct vmd_page_l
         if (pfn < left.end) {
             type = left.type | (type & VMD_TYPE_POISONED);
         } else if (found.order && !vmd_type_is_kept(type)) {
-            left = (struct open_run){pfn, pfn + ((uint64_t)1 << found.order), type};
+            left = (struct open_run){pfn, pfn + ((uint64_t)1 << found.order), of_whole_run(type)};
         } else if (found.order) {
             kept = (struct open_run){pfn, pfn + ((uint64_t)1 << found.order), type};
         } else if (type == VMD_TYPE_TAIL && pfn < kept.end) {

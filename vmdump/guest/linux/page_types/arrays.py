@@ -195,7 +195,7 @@ class _Model:
         if arch.startswith(("arm", "riscv")):
             base = int(self._begins[0])
             told = lines.number("phys_ram_base")
-            base = base if told is None else told // self._page_size
+            base = base if told is None else min(max(told // self._page_size, 0), end)
         node = lines.symbol("contig_page_data")
         begin, pages = (
             lines.offset(f"pglist_data.{name}") for name in ("node_start_pfn", "node_spanned_pages")
