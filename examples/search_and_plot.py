@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 
 import matplotlib
 import numpy as np
@@ -16,25 +15,6 @@ import pandas as pd
 import vmdump
 
 matplotlib.use("agg")
-
-LONGEST = 256
-"""Bytes of the longest find: so much of each batch is looked at again with the next one."""
-
-
-def find(dump: vmdump.Dump, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Give address and bytes of each find, across the borders of pages and batches."""
-    tail, tail_address, searched = b"", 0, 0
-    for pfn, pages in dump.batches():
-        address = pfn * dump.page_size
-        if tail_address + len(tail) != address:
-            tail, tail_address = b"", address
-        data = tail + pages.tobytes()
-        for match in pattern.finditer(data):
-            begin = tail_address + match.start()
-            if begin >= searched:
-                yield begin, match[0]
-                searched = tail_address + match.end()
-        tail, tail_address = data[-LONGEST:], tail_address + len(data) - len(data[-LONGEST:])
 
 
 def pages_table(dump: vmdump.Dump) -> pd.DataFrame:
@@ -53,10 +33,12 @@ def pages_table(dump: vmdump.Dump) -> pd.DataFrame:
 def main(path: str, pattern: str, picture: str) -> None:
     """Print the finds and a table of the pages, and draw the entropy over the addresses."""
     with vmdump.open(path) as dump:
-        finds = pd.DataFrame(find(dump, re.compile(pattern.encode())), columns=["address", "text"])
+        found = list(dump.find(re.compile(pattern.encode())))
+        # What follows in the page: the next one may be excluded.
+        texts = [dump.read(place, min(24, -place % dump.page_size or 24)) for place in found[:20]]
         pages = pages_table(dump)
-    finds["address"] = finds["address"].map(hex)
-    print(finds.head(20).to_string(index=False))
+    print(f"{len(found)} found; the first ones:")
+    print(pd.DataFrame({"address": map(hex, found[:20]), "text": texts}).to_string(index=False))
     groups = pd.cut(
         pages["entropy"], [-0.1, 0, 2, 4, 6, 7.5, 8], labels=["0", "to 2", "to 4", "to 6", "to 7.5", "to 8"]
     )

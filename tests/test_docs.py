@@ -37,7 +37,7 @@ def test_every_block_is_of_a_known_kind() -> None:
     assert not [block.place for block in BLOCKS if (block.language, block.mark) not in kinds]
     assert all(len(block.reason) > 10 for block in MARKED)
     # Few: what is not run is not known to work.
-    assert len(MARKED) * 8 < len(BLOCKS), [block.place for block in MARKED]
+    assert len(MARKED) * 6 < len(BLOCKS), [block.place for block in MARKED]
 
 
 def test_output_has_no_commands() -> None:

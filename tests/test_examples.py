@@ -65,7 +65,8 @@ def test_search_and_plot(scratch: Path) -> None:
     memory[1 << 20 : 2 << 20] = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
     vmdump.dump([(0, memory)], scratch / "guest.elf", format="elf")
     said = run("search_and_plot.py", "guest.elf", "needle-[0-9]+", "map.svg", folder=scratch)
-    assert re.findall(r"(0x[0-9a-f]+) +b'needle-17'", said) == [hex(place) for place in places]
+    assert "3 found" in said
+    assert re.findall(r"(0x[0-9a-f]+) +b'need", said) == [hex(place) for place in places]
     assert re.search(r"^to 8 +256$", said, re.MULTILINE), said
     assert "<svg" in (scratch / "map.svg").read_text()
 
