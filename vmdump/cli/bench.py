@@ -12,6 +12,7 @@ from vmdump.cli.help import TaughtCommand
 from vmdump.cli.options import (
     as_size,
     as_source,
+    completing,
     exclude_options,
     excluded,
     quiet_option,
@@ -36,7 +37,7 @@ __all__ = ["bench_command"]
     ),
     takes_sources=True,
 )
-@click.argument("source", nargs=-1, required=True, callback=as_source)
+@click.argument("source", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.option(
     "--to", metavar="FOLDER", default=".", help="Where the dump is to go; the current folder, if not given."
 )

@@ -12,6 +12,7 @@ from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_source,
     check_report,
+    completing,
     exclude_options,
     excluded,
     format_option,
@@ -41,12 +42,14 @@ __all__ = ["convert_command"]
         "vmdump convert damaged.kdump rest.kdump --keep-going",
     ),
 )
-@click.argument("source", nargs=-1, required=True, callback=as_source)
+@click.argument("source", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.argument("output")
 @format_option
 @layout_option
 @click.option("--split", type=int, metavar="N", help="Write a split set of N files, OUTPUT.1 to OUTPUT.N.")
-@click.option("--engine", help="Compression library; packs all pages again.")
+@click.option(
+    "--engine", shell_complete=completing("engine"), help="Compression library; packs all pages again."
+)
 @click.option(
     "--level", type=int, help="Compression level, on the engine's own scale; packs all pages again."
 )

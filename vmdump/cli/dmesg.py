@@ -9,7 +9,7 @@ import click
 
 from vmdump import dmesg
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.options import as_source, search_option, source_name, vmcoreinfo_option
+from vmdump.cli.options import as_source, completing, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
 
@@ -29,7 +29,14 @@ _SPACES = "\t\v\f\r"
     ),
     takes_sources=True,
 )
-@click.argument("source", nargs=-1, required=True, callback=as_source, metavar="DUMP...")
+@click.argument(
+    "source",
+    nargs=-1,
+    required=True,
+    callback=as_source,
+    metavar="DUMP...",
+    shell_complete=completing("source"),
+)
 @vmcoreinfo_option
 @search_option
 def dmesg_command(source: str | tuple[str, ...], vmcoreinfo: str | None, no_search: bool) -> None:

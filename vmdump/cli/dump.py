@@ -13,6 +13,8 @@ from vmdump.cli.options import (
     as_size,
     as_source,
     check_report,
+    completing,
+    engine_option,
     exclude_options,
     excluded,
     format_option,
@@ -49,11 +51,11 @@ _SHOWN = 3
     ),
     takes_sources=True,
 )
-@click.argument("source", nargs=-1, required=True, callback=as_source)
+@click.argument("source", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.argument("output")
 @format_option
 @layout_option
-@click.option("--engine", help="Compression library; 'vmdump capabilities' lists them.")
+@engine_option
 @click.option("--level", type=int, help="Compression level, on the engine's own scale.")
 @threads_option
 @click.option(

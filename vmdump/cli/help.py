@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
+from vmdump.cli.printing import emphasised
+
 __all__ = [
+    "COMPLETE",
     "DOCUMENTATION",
     "SOURCES",
     "Formatter",
@@ -29,6 +32,8 @@ SOURCES = (
     ("synthetic:SIZE", "A guest that is computed: ?seed=1&fill=0.3"),
 )
 """What a source is called, and what it is."""
+COMPLETE = "_VMDUMP_COMPLETE"
+"""The variable by which a shell's script asks what may stand at the cursor."""
 _WIDEST = 100
 _NARROW = 60
 """Columns: below this, what explains a word is in the lines below it."""
@@ -47,7 +52,7 @@ class Formatter(click.HelpFormatter):
 
     def write_heading(self, heading: str) -> None:
         """Write a heading in bold."""
-        self.write(f"{'':>{self.current_indent}}{click.style(heading + ':', bold=True)}\n")
+        self.write(f"{'':>{self.current_indent}}{emphasised(f'{heading}:')}\n")
 
     def write_text(self, text: str) -> None:
         """Write paragraphs."""
@@ -70,7 +75,7 @@ class Formatter(click.HelpFormatter):
             used = self.current_indent + len(term)
             beside = used + col_spacing <= column
             shown = term if beside else term.rstrip()
-            self.write(f"{'':>{self.current_indent}}{click.style(shown, fg='cyan')}")
+            self.write(f"{'':>{self.current_indent}}{emphasised(shown, 'cyan')}")
             if not beside:
                 self.write("\n")
                 used = 0

@@ -9,7 +9,7 @@ import click
 
 from vmdump import DumpInfo, info
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
+from vmdump.cli.options import as_size, as_source, completing, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import late_bar
 from vmdump.errors import RequestError
@@ -32,7 +32,7 @@ _BLOCKS_SHOWN = 16
     ),
     takes_sources=True,
 )
-@click.argument("dump", nargs=-1, required=True, callback=as_source)
+@click.argument("dump", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.option("--usage", is_flag=True, help="Tell what the guest's memory is used for, instead.")
 @click.option(
     "--page",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import gc
 import os
@@ -15,7 +16,7 @@ from importlib import import_module
 import click
 
 from vmdump import __version__
-from vmdump.cli.help import TaughtContext, wants_colour, write_end
+from vmdump.cli.help import COMPLETE, TaughtContext, wants_colour, write_end
 from vmdump.cli.printing import harmless, printing, say
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
@@ -44,6 +45,7 @@ _GROUPS = {
     },
     "Get to know vmdump": {
         "demo": "Dump a synthetic guest of SIZE in every format and read each page back.",
+        "completion": "Print the script by which a shell completes commands, options, sources and formats.",
         "capabilities": "Show the formats, codecs and engines of this build, and why something is missing.",
     },
 }
@@ -161,6 +163,8 @@ def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | N
     """Run the command; its exit code, and the exception to be told of."""
     context = None
     try:
+        if instruction := os.environ.get(COMPLETE):
+            return _complete(instruction, signals), None
         with _vmdump.make_context("vmdump", list(words), obj=signals, color=wants_colour()) as context:
             _vmdump.invoke(context)
         with printing():
@@ -184,6 +188,17 @@ def _run(words: Sequence[str], signals: Signals) -> tuple[int, BaseException | N
             return shortage.exit_code, shortage
         return VmdumpError.exit_code, error
     return 0, None
+
+
+def _complete(instruction: str, signals: Signals) -> int:
+    """Answer a shell's question what may stand at the cursor; nothing of what goes wrong is of use there."""
+    from click.shell_completion import shell_complete
+
+    import vmdump.cli.completing  # noqa: F401  it has the class for bash
+
+    with contextlib.suppress(VmdumpError, click.ClickException, click.exceptions.Exit, KeyError):
+        return shell_complete(_vmdump, {"obj": signals}, "vmdump", COMPLETE, instruction)
+    return 0
 
 
 def _words_for(error: BaseException, signals: Signals, words: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ __all__ = [
     "as_size",
     "as_source",
     "check_report",
+    "completing",
+    "engine_option",
     "exclude_options",
     "excluded",
     "format_option",
@@ -32,6 +34,23 @@ __all__ = [
 _STDOUT = 1
 _BITS = ", ".join(f"{bit} {name}" for name, bit in EXCLUDABLE.items())
 
+
+def completing(kind: str) -> Callable[..., Any]:
+    """Give what completes sources, formats, layouts or engines; loaded when a shell asks."""
+
+    def complete(*arguments: Any) -> Any:
+        from vmdump.cli import completing
+
+        return getattr(completing, f"complete_{kind}")(*arguments)
+
+    return complete
+
+
+engine_option = click.option(
+    "--engine",
+    shell_complete=completing("engine"),
+    help="Compression library; 'vmdump capabilities' lists them.",
+)
 format_option = click.option(
     "-f",
     "--format",
@@ -39,10 +58,15 @@ format_option = click.option(
     default=DEFAULT_FORMAT,
     show_default=True,
     metavar="FORMAT",
+    shell_complete=completing("format"),
     help=f"One of {', '.join(known.name for known in FORMATS)}; zstd is short for kdump-zstd, and so on.",
 )
 layout_option = click.option(
-    "--layout", default="auto", show_default=True, help=f"Of a kdump file: {', '.join(LAYOUTS)}."
+    "--layout",
+    default="auto",
+    show_default=True,
+    shell_complete=completing("layout"),
+    help=f"Of a kdump file: {', '.join(LAYOUTS)}.",
 )
 _level_option = click.option(
     "-d",
@@ -90,7 +114,7 @@ def as_source(
     context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
 ) -> str | tuple[str, ...]:
     """Take one source, or all parts of a split set; the callback of an argument."""
-    return value[0] if len(value) == 1 else value
+    return value[0] if value is not None and len(value) == 1 else value
 
 
 def source_name(source: str | tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from vmdump.errors import SinkError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "harmless", "printing", "say", "say_for_now", "say_json", "share"]
+__all__ = ["console", "emphasised", "harmless", "printing", "say", "say_for_now", "say_json", "share"]
 
 _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
@@ -41,6 +41,11 @@ def harmless(text: str, keep: str = "") -> str:
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def emphasised(text: str, colour: str = "") -> str:
+    """Give a text of vmdump's own in a colour, or in bold; click leaves that away where no terminal is."""
+    return click.style(text, fg=colour) if colour else click.style(text, bold=True)
 
 
 def share(part: int, whole: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import click
 
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.options import as_size, as_source, search_option, source_name, vmcoreinfo_option
+from vmdump.cli.options import as_size, as_source, completing, search_option, source_name, vmcoreinfo_option
 from vmdump.cli.printing import say
 from vmdump.cli.progress import late_bar
 from vmdump.errors import ExcludedPage, RequestError
@@ -35,7 +35,7 @@ _HALF = 8
     ),
     takes_sources=True,
 )
-@click.argument("dump", nargs=-1, required=True, callback=as_source)
+@click.argument("dump", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.argument("address", callback=as_size)
 @click.argument("length", callback=as_size)
 @click.option("--virtual", is_flag=True, help="ADDRESS is virtual: go through the guest's page tables.")

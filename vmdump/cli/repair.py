@@ -8,7 +8,7 @@ import click
 
 from vmdump import repair
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.options import as_source, check_report, json_option, quiet_option, threads_option
+from vmdump.cli.options import as_source, check_report, completing, json_option, quiet_option, threads_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
 from vmdump.units import counted
@@ -24,7 +24,7 @@ __all__ = ["repair_command"]
         "vmdump repair damaged.elf rest.kdump --json",
     ),
 )
-@click.argument("damaged", nargs=-1, required=True, callback=as_source)
+@click.argument("damaged", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.argument("output")
 @threads_option
 @click.option("--force", is_flag=True, help="Replace an output file that is there.")

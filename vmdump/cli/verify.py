@@ -8,7 +8,7 @@ import click
 
 from vmdump import Verification, verify
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.options import as_source, json_option, quiet_option, source_name, threads_option
+from vmdump.cli.options import as_source, completing, json_option, quiet_option, source_name, threads_option
 from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar
 from vmdump.cli.unstoppable import unstoppable
@@ -31,7 +31,7 @@ _SHOWN = 8
     ),
     takes_sources=True,
 )
-@click.argument("dump", nargs=-1, required=True, callback=as_source)
+@click.argument("dump", nargs=-1, required=True, callback=as_source, shell_complete=completing("source"))
 @click.option("--against", metavar="SOURCE", help="Another dump, or a guest, to compare with page by page.")
 @threads_option
 @json_option
