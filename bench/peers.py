@@ -25,6 +25,7 @@ def dump_with_vmdump(
     guest: Guest | None = None,
     data: int | None = None,
     prefix: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Sample:
     """``vmdump dump SOURCE PATH`` in a process of its own, behind other words if there are any.
 
@@ -33,7 +34,7 @@ def dump_with_vmdump(
     clear(path)
     before = guest.allocated() if guest else 0
     qemu_before = cpu_seconds(guest.pid) if guest else 0.0
-    words = ["dump", source, str(path), "-f", format, "-j", str(threads), "--json"]
+    words = ["dump", source, str(path), "-f", format, "-j", str(threads), "--json", *options]
     done = run_process(*prefix, sys.executable, "-m", "vmdump", *words)
     report = json.loads(done.stdout)
     sample = Sample(

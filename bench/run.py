@@ -5,7 +5,8 @@
     python bench/run.py --quick                 small guests, 2 rounds: to try the benchmark itself
 
 Groups: start (a dump of one page), raw (a guest's memory in a file), elf (an ELF file to kdump), warm and
-cold (a live guest that QEMU has dumped before, and fresh ones), libvirt (a domain, against virsh; needs
+cold (a live guest that QEMU has dumped before, and fresh ones), filter-live (running guests at level 31,
+against QEMU's ELF dump and makedumpfile behind it), libvirt (a domain, against virsh; needs
 root), scale (the same data, dense and scattered over 1 TiB). Prints a table and the targets; everything,
 each sample included, goes to a JSON file, and the medians to a chart beside it.
 """

@@ -46,6 +46,7 @@ class Sizes:
 
     warm: tuple[str, int] = ("4G", 300)
     cold: tuple[str, int] = ("2G", 270)
+    filtered: tuple[str, int] = ("4G", 200)
     domain: tuple[int, int] = (1024, 300)  # both in MiB
     dense: int = GIB
     sparse: int = 1 << 40
@@ -53,7 +54,13 @@ class Sizes:
 
 
 QUICK = Sizes(
-    warm=("1G", 60), cold=("512M", 40), domain=(512, 40), dense=128 << 20, sparse=32 << 30, starts=2
+    warm=("1G", 60),
+    cold=("512M", 40),
+    filtered=("1G", 40),
+    domain=(512, 40),
+    dense=128 << 20,
+    sparse=32 << 30,
+    starts=2,
 )
 
 

@@ -42,18 +42,19 @@ def test_bitmaps_are_makedumpfiles(level: int, linux_guest: Guest, scratch: Path
     assert report["doubtful_pages"] == 0
 
 
-def test_a_busy_guest(busy_guest: Guest, scratch: Path) -> None:
+@pytest.mark.parametrize("format", ["kdump-lzo", "elf"])
+def test_a_busy_guest(format: str, busy_guest: Guest, scratch: Path) -> None:
     """What is left out is what its own struct pages say in the dump; the kernel's log is in it."""
     for number in range(3):
         busy_guest.wait_tick()
-        report = succeeds(busy_guest, scratch / f"dump{number}", "-f", "kdump-lzo", "-d", 31)
+        report = succeeds(busy_guest, scratch / f"dump{number}", "-f", format, "-d", 31)
         assert busy_guest.running()
         assert not report["fuzzy"]
         with vmdump.open(scratch / f"dump{number}") as dump:
             assert any(b"Linux version 6.1" in line.text for line in vmdump.dmesg(dump))
         # Nothing more is left out by the struct pages of the dump itself, and nothing less was.
         again = vmdump.convert(
-            scratch / f"dump{number}", scratch / "again", format="kdump-lzo", exclude=31, force=True
+            scratch / f"dump{number}", scratch / "again", format=format, exclude=31, force=True
         )
         assert again.excluded_pages == report["excluded_pages"]
         assert again.doubtful_pages == 0
