@@ -80,7 +80,7 @@ class Target:
         None: it was not measured.
     demand : float
         What it has to be.
-    unit : {"x", "%", "s", "MiB"}
+    unit : {"x", "%", "s", "ms", "MiB"}
         Of both; shares are numbers up to 1.
     at_most : bool
         True if more is worse.
@@ -192,6 +192,7 @@ def targets(groups: Iterable[Group], threads: int) -> list[Target]:
         Target("growth of a guest that vmdump dumps", mib(max(growth, default=None)), 1, "MiB", True)
     )
     found += scale_targets(by_name.get("scale"))
+    found += filter_targets(by_name.get("filter"))
     for name in ("elf", "kdump-zlib"):
         for way in ("libvirt:", "qmp:"):
             theirs, ours = row("libvirt", f"virsh dump {name}"), row("libvirt", f"vmdump {way} {name}")
@@ -216,6 +217,31 @@ def scale_targets(group: Group | None) -> list[Target]:
             True,
         ),
     ]
+
+
+def filter_targets(group: Group | None) -> list[Target]:
+    """Of dumps at level 31."""
+
+    def row(name: str) -> Row | None:
+        return group.row(name) if group else None
+
+    found = []
+    for title, demand in (("", 1.0), (" of 32G", 3.0)):
+        for codec, option in (("lzo", "-l"), ("zlib", "-c")):
+            theirs = row(f"makedumpfile {option} -d 31{title}")
+            what = f"ELF file{title} to kdump-{codec} at level 31, makedumpfile's over vmdump's time"
+            found.append(Target(what, times(theirs, row(f"vmdump kdump-{codec} -d 31{title}")), demand, "x"))
+    for level in ("1", "31"):
+        sparse = row(f"vmdump sparse 1.0 TiB -d {level}")
+        found.append(Target(f"sparse 1 TiB at level {level}", median(sparse), 20, "s", True))
+        peak = mib(largest(sparse, peak_bytes))
+        found.append(Target(f"sparse 1 TiB at level {level}, peak memory", peak, 120, "MiB", True))
+    types = row("types of pages")
+    ratio = times(types, row("memcpy of struct pages"))
+    found.append(Target("types of pages, memcpy of their struct pages", ratio, 3, "x", True))
+    rate = median(types, lambda sample: sample.seconds * 1e3 * (16 << 20) / (sample.data_bytes or 1))
+    found.append(Target("types of pages, for each GiB of guest", rate, 4, "ms", True))
+    return found
 
 
 def mib(count: float | None) -> float | None:

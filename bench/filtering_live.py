@@ -37,7 +37,7 @@ KINDS: dict[Share, str] = {"file": "shared", "private": "private"}
 
 def filter_live(bench: Bench, group: Group) -> None:
     """Running guests of both kinds of memory. QEMU has guests of its own: its dump makes all resident."""
-    memory, fill = bench.sizes.filtered
+    memory, fill = bench.sizes.filtered_live
     demand_room(bench.folder, 3 * parse_size(memory, parameter="memory"))
     about = []
     for share, kind in KINDS.items():
@@ -70,9 +70,7 @@ def by_vmdump(bench: Bench, guest: Guest, name: str, turn: int) -> Sample:
     told: list[float] = []
 
     def run() -> Sample:
-        sample = dump_with_vmdump(
-            f"qmp:{guest.qmp}", bench.output, name, bench.threads, options=("-d", LEVEL)
-        )
+        sample = dump_with_vmdump(f"qmp:{guest.qmp}", bench.output, name, bench.threads, more=("-d", LEVEL))
         told.append(sample.still_seconds or 0.0)
         return sample
 
@@ -130,7 +128,7 @@ def demand_same_bitmaps(bench: Bench, guest: Guest, other: Guest) -> None:
     try:
         dump_with_qemu(other, core, "elf")
         dump_with_makedumpfile(for_makedumpfile(core), theirs, "-l", "-d", LEVEL)
-        dump_with_vmdump(f"qmp:{other.qmp}", bench.output, FORMATS[0], bench.threads, options=("-d", LEVEL))
+        dump_with_vmdump(f"qmp:{other.qmp}", bench.output, FORMATS[0], bench.threads, more=("-d", LEVEL))
     finally:
         other.monitor.execute("cont")
         clear(core)

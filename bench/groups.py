@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from domains import libvirt
+from filtering import filtering
 from filtering_live import filter_live
 from measure import Group, clear, say
 from scenarios import Bench, from_elf, live_cold, live_warm, raw_file, scale, start
@@ -13,6 +14,7 @@ GROUPS: dict[str, Callable[[Bench, Group], None]] = {
     "start": start,
     "raw": raw_file,
     "elf": from_elf,
+    "filter": filtering,
     "warm": live_warm,
     "cold": live_cold,
     "filter-live": filter_live,

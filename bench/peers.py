@@ -25,16 +25,19 @@ def dump_with_vmdump(
     guest: Guest | None = None,
     data: int | None = None,
     prefix: Sequence[str] = (),
-    options: Sequence[str] = (),
+    command: str = "dump",
+    more: Sequence[str] = (),
 ) -> Sample:
     """``vmdump dump SOURCE PATH`` in a process of its own, behind other words if there are any.
+
+    Another command than dump gets the same options, and all get `more`.
 
     `guest` is the live one behind `source`.
     """
     clear(path)
     before = guest.allocated() if guest else 0
     qemu_before = cpu_seconds(guest.pid) if guest else 0.0
-    words = ["dump", source, str(path), "-f", format, "-j", str(threads), "--json", *options]
+    words = [command, source, str(path), "-f", format, "-j", str(threads), "--json", *more]
     done = run_process(*prefix, sys.executable, "-m", "vmdump", *words)
     report = json.loads(done.stdout)
     sample = Sample(

@@ -4,11 +4,11 @@
     python bench/run.py --groups raw start      two groups
     python bench/run.py --quick                 small guests, 2 rounds: to try the benchmark itself
 
-Groups: start (a dump of one page), raw (a guest's memory in a file), elf (an ELF file to kdump), warm and
-cold (a live guest that QEMU has dumped before, and fresh ones), filter-live (running guests at level 31,
-against QEMU's ELF dump and makedumpfile behind it), libvirt (a domain, against virsh; needs
-root), scale (the same data, dense and scattered over 1 TiB). Prints a table and the targets; everything,
-each sample included, goes to a JSON file, and the medians to a chart beside it.
+Groups: start (a dump of one page), raw (a guest's memory in a file), elf (an ELF file to kdump), filter
+(files at level 31), warm and cold (a live guest that QEMU has dumped before, and fresh ones), filter-live
+(running guests at level 31, against QEMU's ELF dump and makedumpfile behind it), libvirt (a domain, against
+virsh; needs root), scale (the same data, dense and scattered over 1 TiB). Prints a table and the targets;
+everything, each sample included, goes to a JSON file, and the medians to a chart beside it.
 """
 
 from __future__ import annotations

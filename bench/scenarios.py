@@ -46,21 +46,25 @@ class Sizes:
 
     warm: tuple[str, int] = ("4G", 300)
     cold: tuple[str, int] = ("2G", 270)
-    filtered: tuple[str, int] = ("4G", 200)
+    filtered_live: tuple[str, int] = ("4G", 200)
     domain: tuple[int, int] = (1024, 300)  # both in MiB
     dense: int = GIB
     sparse: int = 1 << 40
     starts: int = 5
+    large: tuple[str, int] = ("32G", 7400)
+    filtered: tuple[int, ...] = (4 * GIB, 64 * GIB, 1 << 40)
 
 
 QUICK = Sizes(
     warm=("1G", 60),
     cold=("512M", 40),
-    filtered=("1G", 40),
+    filtered_live=("1G", 40),
     domain=(512, 40),
     dense=128 << 20,
     sparse=32 << 30,
     starts=2,
+    large=("1G", 60),
+    filtered=(4 * GIB, 32 * GIB),
 )
 
 
@@ -432,6 +436,8 @@ def demand_pieces(source: Path, dump: Path, piece: int) -> None:
 def prepared(folder: Path | None, rounds: int, threads: int, sizes: Sizes) -> Iterator[Bench]:
     """Make the folders of a run, and remove them."""
     prefix = "vmdump-bench-"
+    # As an installation has it; else each start compiles what it loads where Python may write no bytecode.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "vmdump"], cwd=ROOT, check=False)
     with (
         tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as outputs,
         tempfile.TemporaryDirectory(prefix=prefix, dir=SHM) as shm,

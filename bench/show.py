@@ -130,9 +130,13 @@ def targets_table(targets: Sequence[Target]) -> Table:
 def with_unit(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
-    return {"x": f"{value:.2f} x", "%": f"{value:.1%}", "s": f"{value:.3g} s", "MiB": f"{value:.0f} MiB"}[
-        unit
-    ]
+    return {
+        "x": f"{value:.2f} x",
+        "%": f"{value:.1%}",
+        "s": f"{value:.3g} s",
+        "ms": f"{value:.2f} ms",
+        "MiB": f"{value:.0f} MiB",
+    }[unit]
 
 
 def processor() -> str:
