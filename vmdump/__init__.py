@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vmdump import errors
 
 if TYPE_CHECKING:
+    from vmdump.codecs.registry import EngineName
+    from vmdump.formats.names import Format, Layout
     from vmdump.guest.blocks import Block, Memory
     from vmdump.guest.buffers import BufferMemory
     from vmdump.guest.guest import Guest
@@ -48,8 +50,11 @@ __all__ = [
     "Dump",
     "DumpInfo",
     "DumpJob",
+    "EngineName",
+    "Format",
     "FormatState",
     "Guest",
+    "Layout",
     "LogRecord",
     "Memory",
     "PageKind",
@@ -98,8 +103,11 @@ _HOMES = {
     "Dump": "vmdump.readers.dump",
     "DumpInfo": "vmdump.operations.info",
     "DumpJob": "vmdump.job",
+    "EngineName": "vmdump.codecs.registry",
+    "Format": "vmdump.formats.names",
     "FormatState": "vmdump.operations.capabilities",
     "Guest": "vmdump.guest.guest",
+    "Layout": "vmdump.formats.names",
     "LogRecord": "vmdump.guest.linux.kernel_log",
     "Memory": "vmdump.guest.blocks",
     "PageKind": "vmdump.readers.kinds",

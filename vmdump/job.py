@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 from vmdump.errors import Cancelled, OutOfResources, naming_shortages
 from vmdump.operations.dump import DumpOptions, check_request
 from vmdump.operations.report import Report
+from vmdump.operations.request import check_keywords
 from vmdump.pipeline.control import Control
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ def start_dump(source: AnySource, output: str | os.PathLike[str], **options: Unp
         What is wrong with the request or the source is raised here, what goes wrong later by
         :meth:`DumpJob.wait`.
     """
+    check_keywords("vmdump.start_dump", options, DumpOptions.__annotations__)
     return _make_job(source, output, options).start()
 
 
@@ -268,6 +270,7 @@ async def dump_async(
     VmdumpError
         As for :func:`vmdump.dump`.
     """
+    check_keywords("vmdump.dump_async", options, DumpOptions.__annotations__)
     from vmdump.aio import start  # asyncio takes 60 ms to load, and few need it
 
     return await (await start(lambda: _make_job(source, output, options)))

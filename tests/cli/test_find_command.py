@@ -49,7 +49,7 @@ def test_nothing_found(guest: str, run_vmdump: RunVmdump) -> None:
         done = run_vmdump("find", guest, "haystack", *words)
         assert done.returncode == errors.PatternNotFound.exit_code
         assert done.stdout == printed
-        assert done.stderr.decode() == f"vmdump: {guest}: 'haystack' was not found\n"
+        assert done.stderr.decode() == f'vmdump: {guest}: "haystack" was not found\n'
     done = run_vmdump("find", guest, "haystack", "--json")
     assert json.loads(done.stdout) == {"count": 0, "unreadable_bytes": 0, "addresses": []}
     assert done.returncode == errors.PatternNotFound.exit_code

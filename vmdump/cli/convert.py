@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,6 +29,9 @@ from vmdump.cli.printing import say, say_json
 from vmdump.cli.progress import progress_bar, summary
 from vmdump.errors import IncompleteDump
 from vmdump.units import counted
+
+if TYPE_CHECKING:
+    from vmdump import EngineName, Format, Layout
 
 __all__ = ["convert_command"]
 
@@ -64,10 +68,10 @@ __all__ = ["convert_command"]
 def convert_command(
     source: str | tuple[str, ...],
     output: str,
-    format_name: str,
-    layout: str,
+    format_name: Format,
+    layout: Layout,
     split: int | None,
-    engine: str | None,
+    engine: EngineName | None,
     level: int | None,
     threads: int | None,
     vmcoreinfo: str | None,

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -24,14 +24,17 @@ from vmdump.operations.verify import compare
 from vmdump.pipeline.workers import check_threads
 from vmdump.units import counted, format_size
 
+if TYPE_CHECKING:
+    from vmdump import EngineName, Format, Layout
+
 __all__ = ["demo_command"]
 
 
 @dataclass(frozen=True)
 class _Case:
-    format: str
-    layout: str
-    engine: str | None
+    format: Format
+    layout: Layout
+    engine: EngineName | None
 
 
 def _cases() -> Iterator[_Case]:
@@ -39,10 +42,11 @@ def _cases() -> Iterator[_Case]:
     yield _Case("elf", "standard", None)
     for state in found.formats:
         if state.codec and state.available and not state.name.startswith("kdump-raw"):
+            name = cast("Format", state.name)
             for engine in found.engines:
                 if engine.codec == state.codec and not engine.missing:
-                    yield _Case(state.name, "standard", engine.name)
-            yield _Case(state.name, "flattened", state.default_engine)
+                    yield _Case(name, "standard", cast("EngineName", engine.name))
+            yield _Case(name, "flattened", cast("EngineName | None", state.default_engine))
 
 
 @click.command(

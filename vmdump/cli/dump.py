@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -31,6 +32,9 @@ from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import IncompleteDump
 from vmdump.operations.report import Report
 from vmdump.units import format_size
+
+if TYPE_CHECKING:
+    from vmdump import EngineName, Format, Layout
 
 __all__ = ["dump_command"]
 
@@ -75,9 +79,9 @@ _SHOWN = 3
 def dump_command(
     source: str | tuple[str, ...],
     output: str,
-    format_name: str,
-    layout: str,
-    engine: str | None,
+    format_name: Format,
+    layout: Layout,
+    engine: EngineName | None,
     level: int | None,
     threads: int | None,
     begin: int | None,
@@ -86,7 +90,7 @@ def dump_command(
     no_pause: bool,
     vmcoreinfo: str | None,
     no_search: bool,
-    compat: str | None,
+    compat: Literal["qemu"] | None,
     dump_level: int,
     exclude: str | None,
     force_fuzzy: bool,

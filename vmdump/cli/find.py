@@ -89,7 +89,7 @@ def find_command(
     if lost:
         say(f"vmdump: {format_size(lost)} could not be read and were not searched", err=True)
     if not total:
-        raise PatternNotFound(f"{source_name(dump)}: {pattern!r} was not found")
+        raise PatternNotFound(f'{source_name(dump)}: "{pattern}" was not found')
 
 
 def _pattern(text: str, *, as_hex: bool, regex: bool) -> bytes | re.Pattern[bytes]:

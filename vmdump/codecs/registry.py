@@ -7,7 +7,7 @@ A new engine is its name in `_PREFERENCE` and, if it is native, ``csrc/codecs/NA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "Engine",
+    "EngineName",
     "PagePacker",
     "PageUnpacker",
     "default_engine",
@@ -36,6 +37,10 @@ __all__ = [
     "make_unpacker",
 ]
 
+EngineName = Literal[
+    "isal", "libdeflate", "zlib-ng", "zlib", "lzo2", "python-lzo", "snappy", "python-snappy", "zstd"
+]
+"""The names of all engines, for type checkers."""
 CODECS = ("zlib", "lzo", "snappy", "zstd")
 """What the file formats name."""
 

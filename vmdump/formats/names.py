@@ -15,13 +15,27 @@ __all__ = [
     "LAYOUTS",
     "DumpFormat",
     "Family",
+    "Format",
     "Layout",
     "find_format",
     "find_layout",
 ]
 
 Family = Literal["elf", "kdump"]
+Format = Literal[
+    "elf",
+    "kdump-zlib",
+    "kdump-lzo",
+    "kdump-snappy",
+    "kdump-zstd",
+    "kdump-raw-zlib",
+    "kdump-raw-lzo",
+    "kdump-raw-snappy",
+    "kdump-raw-zstd",
+]
+"""The names of all formats, for type checkers."""
 Layout = Literal["auto", "standard", "flattened"]
+"""Those of a kdump file's layouts."""
 LAYOUTS: tuple[Layout, ...] = ("auto", "standard", "flattened")
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vmdump.errors import RequestError
 from vmdump.formats.levels import parse_level
-from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.formats.names import DEFAULT_FORMAT, Format, Layout
 from vmdump.guest.guest import Guest
 from vmdump.opening import as_source, names_dump, names_live_guest, open_dump, open_source
 from vmdump.operations.report import Report
-from vmdump.operations.request import Request, Target, make_request
+from vmdump.operations.request import Request, Target, check_keywords, make_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.sources.base import LiveSource, Source
 from vmdump.writers.registry import make_writer
 
 if TYPE_CHECKING:
+    from vmdump.codecs.registry import EngineName
     from vmdump.opening import Paths
     from vmdump.readers.checking import Checking
 
@@ -33,10 +34,10 @@ _MAX_PARTS = 1024
 class ConvertOptions(TypedDict, total=False):
     """The options of :func:`convert`, which says what they mean."""
 
-    format: str
-    layout: str
+    format: Format
+    layout: Layout
     split: int | None
-    engine: str | None
+    engine: EngineName | None
     level: int | None
     threads: int | None
     vmcoreinfo: bytes | str | os.PathLike[str] | None
@@ -90,6 +91,8 @@ def convert(
 
     Raises
     ------
+    TypeError
+        There is no such keyword.
     RequestError
         The request contradicts itself.
     EngineUnavailable, CapabilityError
@@ -99,6 +102,7 @@ def convert(
     SinkError, OutputExists
         Writing the output failed.
     """
+    check_keywords("vmdump.convert", options, {*ConvertOptions.__annotations__, "progress"})
     control = Control(progress)
     return _check(source, output, control, **options).run(control)
 

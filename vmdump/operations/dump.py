@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from vmdump.errors import RequestError, naming_shortages
 from vmdump.formats.levels import parse_level
-from vmdump.formats.names import DEFAULT_FORMAT
+from vmdump.formats.names import DEFAULT_FORMAT, Format, Layout
 from vmdump.opening import as_source
 from vmdump.operations.report import Report
-from vmdump.operations.request import Request, Target, make_request
+from vmdump.operations.request import Choice, Request, Target, check_keywords, make_request
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
 from vmdump.writers.registry import make_writer
 
 if TYPE_CHECKING:
+    from vmdump.codecs.registry import EngineName
     from vmdump.opening import AnySource
 
 Exclude = int | str | Iterable[str]
@@ -26,9 +27,9 @@ __all__ = ["DumpOptions", "check_request", "dump"]
 class DumpOptions(TypedDict, total=False):
     """The options of :func:`dump` and :func:`start_dump`; :func:`dump` says what they mean."""
 
-    format: str
-    layout: str
-    engine: str | None
+    format: Format
+    layout: Layout
+    engine: EngineName | None
     level: int | None
     threads: int | None
     begin: int | None
@@ -38,9 +39,10 @@ class DumpOptions(TypedDict, total=False):
     pause: bool
     vmcoreinfo: bytes | str | os.PathLike[str] | None
     search: bool
-    compat: str | None
+    compat: Literal["qemu"] | None
     exclude: Exclude
     force_fuzzy: bool
+    like: Choice | None
 
 
 def dump(
@@ -98,6 +100,8 @@ def dump(
     force_fuzzy : bool
         Exclude more than zeros even with `pause` false. A page that is free when its type is told may hold
         data of the kernel a moment later, which would be missing without a trace.
+    like : Candidate, optional
+        A choice of :func:`bench`, whose format, engine and level are taken; it goes without these three.
 
     Returns
     -------
@@ -106,6 +110,8 @@ def dump(
 
     Raises
     ------
+    TypeError
+        There is no such keyword.
     RequestError
         The request contradicts itself.
     EngineUnavailable, CapabilityError
@@ -117,6 +123,7 @@ def dump(
     SinkError, OutputExists
         Writing the output failed.
     """
+    check_keywords("vmdump.dump", options, {*DumpOptions.__annotations__, "progress"})
     return check_request(source, output, **options).run(Control(progress))
 
 
@@ -125,7 +132,7 @@ def check_request(
     source: AnySource,
     output: str | os.PathLike[str],
     *,
-    format: str = DEFAULT_FORMAT,
+    format: str | None = None,
     layout: str = "auto",
     engine: str | None = None,
     level: int | None = None,
@@ -140,6 +147,7 @@ def check_request(
     compat: str | None = None,
     exclude: Exclude = 1,
     force_fuzzy: bool = False,
+    like: Choice | None = None,
 ) -> Request:
     """Open the source and check the request, before anything is created; parameters as for :func:`dump`.
 
@@ -148,6 +156,11 @@ def check_request(
     VmdumpError
         As for :func:`dump`.
     """
+    if like is not None:
+        if format is not None or engine is not None or level is not None:
+            raise RequestError("like: goes without format, engine and level", parameter="like")
+        format, engine, level = like.format, like.engine or None, like.level
+    format = DEFAULT_FORMAT if format is None else format
     left_out = parse_level(exclude)
     if left_out > 1 and not pause and not force_fuzzy:
         raise RequestError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmdump.errors import RequestError, naming_shortages
 from vmdump.guest.guest import Guest
@@ -22,7 +22,40 @@ from vmdump.writers.tally import Tally
 if TYPE_CHECKING:
     from vmdump.operations.exclusion import Exclusion
 
-__all__ = ["Request", "Target", "make_request"]
+__all__ = ["Choice", "Request", "Target", "check_keywords", "make_request"]
+
+
+class Choice(Protocol):
+    """A format, and how its pages are packed; :class:`vmdump.Candidate` is one."""
+
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine; empty for ELF."""
+
+    @property
+    def level(self) -> int | None:
+        """The engine's level; None for ELF."""
+
+
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keywords as Python does, but for the function that was called, and with the nearest one.
+
+    Raises
+    ------
+    TypeError
+        A keyword is not known.
+    """
+    for name in given:
+        if name not in known:
+            from difflib import get_close_matches  # few are misspelt
+
+            nearest = get_close_matches(name, sorted(known), 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(sorted(known))}"
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)

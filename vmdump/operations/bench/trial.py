@@ -147,5 +147,5 @@ def estimate_ratios(
     for each, seen in zip(sizes, covered, strict=True):
         plain = float(each[:seen].sum(dtype=np.uint64)) / (seen * page_size)
         easier = (sums[seen] / seen) / (sums[most] / most)
-        ratios.append(min(plain / easier, 1.0))
+        ratios.append(min(float(plain / easier), 1.0))
     return ratios
