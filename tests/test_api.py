@@ -1,4 +1,4 @@
-"""The library as a program meets it: names for type checkers, misspelt keywords, plain numbers."""
+"""The library as a program meets it: names for type checkers, misspelt keywords, plain numbers, notebooks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
@@ -161,3 +162,58 @@ def test_numbers_are_pythons_own(tmp_path: Path) -> None:
     results["damaged"] = [vmdump.info(file), vmdump.verify(tmp_path / "repaired")]
     wrong = [each for name, value in results.items() for each in foreign(value, name)]
     assert not wrong, "\n".join(wrong)
+
+
+HOSTILE = "<script>alert(1)</script>'\"><b onclick=x>\u202e&amp;"
+
+
+class Elements(HTMLParser):
+    """All elements of a piece of HTML, and its text."""
+
+    def __init__(self, piece: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(piece)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.open.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_tables_for_notebooks(tmp_path: Path) -> None:
+    """Hostile names are no HTML, and nothing sets a colour that would be unreadable in the dark."""
+    file = tmp_path / HOSTILE.replace("/", "")
+    lines = f"OSRELEASE=6.1{HOSTILE}\nPAGESIZE=4096\n".encode()
+    source = vmdump.BlockSource(np.ones(1 << 20, np.uint8), vmcoreinfo=lines)
+    report = vmdump.dump(source, file)
+    with vmdump.open(file) as dump:
+        shown = [
+            (dump, "kdump standard"),
+            (report, "kdump-zlib, standard"),
+            (replace(report, remarks=(HOSTILE,), paused_seconds=0.25), "0.250 s"),
+            (vmdump.info(file), "made by"),
+            (vmdump.bench(dump, to=tmp_path, sample=1 << 16), "-f kdump-"),
+            (replace(vmdump.bench(dump, to=tmp_path, sample=1 << 16), source=HOSTILE), "alert(1)"),
+        ]
+        for value, expected in shown:
+            piece = value._repr_html_()  # type: ignore[attr-defined]
+            parsed = Elements(piece)
+            assert not parsed.open
+            assert set(parsed.names) <= {"table", "caption", "tbody", "tr", "th", "td"}
+            assert parsed.attributes <= {"class", "style", "scope"}
+            assert expected in parsed.text
+            assert "\u202e" not in piece
+            assert "color:#" not in piece
+    found = replace(vmdump.info(file), utsname={"nodename": HOSTILE})
+    assert "<script>" in Elements(found._repr_html_()).text

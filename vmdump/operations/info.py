@@ -19,7 +19,7 @@ from vmdump.guest.whole import count_pages, data_runs, partial_pages
 from vmdump.opening import opened_in_part
 from vmdump.readers.dump import Dump
 from vmdump.readers.kinds import PageKind, name_kinds
-from vmdump.units import merge_runs
+from vmdump.units import counted, format_size, merge_runs
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
@@ -145,6 +145,26 @@ class DumpInfo:
     damaged_pages: int
     damage: str
     vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Give a table for a notebook."""
+        from vmdump.markup import facts_table
+
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        marks = [name for name, on in (("incomplete", self.incomplete), ("fuzzy", self.fuzzy)) if on]
+        rows = [
+            ("made by", self.maker),
+            ("damaged", self.damage),
+            ("marked", ", ".join(marks)),
+            ("file", format_size(self.file_bytes) if self.file_bytes else ""),
+            ("guest", f"{self.arch}, {self.bits}-bit, {self.byteorder}-endian, {counted(self.cpus, 'vCPU')}"),
+            ("system", " ".join(name for name in self.utsname.values() if name)),
+            ("memory", f"{format_size(self.guest_bytes)} in {counted(len(self.blocks), 'block')}"),
+            ("pages", f"{self.pages} of {self.page_size} bytes{': ' if kinds else ''}{kinds}"),
+            ("VMCOREINFO", counted(len(self.vmcoreinfo), "line") if self.vmcoreinfo else "none"),
+        ]
+        title = self.format + (f", {self.compression}" if self.compression else "")
+        return facts_table(title, (row for row in rows if row[1]))
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, for JSON."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vmdump.units import counted, format_size
+
 __all__ = ["Report"]
 
 
@@ -103,6 +105,27 @@ class Report:
     def bytes_per_second(self) -> float:
         """Guest memory dumped in a second."""
         return self.guest_bytes / self.seconds if self.seconds else 0.0
+
+    def _repr_html_(self) -> str:
+        """Give a table for a notebook."""
+        from vmdump.markup import facts_table
+
+        rows = [("format", f"{self.format}, {self.layout}")]
+        if self.engine:
+            rows.append(("packed by", f"{self.engine} level {self.level}"))
+        rows += [
+            ("guest memory", format_size(self.guest_bytes)),
+            ("dump", f"{format_size(self.output_bytes)} ({self.output_bytes / self.guest_bytes:.1%})"),
+            ("time", f"{self.seconds:.2f} s ({self.bytes_per_second / 1e6:.0f} MB/s)"),
+        ]
+        if self.paused_seconds is not None:
+            rows.append(("paused", f"{self.paused_seconds:.3f} s"))
+        if self.excluded_pages:
+            rows.append(("excluded", f"{counted(self.excluded_pages, 'page')}, level {self.dump_level}"))
+        if self.unreadable:
+            rows.append(("unreadable", counted(len(self.unreadable), "range")))
+        rows += [("remark", remark) for remark in self.remarks]
+        return facts_table(self.output, rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, for JSON."""

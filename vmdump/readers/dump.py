@@ -309,6 +309,20 @@ class Dump(StillSource):
         """
         return None
 
+    def _repr_html_(self) -> str:
+        """Give a table for a notebook."""
+        from vmdump.markup import facts_table
+
+        rows = [
+            ("format", self.format),
+            ("guest", f"{self.arch.name}, {self.byteorder}-endian, {counted(self.nr_cpus, 'vCPU')}"),
+            ("memory", f"{format_size(self.size)} in {counted(len(self.blocks), 'block')}"),
+            ("pages", f"of {self.page_size} bytes"),
+        ]
+        if self.excluded_size:
+            rows.append(("excluded", format_size(self.excluded_size)))
+        return facts_table(self.path, rows)
+
     def close(self) -> None:
         """Close the files; closing twice does nothing."""
         for file in self._opened:

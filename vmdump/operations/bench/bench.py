@@ -17,6 +17,7 @@ from vmdump.operations.bench.forecast import Candidate, LevelForecast, forecast_
 from vmdump.operations.bench.trial import Trial, estimate_ratios
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
+from vmdump.units import counted, format_size
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
@@ -99,6 +100,20 @@ class Benchmark:
         """The smallest dump that fits and whose bottleneck is the disk; None if the disk always waits."""
         keep_up = [each for each in self.fitting if each.limited_by == "disk"]
         return min(keep_up, key=lambda each: (each.output_bytes, each.seconds), default=None)
+
+    def _repr_html_(self) -> str:
+        """Give a table of the choices for a notebook, the fastest first."""
+        from vmdump.markup import facts_table
+
+        roles = [("fastest", self.fastest), ("smallest", self.smallest)]
+        if (balanced := self.smallest_at_disk_speed) is not None:
+            roles.insert(1, ("smallest at disk speed", balanced))
+        rows = (
+            (role, each.options, f"{each.seconds:.1f} s", format_size(each.output_bytes), each.limited_by)
+            for role, each in roles
+        )
+        title = f"{self.source}: {format_size(self.guest_bytes)}, {counted(self.threads, 'thread')}"
+        return facts_table(title, rows, head=("", "options", "time", "dump", "bottleneck"))
 
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, and the options of the three choices, for JSON."""
