@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,19 @@ def test_drgn_agrees(kdump: Path) -> None:
         chosen = np.random.default_rng(2).choice(0x80000, 3000).tolist()
         ranges = [(pfn * PAGE, PAGE) for pfn in chosen]
         assert judges.drgn_read(kdump, ranges) == [dump.read(*one) for one in ranges]
+
+
+def test_finds_in_a_guest_what_its_ram_has(linux_guest: Guest, truth: Ram, kdump: Path) -> None:
+    """Live, and in its dump; what the guest never touched is not read, or it would be there afterwards."""
+    before = linux_guest.allocated()
+    live = vmdump.open_source(f"qmp:{linux_guest.qmp}")
+    with live, vmdump.open(kdump) as dump:
+        for pattern in (b"Linux version ", re.compile(rb"Linux version \d[^\0\n]*#1 SMP")):
+            found = list(vmdump.find(live, pattern, threads=2))
+            assert found
+            assert found == list(dump.find(pattern, threads=2))
+            for address in found:
+                pages = truth.pages(address // PAGE, 2)
+                assert pages is not None
+                assert pages.tobytes()[address % PAGE :].startswith(b"Linux version ")
+    assert linux_guest.allocated() == before

@@ -143,7 +143,7 @@ def _integrity(facts: Facts) -> Html:
     if not found.damaged_pages:
         kept = "; it is marked as incomplete" if info.incomplete else ""
         pages = counted(found.pages - found.kinds.get("excluded", 0), "page")
-        return tag("p", f"All {pages} that are in the dump could be read and unpacked{kept}.", class_="good")
+        return tag("p", f"All {pages} that it has could be read and unpacked{kept}.", class_="good")
     head = tag("p", f"{counted(found.damaged_pages, 'page')} cannot be read.", class_="bad")
     lines = [tag("li", tag("code", f"pfn {each.pfn:#x}"), f": {each.reason}") for each in found.damaged]
     shown = "The first ones" if found.damaged_pages > len(found.damaged) else "Which ones"
