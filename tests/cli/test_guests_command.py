@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
+from helpers.terminal import on_terminal
 
 from vmdump import RunningGuest
 from vmdump.cli import guests as command
@@ -70,3 +72,29 @@ def test_command_is_never_wrapped(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     guest = replace(GUEST, source="qmp:/run/" + "long folder/" * 20)
     text = shown(guest, monkeypatch=monkeypatch, capfd=capfd)
     assert f"  vmdump dump '{guest.source}' web.kdump" in text.splitlines()
+
+
+SHOW = """
+import sys
+import vmdump.cli.guests as command
+from vmdump import RunningGuest
+from vmdump.cli.main import main
+command.guests = lambda: [eval(text) for text in sys.argv[1:]]
+sys.exit(main(["guests"]))
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_guests_on_a_terminal(columns: int, environment: dict[str, str]) -> None:
+    """Nothing but the command, which is to be copied, is longer than the terminal is wide."""
+    stuck = replace(GUEST, source="", reason="it has no monitor: start it again, with one " * 5)
+    shown = on_terminal(
+        [repr(GUEST), repr(stuck)], columns, program=(sys.executable, "-c", SHOW), **environment
+    )
+    assert shown.code == 0
+    assert not shown.colours
+    lines = shown.raw.decode().replace("\r\n", "\n").splitlines()
+    assert lines == shown.lines
+    assert max(map(len, lines)) <= columns
+    assert "  vmdump dump libvirt:web web.kdump" in lines

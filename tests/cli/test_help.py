@@ -30,8 +30,7 @@ def command_of(name: str) -> TaughtCommand:
 
 def words_of(example: str) -> list[str]:
     """The words of vmdump's own part of an example; none where it calls another program."""
-    words = shlex.split(example)
-    words = words[: words.index("|")] if "|" in words else words
+    words = shlex.split(re.split(r" [|>]", example)[0])
     return words[1:] if words[0] == "vmdump" else []
 
 
