@@ -138,8 +138,8 @@ class TypesAhead:
         (count,) uint64
             0 of pages that were not read. A page of zeros has any number.
         """
-        if self._pages is None:
-            with self._lock:
+        with self._lock:
+            if self._pages is None:
                 pfns = np.concatenate([np.empty(0, np.int64), *(pages for pages, _ in self._read)])
                 read = np.concatenate([np.empty(0, np.uint64), *(hashes for _, hashes in self._read)])
                 order = np.argsort(pfns, kind="stable")
