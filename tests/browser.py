@@ -1,7 +1,7 @@
 """Open the page of ``vmdump report`` in Chromium: beside the suite, because that takes 300 MiB.
 
-``python tests/browser.py [DUMP] [FOLDER]`` reports on a dump, a small one if none is named. It demands that
-the page's own script runs under the page's policy, and that the browser complains of nothing. It leaves
+``python tests/browser.py [DUMP] [FOLDER]`` reports on a dump, a synthetic one if none is named. It demands
+that the page's own script runs under the page's policy, and that the browser complains of nothing. It leaves
 screenshots, light and dark, wide and narrow.
 """
 
