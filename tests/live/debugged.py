@@ -59,13 +59,14 @@ def unpacked(package: str) -> Path:
 def ask_crash(vmlinux: Path, dump: Path) -> dict[str, str]:
     """Give crash's answers by question; each is asked by a line that says which one it is."""
     program = unpacked("crash") / "usr/bin/crash"
-    lines = "".join(f"echo \\nANSWER {question}\\n\n{question}\n" for question in CRASH)
+    lines = "".join(f"echo ANSWER [{question}]\n{question}\n" for question in CRASH)
     with tempfile.NamedTemporaryFile("w", suffix=".crash") as file:
         file.write(f"set scroll off\n{lines}quit\n")
         file.flush()
         words = [str(program), "-s", "-i", file.name, str(vmlinux), str(dump)]
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    found = re.split(r"^ANSWER (.*)$", done.stdout + done.stderr, flags=re.MULTILINE)
+    found = re.split(r"ANSWER \[(.*?)\]", done.stdout + done.stderr)
+    assert set(CRASH) <= set(found[1::2]), done.stdout + done.stderr
     # The file's name and kind are the dump's own.
     answers = (re.sub(r" *DUMPFILE:.*", "", answer) for answer in found[2::2])
     return dict(zip(found[1::2], answers, strict=True))
@@ -86,7 +87,7 @@ def ask_drgn(vmlinux: Path, dump: Path) -> dict[str, object]:
     def kernel_frames(task: drgn.Object) -> list[drgn.StackFrame]:
         # In ELF cores drgn takes programs' addresses for physical ones, and has registers of tasks that run.
         frames = [] if task_on_cpu(task) else program.stack_trace(task)
-        return [frame for frame in frames if frame.pc >> 63]
+        return [frame for frame in frames if frame.pc >= 0xFFFF800000000000]
 
     tasks = list(for_each_task(program))
     return {
