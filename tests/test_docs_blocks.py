@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.pages import PAGES, blocks, check_played, needs
+from helpers.pages import DOMAIN, PAGES, SOCKET, blocks, check_played, needs
 from oracles.judges import require
 
 STILL = [
     page
     for page in PAGES
-    if any(block.runs for block in blocks(page)) and not needs(page, "/run/vm.qmp", "libvirt:")
+    if any(block.runs for block in blocks(page)) and not needs(page, f"{SOCKET}|{DOMAIN}")
 ]
 
 

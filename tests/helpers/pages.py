@@ -24,6 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+SOCKET = r"/run/[\w-]+\.qmp"
+DOMAIN = r"libvirt:web-1"
+"""What a page calls its guests."""
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^:\n]*): (?P<reason>[^\n]*) -->\n)?```(?P<language>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -83,9 +86,9 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
-def needs(page: str, *words: str) -> bool:
-    """Tell if a block of a page that is run has one of the words."""
-    return any(word in block.text for block in blocks(page) if block.runs for word in words)
+def needs(page: str, pattern: str) -> bool:
+    """Tell if the pattern is in a block of a page that is run."""
+    return any(re.search(pattern, block.text) for block in blocks(page) if block.runs)
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -115,7 +118,8 @@ def play(
     folder : Path
         Where.
     instead : mapping, optional
-        What stands for names that a page uses: the guest of the tests for the reader's.
+        Regular expressions of names that a page uses, and what stands for them: the tests' guest for the
+        reader's.
     prefix : sequence of str
         The command that runs it.
     """
@@ -124,12 +128,15 @@ def play(
         if block.runs:
             text = block.text
             for name, real in (instead or {}).items():
-                text = text.replace(name, real)
+                text = re.sub(name, lambda _, real=real: real, text)
             played.append((block.place, block.language, text))
     environment = {
         **os.environ,
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
         "TMPDIR": str(folder),
+        "HOME": str(folder),
+        # matplotlib looks for fonts once, for some seconds.
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     try:
