@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+from typing import get_args
 
 import pytest
 from helpers import command
@@ -88,16 +89,16 @@ def test_anchors_of_readme() -> None:
 
 
 def test_all_public_names_are_in_the_reference() -> None:
-    """It has functions and classes by themselves; anything else must be named there."""
+    """It has functions, classes and literal types by themselves; anything else must be named there."""
     reference = text_of("docs/reference/api.md")
-    assert "{public-names} functions" in reference
-    assert "{public-names} classes" in reference
+    for kind in ("functions", "classes", "types"):
+        assert f"{{public-names}} {kind}" in reference
     for name in vmdump.__all__:
         value = getattr(vmdump, name)
-        if not callable(value):
-            assert f"vmdump.{name}" in reference
-        else:
+        if isinstance(value, type) or inspect.isroutine(value):
             assert value.__doc__, name
+        elif not get_args(value):
+            assert f"vmdump.{name}" in reference
 
 
 def test_all_commands_are_in_readme() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import get_args
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -49,23 +51,41 @@ class Commands(SphinxDirective):
             yield section
 
 
+def described(name: str) -> tuple[str, list[str]]:
+    """Give what kind of thing a public name is, and the text that has its description."""
+    value = getattr(vmdump, name)
+    if isinstance(value, type):
+        return "classes", [
+            f".. autoclass:: vmdump.{name}",
+            "   :members:",
+            "   :inherited-members: int, tuple, Enum",
+            "",
+        ]
+    if inspect.isroutine(value):
+        return "functions", [f".. autofunction:: vmdump.{name}", ""]
+    if words := get_args(value):
+        return "types", [
+            f".. data:: vmdump.{name}",
+            "",
+            f"   {', '.join(f'``{word}``' for word in words)}",
+            "",
+        ]
+    return "others", []
+
+
 class PublicNames(SphinxDirective):
-    """``{public-names} functions`` or ``classes``: those of ``vmdump.__all__``, from their docstrings."""
+    """``{public-names} functions``, ``classes`` or ``types``: those of ``vmdump.__all__``."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        classes = self.arguments == ["classes"]
-        directive, *options = (
-            ("autoclass", "   :members:", "   :inherited-members: int, tuple, Enum")
-            if classes
-            else ("autofunction",)
-        )
-        lines: list[str] = []
-        for name in vmdump.__all__:
-            value = getattr(vmdump, name)
-            if callable(value) and isinstance(value, type) == classes:
-                lines += [f".. {directive}:: vmdump.{name}", *options, ""]
+        lines = [
+            line
+            for name in vmdump.__all__
+            for kind, text in [described(name)]
+            if kind == self.arguments[0]
+            for line in text
+        ]
         container = nodes.container()
         # The page is Markdown, autodoc's directives are not.
         text = StringList(["```{eval-rst}", *lines, "```"], "vmdump.__all__")
