@@ -145,7 +145,8 @@ def play(
             input=json.dumps(played),
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # names of guests that other tests have started
             check=False,
         )
     finally:
