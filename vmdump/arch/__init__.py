@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmdump.arch import (
     aarch64,
     arm,
@@ -144,7 +142,7 @@ def arch_of_elf(machine: int, elf_class: ElfClass, byteorder: ByteOrder) -> Arch
         return candidates[0]
     for arch in ARCHES:
         if arch.machine == machine and arch.elf_class == elf_class:
-            return replace(arch, byteorder=byteorder)
+            return arch._replace(byteorder=byteorder)
     return unknown_arch(machine, elf_class, byteorder)
 
 

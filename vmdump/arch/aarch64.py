@@ -7,7 +7,6 @@ user_sve_header`` (arch/arm64/include/uapi/asm/ptrace.h), which QEMU writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 
 from vmdump.arch.base import Arch
@@ -47,7 +46,6 @@ def _sve_layout(vector: int) -> Layout:
     return Layout("aarch64 SVE note", tuple(fields))
 
 
-@dataclass(frozen=True)
 class _SveNote(RegisterNote):
     """NT_ARM_SVE, as long as the vectors are: ``sve_vl`` says how many bytes that is."""
 

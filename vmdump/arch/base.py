@@ -6,9 +6,8 @@ Page frames are counted from address 0 on all of them: ARCH_PFN_OFFSET is 0 in e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmdump.arch.registers import RegisterNote, build_cpus, parse_cpus
 from vmdump.formats.elf import ElfClass
@@ -49,8 +48,7 @@ def linear_map(vmcoreinfo: Vmcoreinfo, address: int, lowest: int) -> int | None:
     return address - begin + lowest if begin in _PAGE_OFFSETS and begin <= address < 1 << 32 else None
 
 
-@dataclass(frozen=True)
-class Arch:
+class Arch(NamedTuple):
     """One CPU architecture in one byte order.
 
     Attributes

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmdump.arch.base import Arch
 from vmdump.arch.mips64 import SPECIAL, kernel_to_phys
 from vmdump.arch.registers import numbered, prstatus, words
@@ -29,4 +27,4 @@ BIG = Arch(
     ),
     kernel_to_phys=kernel_to_phys,
 )
-LITTLE = replace(BIG, name="mipsel", byteorder="little")
+LITTLE = BIG._replace(name="mipsel", byteorder="little")

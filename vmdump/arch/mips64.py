@@ -6,8 +6,6 @@ these machines.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmdump.arch.base import Arch
 from vmdump.arch.registers import numbered, prstatus, words
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
@@ -45,4 +43,4 @@ BIG = Arch(
     kernel_to_phys=kernel_to_phys,
     page_tables="mips64:mips64_spaces",
 )
-LITTLE = replace(BIG, name="mips64el", byteorder="little")
+LITTLE = BIG._replace(name="mips64el", byteorder="little")

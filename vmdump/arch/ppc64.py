@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmdump.arch.base import Arch
 from vmdump.arch.powerpc import register_notes
 from vmdump.formats.vmcoreinfo import Vmcoreinfo
@@ -32,4 +30,4 @@ BIG = Arch(
     kernel_to_phys=_kernel_to_phys,
     page_tables="ppc64:ppc64_spaces",
 )
-LITTLE = replace(BIG, name="ppc64le", uts_machine="ppc64le", byteorder="little")
+LITTLE = BIG._replace(name="ppc64le", uts_machine="ppc64le", byteorder="little")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import click
 
@@ -72,7 +71,7 @@ def read_command(
         late_bar(source_name(dump), shown=virtual and sys.stderr.isatty()) as progress,
         session(dump) as source,
     ):
-        guest = replace(choice, progress=progress).lazily(source.guest)
+        guest = choice._replace(progress=progress).lazily(source.guest)
         if as_hex and output != "-":
             raise RequestError("hex: goes to standard output, not to a file", parameter="hex")
         if as_hex or to_terminal:

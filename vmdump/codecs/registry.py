@@ -6,8 +6,7 @@ A new engine is its name in `_PREFERENCE` and, if it is native, ``csrc/codecs/NA
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +60,7 @@ _PREFERENCE = {
 _UNPACK_PREFERENCE = {**_PREFERENCE, "zlib": ("libdeflate", "isal", "zlib-ng", "zlib")}
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """A library that does a codec's work.
 
     Attributes

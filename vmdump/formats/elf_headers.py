@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,7 @@ _CLASSES: dict[int, ElfClass] = {code: elf_class for elf_class, code in ELFCLASS
 _ORDERS: dict[int, ByteOrder] = {code: order for order, code in ELFDATA.items()}
 
 
-@dataclass(frozen=True)
-class ElfHeaders:
+class ElfHeaders(NamedTuple):
     """What an ELF core says in front of its memory.
 
     Attributes

@@ -8,9 +8,8 @@ the table shows every byte of the structure.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ _ORDER_MARK = {"little": "<", "big": ">"}
 _CODES = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i4": "i", "i8": "q"}
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One field of a layout.
 
     Attributes
@@ -44,8 +42,7 @@ class Field:
     since: int = 1
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A structure whose padding is declared, too.
 
     Attributes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vmdump.errors import RequestError
 from vmdump.formats.kdump import CODEC_FLAGS
@@ -39,8 +38,7 @@ Layout = Literal["auto", "standard", "flattened"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "standard", "flattened")
 
 
-@dataclass(frozen=True)
-class DumpFormat:
+class DumpFormat(NamedTuple):
     """A format as the user names it.
 
     Attributes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -148,11 +147,11 @@ class Guest(GuestMemory):
 
     def without_search(self) -> Self:
         """Give the same guest, with the VMCOREINFO that it tells and no other."""
-        return view_of(self, told=replace(self.told, search=False))
+        return view_of(self, told=self.told._replace(search=False))
 
     def telling_progress(self, progress: Callable[[int, int], object] | None) -> Self:
         """Give the same guest, which tells (done, total) of a search for VMCOREINFO that takes long."""
-        return view_of(self, told=replace(self.told, progress=progress))
+        return view_of(self, told=self.told._replace(progress=progress))
 
     @property
     def notes(self) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,7 +274,7 @@ class VirtualMemory:
         # Under page-table isolation an x86 processor in user mode has tables without the kernel, in the
         # second page of a pair.
         for root in sorted({space.root & ~_PAGE, space.root}):
-            runs = walk(replace(space, root=root), self._read_tables, begin=offset, end=offset + 1)
+            runs = walk(space._replace(root=root), self._read_tables, begin=offset, end=offset + 1)
             if runs.size.size and int(runs.physical[0]) + offset - int(runs.virtual[0]) == physical:
                 return True
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from vmdump.errors import FormatError, SourceError
 from vmdump.formats.notes import count_cpus, is_fuzzy, iter_notes
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import TOLD_OR_FOUND
-from vmdump.guest.linux.utsname import Utsname
 from vmdump.guest.whole import count_pages, data_runs, partial_pages
 from vmdump.opening import opened_in_part
 from vmdump.readers.dump import Dump
@@ -214,7 +213,7 @@ def info(
             page_size=guest.page_size,
             cpus=count_cpus(notes, guest.byteorder) or 1 if notes_damage else guest.nr_cpus,
             phys_base=guest.phys_base,
-            utsname={field.name: _text(getattr(guest.utsname, field.name)) for field in fields(Utsname)},
+            utsname={name: _text(value) for name, value in guest.utsname._asdict().items()},
             guest_bytes=guest.size,
             excluded_bytes=max(guest.excluded_size - lost, 0),
             blocks=blocks,

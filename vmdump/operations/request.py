@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmdump.errors import RequestError, naming_shortages
@@ -58,8 +58,7 @@ def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) ->
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; {hint}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """The dump to be made of a guest.
 
     Attributes
@@ -102,8 +101,7 @@ class _Written(NamedTuple):
     tally: Tally
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A dump that was checked and can begin.
 
     Attributes
@@ -201,7 +199,7 @@ class Request:
         self, control: Control, exclusion: Exclusion | None, prepare: Callable[[Guest], object] | None = None
     ) -> Iterator[Guest]:
         """Hold the source's guest, with the VMCOREINFO that is wanted, without what is excluded."""
-        vmcoreinfo = replace(self.vmcoreinfo, progress=control.side_work())
+        vmcoreinfo = self.vmcoreinfo._replace(progress=control.side_work())
         with self.source.held(
             pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
         ) as guest:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,7 @@ ALIGNMENT = 4096
 """What a write that bypasses the page cache demands of its buffer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """A packed run; the arrays belong to the worker and are valid until the next result is asked for.
 
     Attributes
@@ -65,8 +63,7 @@ class Packed:
     copied: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(NamedTuple):
     """A run that was read; the arrays belong to the worker and are valid until the next result is asked for.
 
     Attributes

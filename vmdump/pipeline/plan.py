@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmdump.errors import RequestError
 from vmdump.guest.blocks import Block
@@ -12,8 +12,7 @@ from vmdump.units import ADDRESS_LIMIT, align_up
 __all__ = ["Run", "Slice", "chosen_blocks", "cut_blocks", "cut_runs", "whole_blocks"]
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The part of a block that is dumped: ``[begin, end)`` in bytes from the block's start."""
 
     block: Block
@@ -31,8 +30,7 @@ class Slice:
         return self.end - self.begin
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A piece of a slice: a chunk of data, or a hole of any length.
 
     Attributes

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmdump.arch import Arch
 from vmdump.readers.bytes.file import ByteFile
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Contents"]
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """The files of one dump, put in place; whoever reads them owns them.
 
     Attributes

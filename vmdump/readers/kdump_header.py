@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from vmdump.errors import CapabilityError, FormatError
@@ -77,7 +77,7 @@ class KdumpHeaders:
     @property
     def utsname(self) -> bytes:
         """The names as they lie in the file, `UTS_FIELD` bytes each."""
-        return b"".join(self.header[field.name].ljust(UTS_FIELD, b"\0") for field in fields(Utsname))
+        return b"".join(self.header[name].ljust(UTS_FIELD, b"\0") for name in Utsname._fields)
 
     @property
     def split(self) -> bool:

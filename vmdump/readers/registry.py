@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vmdump.arch import ARCHES, Arch, arch_by_name
 from vmdump.errors import FormatError, RequestError
@@ -34,8 +33,7 @@ _HEAD = 16
 """Bytes that a probe is given."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of dump.
 
     Attributes

@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -195,7 +194,7 @@ class _LiveView(LiveSource):
     ) -> AbstractContextManager[Guest]:
         """Hold the guest; one that is given now comes before the one that was chosen."""
         if vmcoreinfo.given is None:
-            vmcoreinfo = replace(self._vmcoreinfo, progress=vmcoreinfo.progress)
+            vmcoreinfo = self._vmcoreinfo._replace(progress=vmcoreinfo.progress)
         return self._source.held(pause=pause, cancelled=cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo)
 
     def release(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from vmdump.errors import CapabilityError, LayoutError, RequestError
 from vmdump.formats import kdump
@@ -21,8 +21,7 @@ _WORD = 64
 """Pages: crash counts the descriptors of a part by 64-bit words of the bitmap, from its first page's on."""
 
 
-@dataclass(frozen=True)
-class KdumpHead:
+class KdumpHead(NamedTuple):
     """All of a kdump file that is known before the first page is packed.
 
     Attributes
@@ -146,7 +145,7 @@ def _content(
         guest.byteorder,
         signature=kdump.SIGNATURE,
         header_version=kdump.HEADER_VERSION,
-        **{field.name: getattr(uts, field.name)[: UTS_FIELD - 1] for field in fields(uts)},
+        **{name: value[: UTS_FIELD - 1] for name, value in uts._asdict().items()},
         status=kdump.CODEC_FLAGS[codec] | (kdump.STATUS_INCOMPLETE if guest.incomplete else 0),
         block_size=block_size,
         sub_hdr_size=sub_hdr_size,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,7 @@ _SHARED_CODECS = ("zlib", "zstd")
 where these codecs take 13 to 19 us and the others 6."""
 
 
-@dataclass(frozen=True)
-class KdumpForm:
+class KdumpForm(NamedTuple):
     """The form that a kdump file is to have.
 
     Attributes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ _WORTH_ALIGNING = 256 << 10
 byte is copied, and half a block on average, less than 1 %, is lost to zeros. What is shorter is gathered."""
 
 
-@dataclass(frozen=True)
-class DataAhead:
+class DataAhead(NamedTuple):
     """Page data in a standard kdump file that was packed while the guest still ran.
 
     Attributes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmdump.errors import RequestError
 from vmdump.formats.names import DumpFormat, Family, Layout, find_format, find_layout
@@ -65,8 +65,7 @@ def make_writer(
     return make(_Options(dump_format.codec or "", wanted_layout, engine, level, within, paging))
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     """What the writers of a family are made from."""
 
     codec: str

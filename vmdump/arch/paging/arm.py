@@ -5,7 +5,6 @@ Source: Arm's Architecture Reference Manual for ARMv7-A, chapter B3 (VMSA).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -48,7 +47,7 @@ _SHORT = TableFormat(32, (20, 12), _decode, entry_size=4, valid=_valid)
 @cache
 def _long() -> TableFormat:
     """Give the format of LPAE: that of AArch64's three levels, with fewer bits of an address."""
-    return replace(aarch64_format(12, 39), bits=32)
+    return aarch64_format(12, 39)._replace(bits=32)
 
 
 def arm_spaces(facts: KernelFacts) -> AddressSpaces:

@@ -8,7 +8,6 @@ QEMU clears only bit 63 of an x86 page's entry before it takes the rest for an a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -33,13 +32,13 @@ def mapped_runs(
     max_tables: int,
 ) -> Runs:
     """Walk all page tables and merge what they map; see :func:`vmdump.arch.paging.mappings.mapped_runs`."""
-    misread = [replace(space, format=_misread(space.format)) for space in spaces]
+    misread = [space._replace(format=_misread(space.format)) for space in spaces]
     return mappings.mapped_runs(misread, read, keep, max_tables=max_tables, add=_added)
 
 
 @cache
 def _misread(form: TableFormat) -> TableFormat:
-    return replace(form, decode=partial(_decode, form=form))
+    return form._replace(decode=partial(_decode, form=form))
 
 
 def _decode(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -140,8 +139,7 @@ class Runs(NamedTuple):
         return self.take(first)._replace(size=np.add.reduceat(self.size, first))
 
 
-@dataclass(frozen=True)
-class TableFormat:
+class TableFormat(NamedTuple):
     """How an architecture, in one of its modes, lays out page tables.
 
     An entry of zero is not valid: so reads what is not in memory.
@@ -188,8 +186,7 @@ class TableFormat:
         return data.view(f"{code}u{self.entry_size}").astype(np.uint64, copy=False)
 
 
-@dataclass(frozen=True)
-class AddressSpace:
+class AddressSpace(NamedTuple):
     """A root of page tables, and what the hardware makes of the addresses above the translated bits.
 
     Attributes
@@ -255,8 +252,7 @@ class AddressSpace:
         return runs
 
 
-@dataclass(frozen=True)
-class AddressSpaces:
+class AddressSpaces(NamedTuple):
     """The page tables that a guest is known to have.
 
     Attributes
@@ -273,12 +269,11 @@ class AddressSpaces:
 
     kernel: AddressSpace | None = None
     cpus: tuple[AddressSpace | None, ...] = ()
-    direct: Runs = field(default_factory=lambda: Runs.joined(()))
+    direct: Runs = Runs.joined(())
     kernel_first: bool = False
 
 
-@dataclass(frozen=True)
-class KernelFacts:
+class KernelFacts(NamedTuple):
     """What leads to a guest's page tables.
 
     Attributes

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -75,8 +74,7 @@ def _checked(text: bytes) -> bytes:
     return lines
 
 
-@dataclass(frozen=True)
-class VmcoreinfoChoice:
+class VmcoreinfoChoice(NamedTuple):
     """Which VMCOREINFO a guest is to have.
 
     Attributes

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from vmdump.arch import Arch, arch_by_uts_machine
 from vmdump.errors import CodecError, FormatError, ReadError
@@ -19,8 +18,7 @@ from vmdump.units import ADDRESS_LIMIT
 __all__ = ["Kernel", "Told"]
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """The VMCOREINFO that a guest tells or was given, and whether another one is looked for.
 
     Attributes
@@ -62,7 +60,7 @@ class Told:
         """Let a text, which may have been found in memory, take the place of what the notes tell."""
         others = without_notes(self.notes, VMCOREINFO_NAME, self.byteorder)
         notes = others + build_note(VMCOREINFO_NAME, 0, text, self.byteorder)
-        return replace(self, notes=notes, lines=Vmcoreinfo(text), found=found)
+        return self._replace(notes=notes, lines=Vmcoreinfo(text), found=found)
 
     @property
     def is_whole(self) -> bool:
@@ -70,8 +68,7 @@ class Told:
         return "OSRELEASE" in self.lines
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A guest's Linux kernel as a VMCOREINFO describes it, which may be that of another kernel.
 
     Attributes
@@ -139,4 +136,4 @@ class Kernel:
         if arch.uts_machine:
             meant = arch_by_uts_machine(machine.decode("ascii", "replace"), elf_class, byteorder)
             machine = machine if meant.machine == arch.machine else arch.uts_machine.encode()
-        return names.completed(machine) if names.release else replace(names, machine=machine)
+        return names.completed(machine) if names.release else names._replace(machine=machine)

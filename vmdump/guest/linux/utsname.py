@@ -6,7 +6,7 @@ version and machine are there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 __all__ = ["UTS_FIELD", "UTS_SIZE", "Utsname", "names_told"]
 
@@ -20,8 +20,7 @@ _LOST = 4
 """makedumpfile 1.6.7 reads the names where they began before Linux 5.11, behind a counter of 4 bytes."""
 
 
-@dataclass(frozen=True)
-class Utsname:
+class Utsname(NamedTuple):
     """What ``uname -a`` prints in the guest; empty where it is not known."""
 
     sysname: bytes = b""
@@ -43,7 +42,7 @@ class Utsname:
 
     def completed(self, machine: bytes) -> Utsname:
         """Fill in what readers demand of a Linux; `machine` takes the place of the name that is there."""
-        return replace(self, version=self.version or _UNKNOWN, machine=machine)
+        return self._replace(version=self.version or _UNKNOWN, machine=machine)
 
     @classmethod
     def of_release(cls, release: bytes) -> Utsname:

@@ -125,7 +125,7 @@ class SalvagedKdump(KdumpDump):
     def __init__(self, contents: Contents) -> None:
         self._salvaged = parts = _parts_of(contents)
         try:
-            super().__init__(replace(contents, files=parts))
+            super().__init__(contents._replace(files=parts))
         except LayoutError as error:
             raise FormatError(f"it ends before any memory: {error}", path=self.path) from error
         self._parts = list(self._with_zero_pages())

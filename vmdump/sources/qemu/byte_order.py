@@ -6,8 +6,6 @@ every guest for a big-endian one; crash does not open such a dump of a little-en
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vmdump.arch.ppc64 import BIG, LITTLE
 from vmdump.formats.elf_headers import ElfHeaders
 from vmdump.formats.notes import build_note, iter_notes
@@ -46,4 +44,4 @@ def in_guests_byte_order(headers: ElfHeaders) -> ElfHeaders:
         for note in iter_notes(headers.notes, "big")
         if (note.name, note.type) not in registers
     )
-    return replace(headers, byteorder="little", notes=LITTLE.notes(cpus) + b"".join(others))
+    return headers._replace(byteorder="little", notes=LITTLE.notes(cpus) + b"".join(others))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from vmdump.errors import CapabilityError
 from vmdump.formats.layout import ByteOrder
@@ -20,8 +19,7 @@ _ABSENT = -1
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})")
 
 
-@dataclass(frozen=True)
-class PageLayout:
+class PageLayout(NamedTuple):
     """How struct pages are laid out, and which values in them mean what.
 
     Chosen by which keys there are, never by the release: stable kernels take later ones' changes. Only the
@@ -145,7 +143,7 @@ class PageLayout:
             A field is not inside a struct page.
         """
         try:
-            return kernel.PageTyper(**asdict(self))
+            return kernel.PageTyper(**self._asdict())
         except (ValueError, OverflowError) as error:
             raise CapabilityError(
                 f"VMCOREINFO: a field that it tells is not inside a struct page of {self.size} bytes"
