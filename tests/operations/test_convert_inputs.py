@@ -15,6 +15,7 @@ from oracles.kdump import Kdump
 from oracles.kdump_builder import Build, build_kdump, build_split
 
 import vmdump
+from vmdump.guest.linux.page_types.types import PageTypes
 
 PAGE = 4096
 FORMATS = ["elf", "kdump-lzo"]
@@ -61,6 +62,30 @@ def test_pages_of_several_codecs(named: str, wanted: str, tmp_path: Path) -> Non
     for index in np.flatnonzero(taken).tolist():
         (old, size, _, _), (new, new_size, _, _) = (dump.descriptors[index].tolist() for dump in (mixed, one))
         assert mixed.data_at(old, size) == one.data_at(new, new_size)
+
+
+@pytest.mark.parametrize("exclude", [1, 31])
+def test_pages_that_are_copied_are_not_unpacked_beside_others(
+    exclude: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in their bytes stays as it is, with and without a filter before them."""
+    raw = bytearray(build_kdump(Build(PAGES, codecs=("lzo", "zlib"), sub={"dump_level": 1})))
+    (tmp_path / "mixed").write_bytes(raw)
+    mixed = Kdump(tmp_path / "mixed")
+    index = int(np.flatnonzero(mixed.descriptors["flags"] == 2)[0])
+    offset, size, _, _ = mixed.descriptors[index].tolist()
+    raw[offset : offset + size] = b"\xff" * size
+    (tmp_path / "mixed").write_bytes(raw)
+    if exclude > 1:  # there are no struct pages in it, all of which stay then
+        types = PageTypes(PAGE, [])
+        monkeypatch.setattr("vmdump.operations.exclusion.tell_types", lambda *_, **__: types)
+        monkeypatch.setattr("vmdump.guest.linux.page_types.types.demand_vmcoreinfo", lambda _: None)
+    vmdump.convert(tmp_path / "mixed", tmp_path / "one", format="kdump-lzo", exclude=exclude)
+    one = Kdump(tmp_path / "one")
+    at, length, _, _ = one.descriptors[index].tolist()
+    assert one.data_at(at, length) == b"\xff" * size
+    others = {pfn: content for pfn, content in PAGES.items() if pfn != sorted(PAGES)[index]}
+    assert {pfn: one.page(pfn) for pfn in others} == others
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])

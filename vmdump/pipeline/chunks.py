@@ -169,7 +169,15 @@ class _Worker(threading.local):
         hashes = copied.hashes(stored)
         sizes, offsets, data = np.where(wanted, stored.sizes, np.uint32(0)), stored.offsets, stored.data
         if others.size:
-            pages = run.block.memory.view(run.offset, run.length, np.empty(run.length, np.uint8))
+            memory, scratch = run.block.memory, np.empty(run.length, np.uint8)
+            # Where pages are unpacked one by one, none is that will be copied.
+            view_without = getattr(memory, "view_without", None)
+            if view_without is None:
+                pages = memory.view(run.offset, run.length, scratch)
+            else:
+                without = np.ones(sizes.size, np.bool_)
+                without[others] = False
+                pages = view_without(run.offset, run.length, scratch, without)
             rest = pages.reshape(-1, page_size)[others].reshape(-1)
             out, rest_sizes = (
                 np.empty(self._packer.bound(others.size), np.uint8),

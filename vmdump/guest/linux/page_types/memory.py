@@ -103,6 +103,15 @@ class _PartialMemory:
             ]
         return result
 
+    def view_without(self, offset: int, length: int, scratch: Pages, without: NDArray[np.bool_]) -> Pages:
+        """Read whole pages that are not left out, but those of `without`, which may hold anything."""
+        view_without = getattr(self._memory, "view_without", None)
+        if view_without is None:
+            return self.view(offset, length, scratch)
+        found = self._kept(offset, length)
+        pages: Pages = view_without(offset, length, scratch, without if found is None else without | found[0])
+        return pages
+
     def view(self, offset: int, length: int, scratch: Pages) -> Pages:
         """Read what is not left out; the rest is zero."""
         found = self._kept(offset, length)
