@@ -14,6 +14,7 @@ from vmdump.errors import SinkError
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
 from vmdump.formats.layout import ByteOrder
 from vmdump.pipeline.ahead import PLACE
+from vmdump.units import align_up
 from vmdump.writers.lanes import Lane
 from vmdump.writers.tally import Tally
 
@@ -149,7 +150,7 @@ class DescriptorTable:
 
     def _emit_zero_pages(self, count: int, lane: Lane) -> None:
         if self._zero_batch.size < min(count, _BATCH):
-            self._zero_batch = np.zeros(_BATCH, self._dtype)
+            self._zero_batch = np.zeros(min(align_up(count, 1 << 12), _BATCH), self._dtype)
             self._zero_batch["offset"] = self._zero_offset
             self._zero_batch["size"] = self._page_size
         raw = self._zero_batch.view(np.uint8)

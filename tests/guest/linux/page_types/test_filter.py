@@ -50,6 +50,16 @@ def test_it_says_what_is_left_out(guest: Any) -> None:
     assert view.read(kept * PAGE, 16) == guest.read(kept * PAGE, 16)
 
 
+def test_any_range_of_pages(guest: Any) -> None:
+    """Of one of the parts in which it is remembered, of several, and beyond the guest's end."""
+    view = view_of_level(guest, 31)
+    pages = expected("6.12")["max_mapnr"]
+    excluded = np.zeros(2 * pages, bool)
+    excluded[:pages] = view.filtered.excluded(0, pages)
+    for begin, end in [(0, 2 * pages), (0, 0), (5, 5 + pages), (32767, 32769), (32768, 65536), (40, 41)]:
+        assert np.array_equal(view.excluded_pages(begin, end - begin), excluded[begin:end])
+
+
 def test_memory_has_what_is_kept_and_zeros_elsewhere(guest: Any) -> None:
     view = view_of_level(guest, 31)
     plain, part = guest.blocks[0].memory, view.blocks[0].memory

@@ -31,6 +31,9 @@ def page_frames(runs: Runs, address: int, length: int, page_size: int) -> NDArra
         None where a page is not whole, or not in one piece.
     """
     begins, physical, sizes = _cut(runs, address, length)
+    if sizes.size == 1 and int(sizes[0]) == length and (int(physical[0]) | length) % page_size == 0:
+        first = int(physical[0]) // page_size
+        return np.arange(first, first + length // page_size)
     size = np.uint64(page_size)
     if ((begins | physical | sizes) % size).any() or int(sizes.sum()) != length:
         return None
