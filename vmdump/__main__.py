@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
+import os
 import sys
+import threading
 from typing import NoReturn
 
 from vmdump.cli.signals import Signals
@@ -25,6 +29,20 @@ def run() -> NoReturn:
         from vmdump.cli.main import run_line
 
         code = run_line(sys.argv[1:], signals)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process; Python would take apart first, for 10 ms, what was imported.
+
+    What is to be done at the end is done, and where something still runs or cannot be flushed, Python ends.
+    """
+    atexit._run_exitfuncs()
+    if threading.active_count() == 1:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 
