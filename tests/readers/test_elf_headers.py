@@ -101,6 +101,18 @@ def test_the_last_byte_alone(tmp_path: Path) -> None:
         assert dump.read((1 << 64) - 1, 1) == b"e"
 
 
+@pytest.mark.parametrize(("start", "size"), [(0, (1 << 64) - 1), (0x800, (1 << 64) - PAGE)])
+def test_memory_that_fills_all_addresses(
+    start: int, size: int, tmp_path: Path, run_vmdump: RunVmdump
+) -> None:
+    (tmp_path / "core").write_bytes(build_elf([Load(start, b"data" * 1024, memsz=size)]))
+    for command in (["info"], ["info", "--page", "0"], ["verify"]):
+        done = run_vmdump(*command, tmp_path / "core")
+        assert done.returncode == LayoutError.exit_code
+        text = f"{tmp_path / 'core'}: its memory fills all 64 bits of addresses: no guest has that"
+        assert done.stderr == f"vmdump: {text}\n".encode()
+
+
 @pytest.mark.parametrize("count", [1, 3, 70_000])
 def test_notes_with_nothing_in_them(count: int, tmp_path: Path) -> None:
     """Room for the notes of CPUs that are off is zeros; it is not counted, and not carried on."""

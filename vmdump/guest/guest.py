@@ -19,7 +19,8 @@ from vmdump.guest.linux.kernel import Kernel, Told
 from vmdump.guest.linux.utsname import Utsname
 from vmdump.guest.memory import GuestMemory, largest_page
 from vmdump.guest.views import view_of
-from vmdump.units import counted, is_power_of_two
+from vmdump.guest.whole import count_pages
+from vmdump.units import ADDRESS_LIMIT, counted, is_power_of_two
 
 if TYPE_CHECKING:
     from vmdump.arch.paging import Runs
@@ -127,6 +128,8 @@ class Guest(GuestMemory):
         self._page_size_asked = page_size
         if not is_power_of_two(self.page_size) or not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise LayoutError(f"page size {self.page_size} is not a power of two from 4096 to 65536")
+        if count_pages(self.blocks, MAX_PAGE_SIZE) == ADDRESS_LIMIT // MAX_PAGE_SIZE:
+            raise LayoutError("its memory fills all 64 bits of addresses: no guest has that")
 
     def _with_registers(self, notes: bytes, cpus: Sequence[Mapping[str, int]]) -> bytes:
         if count_cpus(notes, self.byteorder):

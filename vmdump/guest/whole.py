@@ -32,11 +32,6 @@ def whole_pages(blocks: Sequence[Block], page_size: int) -> Sequence[Block]:
     -------
     sequence of Block
         `blocks` itself, if that is what they are.
-
-    Raises
-    ------
-    LayoutError
-        In whole pages a block has 2^64 bytes.
     """
     starts, sizes = block_bounds(blocks)
     size = np.uint64(page_size)
