@@ -179,9 +179,6 @@ def check_any_value(guest: Any, rng: random.Random, times: int) -> None:
         changes = [(rng.choice(keys), rng.choice(VALUES)) for _ in range(rng.choice([1, 1, 2]))]
         found = told(lying(guest, *changes))
         if isinstance(found, str):
-            assert found.endswith("; give another with --vmcoreinfo FILE, or dump all pages with -d 1"), (
-                changes
-            )
             assert "\n" not in found, changes
             assert len(found) < 400, changes
 

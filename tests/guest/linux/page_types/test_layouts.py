@@ -394,5 +394,5 @@ def test_sections_that_are_not_present_are_kept() -> None:
 
 
 def test_no_keys_of_struct_pages() -> None:
-    with pytest.raises(CapabilityError, match=r"^VMCOREINFO: no key tells where struct pages are; .*-d 1$"):
+    with pytest.raises(CapabilityError, match=r"^VMCOREINFO: no key tells where struct pages are$"):
         tell_types(guest_of(np.zeros(1 << 20, np.uint8), KEYS_6_12))
