@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from types import MappingProxyType
+from typing import SupportsIndex
 
 from vmdump.errors import RequestError
+from vmdump.suggestions import is_it
 
 __all__ = ["CACHE", "CACHE_PRIVATE", "EXCLUDABLE", "FREE", "MAX_LEVEL", "USER", "ZERO", "parse_level"]
 
@@ -23,7 +26,7 @@ EXCLUDABLE = MappingProxyType(
 """The bits by name."""
 
 
-def parse_level(exclude: int | str | Iterable[str]) -> int:
+def parse_level(exclude: SupportsIndex | str | Iterable[str]) -> int:
     """Take what a user wants to exclude.
 
     Parameters
@@ -36,16 +39,19 @@ def parse_level(exclude: int | str | Iterable[str]) -> int:
     RequestError
         There is no such level, or no such name.
     """
-    if isinstance(exclude, int):
-        if not 0 <= exclude <= MAX_LEVEL:
-            raise RequestError(f"exclude: level {exclude} is not from 0 to {MAX_LEVEL}", parameter="exclude")
-        return int(exclude)
+    if isinstance(exclude, SupportsIndex):
+        level = operator.index(exclude)
+        if not 0 <= level <= MAX_LEVEL:
+            raise RequestError(f"exclude: level {level} is not from 0 to {MAX_LEVEL}", parameter="exclude")
+        return level
     level = 0
     for name in exclude.split(",") if isinstance(exclude, str) else exclude:
-        bit = EXCLUDABLE.get(name.strip())
+        bit = EXCLUDABLE.get(name.strip()) if isinstance(name, str) else None
         if bit is None:
+            near = is_it(str(name).strip().lower(), EXCLUDABLE)
             raise RequestError(
-                f"exclude: {name!r} is not one of {', '.join(EXCLUDABLE)}", parameter="exclude"
+                f"exclude: {name!r} is not known{near}; there are {', '.join(EXCLUDABLE)}",
+                parameter="exclude",
             )
         level |= bit
     return level
