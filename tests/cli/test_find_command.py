@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from oracles import kdump_builder
 from vmdump import errors
 
 PAGE = 4096
+PATIENCE = 60
 
 
 @pytest.fixture
@@ -72,3 +78,27 @@ def test_says_what_was_not_searched(tmp_path: Path, run_vmdump: RunVmdump) -> No
     assert done.returncode == 0
     assert done.stdout.split() == [b"0xffc", b"0x1ffc"]
     assert done.stderr == b"vmdump: 4.0 KiB could not be read and were not searched\n"
+
+
+def test_expression_that_takes_for_ever_is_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "ram").write_bytes(b"a" * PAGE)
+    command = [sys.executable, "-m", "vmdump", "find", f"raw:{tmp_path}/ram", "(a|a)*b", "--regex"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            wait_until_busy(child)
+            child.send_signal(signal.SIGINT)
+            assert "SIGINT" in child.communicate(timeout=PATIENCE)[1]
+            assert child.returncode == 130
+        finally:
+            child.kill()
+
+
+def wait_until_busy(child: subprocess.Popen[str]) -> None:
+    """Wait until it has used more of a processor than its start takes."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2].split()[11]
+        if int(ticks) > 3 * os.sysconf("SC_CLK_TCK"):
+            return
+        time.sleep(0.05)
+    pytest.fail("it did nothing")

@@ -77,7 +77,21 @@ class _Expression:
         self.before = self.after = max_length
         self.quiet = pattern.search(bytes(4 * max_length)) is None
 
-    def look(self, place: _Place) -> Spans:
+    def look(self, place: _Place) -> None:
+        """Leave it to :meth:`addresses`: only in the main thread can a match be interrupted."""
+
+    def addresses(self, found: Iterator[tuple[_Place, Any]]) -> Iterator[int]:
+        """Look for matches, without what overlaps a match in front of it."""
+        done, told = 0, -1
+        for place, _ in found:
+            first = min(max(place.first, done - place.address), place.last)
+            for begin, end in self._spans(place._replace(first=first)):
+                if place.address + begin > told:
+                    told = place.address + begin
+                    yield told
+                done = place.address + end
+
+    def _spans(self, place: _Place) -> Spans:
         """Give offsets ``[begin, end)`` of the matches, which do not overlap."""
         view, found, at = memoryview(place.data), Spans(), place.first
         while at < place.last:
@@ -97,19 +111,6 @@ class _Expression:
             else:
                 return found
         return found
-
-    def addresses(self, found: Iterator[tuple[_Place, Any]]) -> Iterator[int]:
-        """Give what was found, without what overlaps a match in front of it."""
-        done, told = 0, -1
-        for place, spans in found:
-            if spans and place.address + spans[0][0] < done:
-                # Matches were looked for from the middle of another one on.
-                spans = self.look(place._replace(first=min(done - place.address, place.last)))
-            for begin, end in spans:
-                if place.address + begin > told:
-                    told = place.address + begin
-                    yield told
-                done = place.address + end
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _matcher(pattern: Buffer | re.Pattern[bytes], max_length: int) -> _Bytes | _
             raise RequestError(f"max_length: {max_length} is not from 1 to {LONGEST}", parameter="max_length")
         if pattern.match(b"") is not None:
             raise RequestError(
-                f"pattern: {pattern.pattern!r} matches no bytes at all, which are everywhere",
+                f"pattern: {pattern.pattern!r} matches zero bytes as well, which are everywhere",
                 parameter="pattern",
             )
         return _Expression(pattern, max_length)
@@ -193,8 +194,10 @@ def _matcher(pattern: Buffer | re.Pattern[bytes], max_length: int) -> _Bytes | _
             "pattern: memory is bytes; encode the text, as in text.encode()", parameter="pattern"
         )
     raw = bytes(memoryview(pattern))
-    if not 1 <= len(raw) <= LONGEST:
-        raise RequestError(f"pattern: {len(raw)} bytes are not from 1 to {LONGEST}", parameter="pattern")
+    if not raw:
+        raise RequestError("pattern: it is empty, and nothing is everywhere", parameter="pattern")
+    if len(raw) > LONGEST:
+        raise RequestError(f"pattern: it has {len(raw)} bytes, and may have {LONGEST}", parameter="pattern")
     return _Bytes(raw)
 
 
