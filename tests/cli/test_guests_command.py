@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -49,7 +51,36 @@ def test_hostile_name(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     guest = replace(GUEST, name="a\x1b[2J/../b;c", source="qmp:/run/a b\n")
     text = shown(guest, monkeypatch=monkeypatch, capfd=capfd)
     assert "\x1b" not in text
-    assert text.splitlines()[-1] == r"  vmdump dump 'qmp:/run/a b\n' a--2J-..-b-c.kdump"
+    command_line = text.splitlines()[-1].strip()
+    assert command_line == r"vmdump dump $'qmp:/run/a b\x0a' a--2J-..-b-c.kdump"
+
+
+@pytest.mark.parametrize("path", ["/run/a\nb.qmp", "/run/\x1b[31m'$(id)'\\n.qmp", "/run/\udcff\x9b é.qmp"])
+def test_copied_command_names_the_socket(
+    path: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(replace(GUEST, source=f"qmp:{path}"), monkeypatch=monkeypatch, capfd=capfd)
+    copied = text.splitlines()[-1].strip()
+    assert copied.isprintable()
+    shell = ["bash", "-c", copied.replace("vmdump dump", "printf '%s\\0'", 1)]
+    given = subprocess.run(shell, stdout=subprocess.PIPE, check=True).stdout
+    assert given.split(b"\0")[0] == os.fsencode(f"qmp:{path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("--force", "force.kdump"),
+        ("../..", "guest.kdump"),
+        (".ssh", "ssh.kdump"),
+        ("x" * 4000, "x" * 60 + ".kdump"),
+    ],
+)
+def test_name_of_the_dump(
+    name: str, file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(replace(GUEST, name=name), monkeypatch=monkeypatch, capfd=capfd)
+    assert text.splitlines()[-1].split()[-1] == file
 
 
 def test_reason_instead_of_a_command(

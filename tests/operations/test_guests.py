@@ -245,6 +245,33 @@ def test_accelerator_by_its_words(
     assert guest.accelerator == accelerator
 
 
+UUID = "6a3f8c1e-2d54-4f0b-9d1c-0a4b7e5f9c21"
+
+
+@pytest.mark.parametrize(
+    ("name", "uuid", "source"),
+    [
+        ("web?uri=qemu+ext:///system%3Fcommand=/tmp/mine", UUID, f"libvirt:{UUID}"),
+        ("web?uri=qemu+ext:///system%3Fcommand=/tmp/mine", "x?uri=qemu+ssh://elsewhere/", ""),
+        ("a?b=", "", ""),
+        ("", UUID, f"libvirt:{UUID}"),
+        ("what? [1]", UUID, "libvirt:what? [1]"),
+    ],
+)
+def test_domain_whose_name_has_options(
+    name: str, uuid: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of a domain chooses no daemon, nor a program that libvirt starts to reach one."""
+    chardev = "socket,id=charmonitor,path=/var/lib/libvirt/qemu/monitor.sock,server=on"
+    words = ["qemu-system-x86_64", "-name", f"guest={name}", "-uuid", uuid, "-chardev", chardev, ""]
+    monkeypatch.setattr(module, "command_line", lambda pid: words if pid == os.getpid() else [])
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "qemu:///system")
+    (guest,) = vmdump.guests()
+    assert guest.source == source
+    assert guest.can_be_dumped or "virsh rename" in guest.reason
+
+
 @pytest.mark.parametrize("program", ["qemu-img", "qemu-nbd", "qemu-aarch64", "sh", "virtqemud", "qemu-ga"])
 def test_other_programs_are_no_guests(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "command_line", lambda pid: [f"/usr/bin/{program}", "-m", "1G", ""])

@@ -16,6 +16,8 @@ __all__ = ["guests_command"]
 
 _INDENT = "  "
 _LETTERS = frozenset("-_.")
+_LONGEST = 60
+"""Characters of a guest's name that its dump has: a file's name has 255 bytes."""
 
 
 @click.command(
@@ -91,4 +93,6 @@ def _paragraph(text: str, width: int, indent: str = _INDENT) -> None:
 
 
 def _file_name(title: str) -> str:
-    return "".join(char if char.isalnum() or char in _LETTERS else "-" for char in title)
+    """Make the name of a file, which a shell, vmdump and a file system take for nothing else."""
+    name = "".join(char if char.isalnum() or char in _LETTERS else "-" for char in title[:_LONGEST])
+    return name.lstrip("-.") or "guest"

@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote
 
-from vmdump.errors import AccessDenied, SourceError
+from vmdump.errors import AccessDenied, RequestError, SourceError
 from vmdump.sources.emulator_words import is_emulator, memory_size, options, settings, target
 from vmdump.sources.libvirt.daemons import MONITOR, find_daemons
 from vmdump.sources.process.process import Process, command_line
 from vmdump.sources.qemu.seats import Seat, find_seats
+from vmdump.sources.spec import split_options
 
 __all__ = ["RunningGuest", "guests"]
 
@@ -133,7 +134,11 @@ def _describe(pid: int, words: Sequence[str]) -> RunningGuest:
     if _is_encrypted(words):
         reason = "its memory is encrypted, so nothing outside can read it: use kdump inside the guest"
     elif is_domain and find_spec("libvirt") is not None:
-        source = _domain_source(pid, owner, words, name)
+        source = _domain_source(pid, owner, words, _domain_name(name, chosen.get("uuid", "")))
+        if not source:
+            reason = (
+                f"no source can be written for a domain of this name: virsh rename {shlex.quote(name)} NAME"
+            )
     elif is_domain and free is None:
         reason = (
             f"it is libvirt's domain {name}, and libvirt-python is not installed: "
@@ -165,8 +170,26 @@ def _names_monitor(chardev: str) -> bool:
     return settings(chardev, "backend").get("id") == MONITOR
 
 
+def _domain_name(name: str, uuid: str) -> str:
+    """Give the name, or the UUID where the name would be read as options of the source; else nothing.
+
+    Any user can start a process that looks like a domain: ``?uri=qemu+ext:///...`` in its name is a program
+    that libvirt would start for whoever dumps the guest.
+    """
+    from uuid import UUID
+
+    with suppress(RequestError):
+        if name and split_options(name)[0] == name:
+            return name
+    with suppress(ValueError):
+        return str(UUID(uuid))
+    return ""
+
+
 def _domain_source(pid: int, owner: int, words: Sequence[str], name: str) -> str:
     """Name a domain, with the daemon where it is not the one that libvirt itself would ask."""
+    if not name:
+        return ""
     is_system = any(_SYSTEM_FOLDER in word for word in words)
     usual = _SYSTEM if is_system else _SESSION
     uri = usual
