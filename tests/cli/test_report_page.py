@@ -183,6 +183,23 @@ def test_errors_leave_no_page(tmp_path: Path, run_vmdump: RunVmdump) -> None:
     assert (tmp_path / "page").read_text() == "kept"
 
 
+def test_page_does_not_replace_the_dump(tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    dump = tmp_path / "dump"
+    vmdump.dump("synthetic:4M", dump, format="kdump-zlib")
+    for kept in (dump.read_bytes(), dump.read_bytes()[:-5000]):
+        dump.write_bytes(kept)
+        done = run_vmdump("report", dump, "-o", dump, "--force")
+        assert done.returncode == errors.SinkError.exit_code
+        assert b"the output is the file that holds the guest" in done.stderr
+        assert dump.read_bytes() == kept
+
+
+def test_page_on_standard_output(run_vmdump: RunVmdump) -> None:
+    done = run_vmdump("report", "synthetic:4M", "-o", "-")
+    assert check(done.stdout.decode())
+    assert done.stderr.startswith(b"standard output: ")
+
+
 def test_page_of_a_large_guest_is_small(tmp_path: Path) -> None:
     """1 TiB: not all of it is read, which the page says; neither it nor vmdump grows with the guest."""
     with (tmp_path / "ram").open("wb") as file:

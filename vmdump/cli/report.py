@@ -25,6 +25,7 @@ from vmdump.units import format_size
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
+    from vmdump.sinks.base import Sink
 
 __all__ = ["report_command"]
 
@@ -60,7 +61,7 @@ def report_command(
     """
     with open_sink(output, force=force) as sink:
         with progress_bar(source_name(dump), shown=sys.stderr.isatty() and not quiet) as progress:
-            found = _facts(dump, threads, progress)
+            found = _facts(dump, sink, threads, progress)
         made = page(found).encode("utf-8", "backslashreplace")
         with sink.errors("cannot write"):
             channel = sink.channel()
@@ -68,10 +69,11 @@ def report_command(
             channel.flush()
         sink.set_size(channel.position)
     if not quiet:
-        say(f"{output}: {format_size(len(made))}, for any browser", err=True)
+        where = "standard output" if output == "-" else output
+        say(f"{where}: {format_size(len(made))}, for any browser", err=True)
 
 
-def _facts(dump: str | tuple[str, ...], threads: int | None, progress: _Progress) -> Facts:
+def _facts(dump: str | tuple[str, ...], sink: Sink, threads: int | None, progress: _Progress) -> Facts:
     """Gather what the page has; what cannot be told is replaced by the reason."""
     with ExitStack() as stack:
         source: AnySource = dump
@@ -79,6 +81,8 @@ def _facts(dump: str | tuple[str, ...], threads: int | None, progress: _Progress
             # Opened once, so that a VMCOREINFO that has to be looked for is looked for once.
             source = stack.enter_context(session(dump))
         with opened_in_part(source, search=False) as (guest, damage):
+            # Before the minutes that the rest takes: the page may not take the place of the dump.
+            sink.begin(guest.files, guest.in_use)
             small = guest.size <= _ALL
             registers = _or_reason(lambda: _registers(guest.cpus))
         about = info(source, search=small, progress=progress)
