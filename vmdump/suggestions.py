@@ -14,10 +14,12 @@ def is_it(word: str, known: Iterable[str]) -> str:
     --------
     >>> is_it("kdump-zstdd", ["elf", "kdump-zstd"])
     ' (is it kdump-zstd?)'
+    >>> is_it("ZSTD", ["elf", "zstd"])
+    ' (is it zstd?)'
     >>> is_it("pdf", ["elf", "kdump-zstd"])
     ''
     """
     from difflib import get_close_matches  # 3 ms, for errors only
 
-    found = get_close_matches(word, list(known), n=1)
+    found = get_close_matches(word.lower(), list(known), n=1)
     return f" (is it {found[0]}?)" if found else ""

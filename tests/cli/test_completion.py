@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.command import RunVmdump
 from oracles import judges
+
+from vmdump.cli import completing
 
 SHELLS = ("bash", "zsh", "fish")
 BASH = """
@@ -120,3 +123,16 @@ def test_bash_completion_loads_it(folder: Path, run_vmdump: RunVmdump) -> None:
         ["bash", "--norc", "-i", "-c", text], capture_output=True, env=environment, text=True, check=False
     )
     assert "-F _vmdump_completion vmdump" in done.stdout
+
+
+def test_names_that_would_be_something_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a domain nor a socket can be two answers, or choose libvirt's daemon."""
+    monkeypatch.chdir(folder)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("two\nplain,lines")
+    assert completing._sockets("tw") == []
+    names = ["web", "x?uri=qemu+ext:///system", "a\nplain,b", "\x1b[2J"]
+    monkeypatch.setattr(
+        "vmdump.operations.guests.guests", lambda: [SimpleNamespace(domain=name) for name in names]
+    )
+    assert set(names) & set(completing._domains()) == {"web"}

@@ -48,6 +48,8 @@ def test_short_name_on_the_command_line(tmp_path: Path) -> None:
         (("-f", "kdump_zlib"), 2, "(is it kdump-zlib?)"),
         (("--layout", "flat"), 2, "(is it flattened?)"),
         (("--engine", "libdeflat"), 8, "(is it libdeflate?)"),
+        (("-f", "ZSTD"), 2, "(is it zstd?)"),
+        (("--exclude", "zero,usr"), 2, "(is it user?); there are zero, cache"),
     ],
 )
 def test_nearest_word(
@@ -79,6 +81,12 @@ def test_file_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_missing_source_of_a_dump(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", str(tmp_path / "web"), str(tmp_path / "out")]) == SourceError.exit_code
     assert capfd.readouterr().err.endswith("; 'vmdump guests' lists the running guests\n")
+
+
+@pytest.mark.parametrize("path", ["/tmp", "/etc/passwd"])
+def test_path_of_no_socket(path: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="this is no socket"):
+        vmdump.dump(f"qmp:{path}", tmp_path / "out")
 
 
 def test_path_of_a_qmp_socket(start: Start, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def _sockets(begun: str) -> list[str]:
     patterns = [f"{escape(begun)}*"] if begun else [f"{folder}/*" for folder in _FOLDERS]
     found = []
     for pattern in patterns:
-        for path in iglob(pattern):
+        # A name with a newline would be two answers to a shell.
+        for path in filter(str.isprintable, iglob(pattern)):
             with suppress(OSError):
                 mode = os.stat(path).st_mode
                 if stat.S_ISSOCK(mode):
@@ -122,4 +123,5 @@ def _domains() -> Iterator[str]:
     names = {guest.domain for guest in guests() if guest.domain}
     with suppress(OSError):
         names |= {name.removesuffix(".xml") for name in os.listdir(_STATE) if name.endswith(".xml")}
-    yield from sorted(names)
+    # Any process may claim to be a domain: no name is an option, ?uri= of a daemon, or two answers.
+    yield from sorted(name for name in names if name.isprintable() and "?" not in name)

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import socket
+import stat
 import struct
 import threading
 from typing import Any, TypeVar
@@ -272,7 +273,16 @@ class Monitor(CommandThread):
 
 def _one_line(error: Exception) -> str:
     """Give the text of QEMU's, or of the client, which may have several lines."""
+    if isinstance(error, EOFError) and not str(error):
+        return "it closes the connection"
     return " ".join(str(error)[:_MAX_TEXT].split()) or type(error).__name__
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _connect(path: str) -> socket.socket:
@@ -288,7 +298,7 @@ def _connect(path: str) -> socket.socket:
             code = errno.EAGAIN
         hint = {
             errno.ENOENT: "start QEMU with -qmp unix:PATH,server,nowait",
-            errno.ECONNREFUSED: "its QEMU has ended",
+            errno.ECONNREFUSED: "its QEMU has ended" if _is_socket(path) else "this is no socket",
             errno.EACCES: "the socket is another user's: run vmdump as that user, or as root",
             errno.EAGAIN: "another client holds it: give QEMU a second socket",
             errno.ENAMETOOLONG: "a Unix socket's path has at most 107 bytes",
