@@ -96,6 +96,8 @@ def test_dump_like_a_choice_of_bench(tmp_path: Path) -> None:
         with pytest.raises(RequestError) as caught:
             vmdump.dump(SOURCE, tmp_path / "dump", like=found.smallest, **options)  # type: ignore[arg-type]
         assert caught.value.parameter == "like"
+    with pytest.raises(RequestError, match="'zstd' is no candidate"):
+        vmdump.dump(SOURCE, tmp_path / "dump", like="zstd")  # type: ignore[arg-type]
     assert not (tmp_path / "dump").exists()
 
 

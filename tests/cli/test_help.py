@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import tomllib
 from importlib import import_module
 
 import click
 import pytest
 from helpers.command import RunVmdump
+from helpers.house import ROOT
 from helpers.terminal import on_terminal
 
 from vmdump.cli import main as module
@@ -62,6 +64,11 @@ def test_examples_of_all_commands_are_right() -> None:
 
 def test_every_scheme_is_explained() -> None:
     assert {name.partition(":")[0] for name, _ in SOURCES if ":" in name} == set(schemes())
+
+
+def test_documentation_is_where_the_package_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Documentation"] == DOCUMENTATION
 
 
 @pytest.mark.parametrize("columns", WIDTHS)

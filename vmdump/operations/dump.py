@@ -159,6 +159,8 @@ def check_request(
     if like is not None:
         if format is not None or engine is not None or level is not None:
             raise RequestError("like: goes without format, engine and level", parameter="like")
+        if not isinstance(like, Choice):
+            raise RequestError(f"like: {like!r} is no candidate of vmdump.bench()", parameter="like")
         format, engine, level = like.format, like.engine or None, like.level
     format = DEFAULT_FORMAT if format is None else format
     left_out = parse_level(exclude)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from vmdump.errors import RequestError, naming_shortages
 from vmdump.guest.guest import Guest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Request", "Target", "check_keywords", "make_request"]
 
 
+@runtime_checkable
 class Choice(Protocol):
     """A format, and how its pages are packed; :class:`vmdump.Candidate` is one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -136,8 +137,8 @@ def wanted(
     RequestError
         The pattern is empty or too long, or a number is out of range.
     """
-    low = 0 if begin is None else begin
-    high = ADDRESS_LIMIT if length is None else low + length
+    low = 0 if begin is None else operator.index(begin)
+    high = ADDRESS_LIMIT if length is None else low + operator.index(length)
     if not 0 <= low <= high <= ADDRESS_LIMIT:
         parameter = "begin" if length is None else "length"
         raise RequestError(f"{parameter}: {low:#x}-{high:#x} is not within 64 bits", parameter=parameter)
