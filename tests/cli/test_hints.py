@@ -9,6 +9,7 @@ import pytest
 
 from vmdump.cli.main import main
 from vmdump.codecs import registry
+from vmdump.codecs.bindings import Binding
 from vmdump.kernels.engines import native_engines
 
 HINT = (
@@ -55,3 +56,14 @@ def test_capabilities_end_with_it(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["capabilities"]) == 0
     assert capsys.readouterr().out.endswith(HINT)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_reasons_are_whole_in_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Binding, "version", lambda self: "")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["capabilities"]) == 0
+    reason = "zlib-ng: package zlib-ng is not installed (pip install 'vmdump[bindings]')"
+    assert reason in capsys.readouterr().out.splitlines()

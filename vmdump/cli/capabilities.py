@@ -7,7 +7,7 @@ import click
 from vmdump import Capabilities, capabilities
 from vmdump.cli.help import TaughtCommand
 from vmdump.cli.hints import engine_hint
-from vmdump.cli.printing import console, say_json
+from vmdump.cli.printing import console, say, say_json
 
 __all__ = ["capabilities_command"]
 
@@ -49,14 +49,19 @@ def _show(found: Capabilities) -> None:
             engine.version or "-",
             levels,
             str(engine.default_level) if levels != "-" else "-",
-            engine.missing or "available",
+            "missing" if engine.missing else "available",
         )
     kernels = Table("kernel", "state", title="Zero-page tests")
     for name, missing in found.zero_kernels.items():
         state = missing or ("in use" if name == found.default_zero_kernel else "available")
         kernels.add_row(name, state)
-    for table in (formats, engines, kernels):
-        terminal.print(table)
+    terminal.print(formats)
+    terminal.print(engines)
+    # Below: in a column of an 80-column table they would be cut, and some are to be copied.
+    for engine in found.engines:
+        if engine.missing:
+            say(f"{engine.name}: {engine.missing}")
+    terminal.print(kernels)
     terminal.print(f"Layouts of kdump files: {', '.join(found.layouts)}")
     if hint := engine_hint((known.codec, known.default_engine) for known in found.formats):
         terminal.print(hint)
