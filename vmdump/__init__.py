@@ -144,6 +144,9 @@ _HOMES = {
 if not TYPE_CHECKING:  # mypy would take every misspelt name for one that this knows
 
     def __getattr__(name: str) -> object:
+        if name == "drgn":
+            # Not one of the names that a star imports: it would take the place of drgn itself.
+            return import_module("vmdump.drgn")
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ json.dump({name: dump.attr[name] for name in request["names"]}, sys.stdout)
 @functools.cache
 def _missing(name: str) -> str:
     """Why a judge cannot be asked, or an empty string."""
-    if name in ("drgn", "mypy"):
+    if name in ("drgn", "mypy", "pakunoda", "volatility3"):
         return "" if importlib.util.find_spec(name) else f"the Python package {name} is not installed"
     if name == "libkdumpfile":
         probe = subprocess.run([SYSTEM_PYTHON, "-c", "import kdumpfile"], capture_output=True, check=False)

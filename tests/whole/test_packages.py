@@ -147,7 +147,11 @@ def test_wheel_carries_libraries_and_their_licences(wheel: Path) -> None:
     licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
     assert licences == {"COPYING", *(f"{engine}.txt" for engine in LIBRARIES)}
     assert not [name for name in names if name.endswith((".c", ".pyx", ".h"))]
-    assert {"vmdump/py.typed", "vmdump/kernels/pack.pyi"} <= set(names)
+    assert {
+        "vmdump/py.typed",
+        "vmdump/kernels/pack.pyi",
+        "vmdump/integrations/volatility3/vmdump_layer.py",
+    } <= set(names)
     if getattr(sys, "_is_gil_enabled", lambda: True)():
         assert re.fullmatch(r"vmdump-[\d.]+-cp311-abi3-manylinux\w+\.whl", wheel.name)
         kernels = [name for name in names if name.startswith("vmdump/kernels/") and name.endswith(".so")]
@@ -165,6 +169,7 @@ def test_wheel_says_what_it_is_and_needs(wheel: Path) -> None:
     assert needed == {"numpy", "click", "rich", "qemu.qmp"}
     extra = set(re.findall(r"""^Requires-Dist: ([\w-]*).*; extra == ["']bindings["']$""", text, re.MULTILINE))
     assert extra == {"zlib-ng", "python-lzo", "python-snappy"}
+    assert re.search(r"""^Requires-Dist: drgn>=0\.3; extra == ["']drgn["']$""", text, re.MULTILINE)
 
 
 def test_every_format_works_without_bindings_and_libraries(installed: Path) -> None:
@@ -192,6 +197,12 @@ def test_the_libraries_are_those_of_the_wheel(installed: Path) -> None:
     codecs = [path for path in mapped if re.search(r"/lib(isal|deflate|lzo2|snappy|zstd)\b[^/]*$", path)]
     assert len(codecs) == len(LIBRARIES)
     assert all("/vmdump.libs/" in path for path in codecs)
+
+
+def test_folders_of_plugins_are_installed(installed: Path) -> None:
+    folder = Path(vmdump_of(installed, "integrations", "volatility3").strip())
+    assert folder.is_relative_to(installed)
+    assert (folder / "vmdump_layer.py").is_file()
 
 
 def test_manual_pages_are_installed(installed: Path) -> None:

@@ -45,6 +45,7 @@ _GROUPS = {
     },
     "Get to know vmdump": {
         "demo": "Dump a synthetic guest of SIZE in every format and read each page back.",
+        "integrations": "Print the folder of the plugins by which another program reads what vmdump reads.",
         "completion": "Print the script by which a shell completes commands, options, sources and formats.",
         "capabilities": "Show the formats, codecs and engines of this build, and why something is missing.",
     },
@@ -59,7 +60,18 @@ _EXAMPLES = (
 )
 _ONE_OUTPUT = ("convert", "dump", "read", "repair", "report")
 """Those that are done when their output is there."""
-_SHOWS = (None, "bench", "capabilities", "completion", "dmesg", "find", "guests", "info", "read")
+_SHOWS = (
+    None,
+    "bench",
+    "capabilities",
+    "completion",
+    "dmesg",
+    "find",
+    "guests",
+    "info",
+    "integrations",
+    "read",
+)
 """Those that only show something: who reads no more of it has seen enough."""
 
 
