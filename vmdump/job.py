@@ -14,7 +14,7 @@ from vmdump.errors import Cancelled, OutOfResources, naming_shortages
 from vmdump.operations.dump import DumpOptions, check_request
 from vmdump.operations.report import Report
 from vmdump.operations.request import check_keywords
-from vmdump.pipeline.control import Control
+from vmdump.pipeline.control import Control, Phase
 
 if TYPE_CHECKING:
     from vmdump.opening import AnySource
@@ -38,6 +38,8 @@ class Progress:
         Bytes a second since the start.
     eta : float or None
         Seconds that are left at that rate; None before the first byte.
+    phase : str
+        ``attach``; ``packing`` a guest that runs; ``paused``; ``writing`` what needs no pause; ``sync``.
     """
 
     status: Status
@@ -45,6 +47,7 @@ class Progress:
     total: int
     rate: float
     eta: float | None
+    phase: Phase
 
 
 class DumpJob:
@@ -201,7 +204,7 @@ class DumpJob:
         seconds = self._seconds if ended else time.monotonic() - self._began
         rate = self.done / seconds if seconds else 0.0
         eta = (self.total - self.done) / rate if rate else None
-        return Progress(self.status, self.done, self.total, rate, eta)
+        return Progress(self.status, self.done, self.total, rate, eta, self._control.phase)
 
     def __await__(self) -> Generator[Any, None, Report]:
         from vmdump.aio import wait  # asyncio takes 60 ms to load, and few need it

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from vmdump import convert
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_source,
     check_report,
@@ -19,15 +16,17 @@ from vmdump.cli.options import (
     format_option,
     json_option,
     layout_option,
-    quiet_option,
+    progress_options,
     search_option,
     source_name,
     threads_option,
     vmcoreinfo_option,
 )
-from vmdump.cli.printing import say, say_json
-from vmdump.cli.progress import progress_bar, summary
+from vmdump.cli.phases import telling
+from vmdump.cli.progress import say_report
 from vmdump.errors import IncompleteDump
+from vmdump.operations.convert import check_conversion
+from vmdump.pipeline.control import Control
 from vmdump.units import counted
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ __all__ = ["convert_command"]
 @click.option("--keep-going", is_flag=True, help="Exclude the lost pages of a damaged dump.")
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @json_option
-@quiet_option
+@progress_options
 def convert_command(
     source: str | tuple[str, ...],
     output: str,
@@ -82,6 +81,8 @@ def convert_command(
     force: bool,
     as_json: bool,
     quiet: bool,
+    lines: bool,
+    log_json: bool,
 ) -> None:
     """Write the dump SOURCE again as OUTPUT, in another format or layout.
 
@@ -92,11 +93,12 @@ def convert_command(
     the exit code is 15.
     """
     check_report(output, as_json=as_json)
-    shown = sys.stderr.isatty() and not quiet
-    with progress_bar(output, shown=shown) as progress:
-        report = convert(
+    control = Control()
+    with telling(output, control, quiet=quiet, lines=lines, log_json=log_json):
+        report = check_conversion(
             source,
             output,
+            control,
             format=format_name,
             layout=layout,
             split=split,
@@ -108,14 +110,8 @@ def convert_command(
             force=force,
             keep_going=keep_going,
             exclude=excluded(dump_level, exclude),
-            progress=progress,
-        )
-    if as_json:
-        say_json(report.as_dict())
-    elif shown:
-        say(summary(report), err=True)
-        if not engine and (hint := engine_hint([(report.codec, report.engine)])):
-            say(hint, err=True)
+        ).run(control)
+    say_report(report, as_json=as_json, quiet=quiet, log_json=log_json, hints=not engine)
     if report.lost_pages:
         raise IncompleteDump(
             f"{report.output}: the dump is written, but {counted(report.lost_pages, 'page')} of "

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vmdump import dump
 from vmdump.cli.help import TaughtCommand
-from vmdump.cli.hints import engine_hint
 from vmdump.cli.options import (
     as_size,
     as_source,
@@ -21,16 +18,18 @@ from vmdump.cli.options import (
     format_option,
     json_option,
     layout_option,
-    quiet_option,
+    progress_options,
     search_option,
     threads_option,
     vmcoreinfo_option,
 )
-from vmdump.cli.printing import say, say_json
-from vmdump.cli.progress import progress_bar, summary
+from vmdump.cli.phases import telling
+from vmdump.cli.progress import say_report
 from vmdump.cli.unstoppable import unstoppable
 from vmdump.errors import IncompleteDump
+from vmdump.operations.dump import check_request
 from vmdump.operations.report import Report
+from vmdump.pipeline.control import Control
 from vmdump.units import format_size
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ _SHOWN = 3
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @json_option
-@quiet_option
+@progress_options
 def dump_command(
     source: str | tuple[str, ...],
     output: str,
@@ -97,6 +96,8 @@ def dump_command(
     force: bool,
     as_json: bool,
     quiet: bool,
+    lines: bool,
+    log_json: bool,
 ) -> None:
     """Write the memory of SOURCE to OUTPUT.
 
@@ -106,8 +107,9 @@ def dump_command(
     addresses take 0x, K, M, G and T.
     """
     check_report(output, as_json=as_json)
-    with progress_bar(output, shown=sys.stderr.isatty() and not quiet) as progress, unstoppable(source):
-        report = dump(
+    control = Control()
+    with telling(output, control, quiet=quiet, lines=lines, log_json=log_json), unstoppable(source):
+        report = check_request(
             source,
             output,
             format=format_name,
@@ -125,14 +127,8 @@ def dump_command(
             compat=compat,
             exclude=excluded(dump_level, exclude),
             force_fuzzy=force_fuzzy,
-            progress=progress,
-        )
-    if as_json:
-        say_json(report.as_dict())
-    elif sys.stderr.isatty() and not quiet:
-        say(summary(report), err=True)
-        if not engine and (hint := engine_hint([(report.codec, report.engine)])):
-            say(hint, err=True)
+        ).run(control)
+    say_report(report, as_json=as_json, quiet=quiet, log_json=log_json, hints=not engine)
     if report.unreadable:
         raise _incomplete(report)
 

@@ -24,6 +24,7 @@ __all__ = [
     "format_option",
     "json_option",
     "layout_option",
+    "progress_options",
     "quiet_option",
     "search_option",
     "source_name",
@@ -94,7 +95,20 @@ threads_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a report as JSON on standard output."
 )
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary.")
+_lines_option = click.option(
+    "--progress", "lines", is_flag=True, help="A line for each phase and every five seconds, no bar."
+)
+_log_json_option = click.option(
+    "--log-json", is_flag=True, help="Progress, report and errors as lines of JSON on standard error."
+)
+
+
+def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how progress is told: quiet, lines, log_json."""
+    return quiet_option(_lines_option(_log_json_option(command)))
+
+
 search_option = click.option(
     "--no-search", is_flag=True, help="Do not look for VMCOREINFO in the guest's memory."
 )

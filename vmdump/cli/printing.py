@@ -118,17 +118,18 @@ def say(*lines: str, err: bool = False, keep: str = "") -> None:
         click.echo(text, err=err)
 
 
-def say_for_now(text: str) -> None:
+def say_for_now(text: str, colour: str = "") -> None:
     """Put a text in the place of the last one on the terminal's line, on standard error."""
+    shown = click.style(harmless(text), fg=colour) if colour else harmless(text)
     with _telling():
-        click.echo(f"{_NEW_LINE}{harmless(text)}", err=True, nl=False)
+        click.echo(f"{_NEW_LINE}{shown}", err=True, nl=False)
 
 
-def say_json(value: object) -> None:
-    """Print a value as JSON, on one line of standard output; errors as of :func:`say`."""
+def say_json(value: object, *, err: bool = False) -> None:
+    """Print a value as JSON, on one line of standard output or standard error; errors as of :func:`say`."""
     import json  # five modules, of use to few commands
 
-    say(json.dumps(value))
+    say(json.dumps(value), err=err)
 
 
 def console(*, err: bool = False) -> Console:

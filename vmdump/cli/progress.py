@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from vmdump.cli.printing import console, harmless
+from vmdump.cli.printing import console, harmless, say, say_json
 from vmdump.operations.report import Report
 from vmdump.units import counted, format_size
 
-__all__ = ["late_bar", "progress_bar", "summary"]
+__all__ = ["late_bar", "progress_bar", "say_report", "summary"]
 
 
 @contextmanager
@@ -60,6 +61,36 @@ def late_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None] 
         yield tell
 
 
+def say_report(report: Report, *, as_json: bool, quiet: bool, log_json: bool, hints: bool) -> None:
+    """Print the report of a dump: as JSON where that is asked for, else one line on standard error.
+
+    Parameters
+    ----------
+    report : Report
+        Of the dump.
+    as_json, quiet, log_json : bool
+        The options of the same names.
+    hints : bool
+        Say what would make the next dump faster.
+    """
+    if as_json:
+        say_json(report.as_dict())
+    if log_json:
+        say_json({"event": "report", **report.as_dict()}, err=True)
+        return
+    terminal = sys.stderr.isatty()
+    # What is wrong with a dump is said by the error's line, which says that it is written, too.
+    wrong = bool(report.unreadable or report.lost_pages)
+    if as_json or quiet or (wrong and not terminal):
+        return
+    say(summary(report), err=True)
+    if terminal and hints:
+        from vmdump.cli.hints import engine_hint
+
+        if hint := engine_hint([(report.codec, report.engine)]):
+            say(hint, err=True)
+
+
 def summary(report: Report) -> str:
     """Summarize a finished dump in one line."""
     share = report.output_bytes / report.guest_bytes
@@ -69,9 +100,11 @@ def summary(report: Report) -> str:
         f" {format_size(report.guest_bytes)} of guest memory"
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
+        f"{_paused(report)}"
         f"{_in_doubt(report)}"
         f"{_filled_up(report)}"
-        f"{_paused(report)}"
+        f"{_unreadable(report)}"
+        f"{_without_vmcoreinfo(report)}"
         f"{''.join(f'; {remark}' for remark in report.remarks)}"
     )
 
@@ -86,6 +119,17 @@ def _in_doubt(report: Report) -> str:
     if not report.doubtful_pages:
         return ""
     return f"; {counted(report.doubtful_pages, 'page')} of doubtful types kept"
+
+
+def _unreadable(report: Report) -> str:
+    size = sum(end - begin for begin, end in report.unreadable)
+    return f"; {format_size(size)} could not be read" if size else ""
+
+
+def _without_vmcoreinfo(report: Report) -> str:
+    if report.has_vmcoreinfo:
+        return ""
+    return "; it has no VMCOREINFO, which crash and drgn ask for: --vmcoreinfo FILE gives one"
 
 
 def _paused(report: Report) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     AnyDump = Paths | Source | Guest
 
-__all__ = ["AnyDump", "ConvertOptions", "convert"]
+__all__ = ["AnyDump", "ConvertOptions", "check_conversion", "convert"]
 
 _MAX_PARTS = 1024
 """Parts are written one after another, but all are open until all are whole."""
@@ -104,10 +104,10 @@ def convert(
     """
     check_keywords("vmdump.convert", options, {*ConvertOptions.__annotations__, "progress"})
     control = Control(progress)
-    return _check(source, output, control, **options).run(control)
+    return check_conversion(source, output, control, **options).run(control)
 
 
-def _check(
+def check_conversion(
     source: AnyDump,
     output: str | os.PathLike[str],
     control: Control,
@@ -124,7 +124,13 @@ def _check(
     keep_going: bool = False,
     exclude: int | str | Iterable[str] = 1,
 ) -> Request:
-    """Open the dump and check the request, before anything is created."""
+    """Open the dump and check the request, before anything is created; parameters as for :func:`convert`.
+
+    Raises
+    ------
+    VmdumpError
+        As for :func:`convert`.
+    """
     parts: list[str] = []
     if split is not None:
         if not 2 <= split <= _MAX_PARTS:

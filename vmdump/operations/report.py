@@ -71,6 +71,8 @@ class Report:
     doubtful_pages : int
         Pages that are in it because what the guest's kernel tells of them contradicts itself, or cannot be
         read.
+    has_vmcoreinfo : bool
+        The dump has a VMCOREINFO that names the kernel: without one, crash and drgn cannot find their way.
     """
 
     output: str
@@ -100,6 +102,7 @@ class Report:
     remarks: tuple[str, ...] = ()
     dump_level: int = 1
     doubtful_pages: int = 0
+    has_vmcoreinfo: bool = True
 
     @property
     def bytes_per_second(self) -> float:

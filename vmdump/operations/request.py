@@ -142,6 +142,7 @@ class Request(NamedTuple):
         began = time.perf_counter()
         try:
             written = self._write_set(control) if self.target.parts else self._write(control)
+            control.finish()
             return self._report(written, time.perf_counter() - began)
         finally:
             self.give_up()
@@ -164,6 +165,7 @@ class Request(NamedTuple):
 
             def write_ahead(running: Guest) -> None:
                 nonlocal ahead
+                control.enter("packing")
                 wanted = running if exclusion is None else exclusion.of_running(running)
                 if wanted is not None and writer.writes_ahead(sink):
                     ahead = writer.write_ahead(wanted, sink, threads=threads, control=control)
@@ -175,7 +177,8 @@ class Request(NamedTuple):
             sink.begin(guest.files)
             plan = (ahead or writer).plan(guest)
             control.start(plan.memory_size)
-            tally = plan.write(sink, threads=threads, control=control, release=self.source.release)
+            tally = plan.write(sink, threads=threads, control=control, release=self._release_in(control))
+            control.enter("sync")
         return _Written(sink.name, layout, guest, plan.guest_size, tally)
 
     def _write_set(self, control: Control) -> _Written:
@@ -193,6 +196,7 @@ class Request(NamedTuple):
                 sink.begin(guest.files)
             for plan, sink in zip(plans, parts.sinks, strict=True):
                 tally += plan.write(sink, threads=target.threads, control=control, release=_keep)
+            control.enter("sync")
         return _Written(os.fspath(target.output), "standard", guest, guest.size, tally)
 
     @contextmanager
@@ -204,7 +208,20 @@ class Request(NamedTuple):
         with self.source.held(
             pause=self.pause, cancelled=control.cancelled, prepare=prepare, vmcoreinfo=vmcoreinfo
         ) as guest:
+            since = self.source.paused_since
+            control.enter("writing" if since is None else "paused", since)
             yield guest if exclusion is None else exclusion.of(guest)
+
+    def _release_in(self, control: Control) -> Callable[[], None]:
+        """Give what lets the guest run again, and notes that."""
+
+        def release() -> None:
+            paused = self.source.paused_since is not None
+            self.source.release()
+            if paused:
+                control.enter("writing")
+
+        return release
 
     def _exclusion(self, control: Control) -> Exclusion | None:
         if not self.target.filters:
@@ -234,6 +251,7 @@ class Request(NamedTuple):
             remarks=tuple(self.source.remarks),
             dump_level=guest.dump_level,
             doubtful_pages=0 if guest.filtered is None else guest.filtered.doubtful_pages,
+            has_vmcoreinfo=guest.told.is_whole,
             **asdict(written.tally),
         )
 

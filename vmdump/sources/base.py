@@ -69,6 +69,11 @@ class Source(ABC):
         return None
 
     @property
+    def paused_since(self) -> float | None:
+        """When vmdump began to pause the guest that is held, by `time.monotonic`; None if it has not."""
+        return None
+
+    @property
     def remarks(self) -> Sequence[str]:
         """What others see of the visit, that they would not expect: one clause each."""
         return ()
@@ -205,6 +210,11 @@ class _LiveView(LiveSource):
     def paused_seconds(self) -> float | None:
         """For how long the guest was paused."""
         return self._source.paused_seconds
+
+    @property
+    def paused_since(self) -> float | None:
+        """When vmdump began to pause it."""
+        return self._source.paused_since
 
     @property
     def remarks(self) -> Sequence[str]:

@@ -76,6 +76,11 @@ class AttachedSource(LiveSource):
         return self._attachment.paused_seconds
 
     @property
+    def paused_since(self) -> float | None:
+        """When vmdump began to pause the guest that is held, by `time.monotonic`."""
+        return self._attachment.paused_since
+
+    @property
     def remarks(self) -> Sequence[str]:
         """What others see of the visit, that they would not expect."""
         return self._attachment.remarks

@@ -65,6 +65,7 @@ class Attachment:
         self._held = False
         self._stopped = False
         self._stopping = False
+        self._stopped_at = 0.0
         self._migrated = False
         self._left_to_guardian = False
         self._cancelled: Callable[[], bool] = lambda: False
@@ -108,6 +109,11 @@ class Attachment:
         The first time, that for which QEMU stopped it at the attach is part of it.
         """
         return self._commands.pauses.seconds - self._paused_before
+
+    @property
+    def paused_since(self) -> float | None:
+        """When `stop` was sent, by `time.monotonic`; None while vmdump has not paused the guest."""
+        return self._stopped_at if self._stopped else None
 
     def refuse_busy(self) -> bool:
         """Raise GuestBusy if the guest cannot be dumped now; give True if it runs."""
@@ -238,6 +244,7 @@ class Attachment:
             before = pauses.stops
             guardian.arm(migrated=self._migrated)
             self._stopped = self._stopping = True
+            self._stopped_at = time.monotonic()
             try:
                 await self._commands.ask("stop")
             finally:
