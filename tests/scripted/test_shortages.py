@@ -136,7 +136,7 @@ def test_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("vmdump.cli.dump.dump", exhausted)
+    monkeypatch.setattr("vmdump.cli.dump.check_request", exhausted)
     assert main(["dump", "synthetic:1M", str(out / "guest")]) == OutOfResources.exit_code
     assert "out of memory" in capsys.readouterr().err
 

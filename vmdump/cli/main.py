@@ -16,8 +16,9 @@ from importlib import import_module
 import click
 
 from vmdump import __version__
+from vmdump.cli.failures import error_as_dict
 from vmdump.cli.help import COMPLETE, TaughtContext, wants_colour, write_end
-from vmdump.cli.printing import harmless, printing, say
+from vmdump.cli.printing import forget_json, harmless, printing, say, say_json, told_json
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
 from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, SourceError, VmdumpError
@@ -150,6 +151,7 @@ def run_line(words: Sequence[str], signals: Signals) -> int:
     """
     complaint: BaseException | None = None
     code = 0
+    forget_json()
     try:
         signals.begin()
         # numpy's OpenBLAS starts a thread for each processor when it is loaded, and they spin 0.1 s before
@@ -167,7 +169,7 @@ def run_line(words: Sequence[str], signals: Signals) -> int:
     if complaint is not None:
         if signals.first:
             code = signals.exit_code
-        _complain(complaint, _words_for(complaint, signals, words), words)
+        _complain(complaint, code, _words_for(complaint, signals, words), words)
     return code
 
 
@@ -268,7 +270,14 @@ def _next_step(error: VmdumpError, words: Sequence[str]) -> str:
     return ""
 
 
-def _complain(error: BaseException, message: str, words: Sequence[str]) -> None:
+def _complain(error: BaseException, code: int, message: str, words: Sequence[str]) -> None:
+    if "--json" in words and not (told_json() or isinstance(error, BrokenPipeError)):
+        # Where nobody reads that, the text is enough.
+        with contextlib.suppress(VmdumpError, BrokenPipeError):
+            say_json({"error": error_as_dict(error, code, message)})
+    if "--log-json" in words:
+        say_json({"event": "error", **error_as_dict(error, code, message)}, err=True)
+        return
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and not message:
         say(*click.unstyle(error.format_message()).split("\n"), err=True)
         return

@@ -19,8 +19,20 @@ from vmdump.errors import SinkError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "emphasised", "harmless", "printing", "say", "say_for_now", "say_json", "share"]
+__all__ = [
+    "console",
+    "emphasised",
+    "forget_json",
+    "harmless",
+    "printing",
+    "say",
+    "say_for_now",
+    "say_json",
+    "share",
+    "told_json",
+]
 
+_told: list[bool] = []
 _NEW_LINE = "\r\033[K"
 """Back to the start of the line, which is erased."""
 
@@ -130,6 +142,18 @@ def say_json(value: object, *, err: bool = False) -> None:
     import json  # five modules, of use to few commands
 
     say(json.dumps(value), err=err)
+    if not err:
+        _told.append(True)
+
+
+def told_json() -> bool:
+    """Tell whether JSON went to standard output: there is one document, also if an error follows."""
+    return bool(_told)
+
+
+def forget_json() -> None:
+    """Begin another command."""
+    _told.clear()
 
 
 def console(*, err: bool = False) -> Console:
