@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,17 @@ def test_nothing_is_logged_inside_the_pause(caplog: pytest.LogCaptureFixture) ->
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["attach", "packing", "paused"]
     control.finish()
     assert caplog.records[-1].getMessage().startswith("writing: ")
+
+
+def test_wait_for_a_busy_socket_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmdump.sources.qemu.monitor._GREETING_WAIT", 0.6)
+    caplog.set_level(logging.INFO, "vmdump")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "qmp"))
+        listening.listen()
+        with pytest.raises(vmdump.errors.QmpError):
+            vmdump.open_source(f"qmp:{tmp_path / 'qmp'}")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path / 'qmp'}: no greeting yet: another client")

@@ -18,6 +18,7 @@ import click
 from vmdump import __version__
 from vmdump.cli.failures import error_as_dict
 from vmdump.cli.help import COMPLETE, TaughtContext, wants_colour, write_end
+from vmdump.cli.options import verbose_option
 from vmdump.cli.printing import forget_json, harmless, printing, say, say_json, told_json
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
@@ -112,6 +113,7 @@ class _Commands(click.Group):
 @click.group("vmdump", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vmdump", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@verbose_option
 def _vmdump(debug: bool) -> None:
     """Write the memory of a virtual machine to a crash dump."""
 

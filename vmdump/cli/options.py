@@ -29,6 +29,7 @@ __all__ = [
     "search_option",
     "source_name",
     "threads_option",
+    "verbose_option",
     "vmcoreinfo_option",
 ]
 
@@ -104,9 +105,27 @@ _log_json_option = click.option(
 )
 
 
+def _begin_log(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from vmdump.cli.log import begin_log  # few want to know
+
+        begin_log(context)
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_begin_log,
+    help="Say what is done, and how long each step took.",
+)
+
+
 def progress_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how progress is told: quiet, lines, log_json."""
-    return quiet_option(_lines_option(_log_json_option(command)))
+    return quiet_option(verbose_option(_lines_option(_log_json_option(command))))
 
 
 search_option = click.option(

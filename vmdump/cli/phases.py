@@ -25,6 +25,8 @@ _TICK = 0.1
 _LINE_EVERY = 5.0
 _JSON_EVERY = 1.0
 """Seconds."""
+_WAITS = 0.5
+"""Seconds after which a wait for somebody, QEMU most often, is called one."""
 _PACKED_SHARE = 0.9
 """Of the bar, for what is packed of a guest that runs: what is left for the pause is far less."""
 _LEAST_BAR = 8
@@ -102,6 +104,8 @@ class Watch:
 def _state(moment: Moment, *, short: bool) -> str:
     if moment.phase == "paused":
         return f"PAUSED {moment.seconds:.1f} s"
+    if moment.phase == "attach" and moment.seconds > _WAITS:
+        return f"attach, waiting {moment.seconds:.0f} s"
     runs = moment.live and moment.phase in ("packing", "writing") and not short
     return moment.phase + (" (guest runs)" if runs else "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +17,14 @@ from vmdump.operations.report import Report
 from vmdump.pipeline.control import Control
 from vmdump.sinks.opening import open_sink
 from vmdump.sources.base import Source
+from vmdump.units import counted, format_size
 from vmdump.writers.base import Ahead, Writer
 from vmdump.writers.tally import Tally
 
 if TYPE_CHECKING:
     from vmdump.operations.exclusion import Exclusion
 
+_log = logging.getLogger("vmdump")
 __all__ = ["Choice", "Request", "Target", "check_keywords", "make_request"]
 
 
@@ -154,6 +157,7 @@ class Request(NamedTuple):
 
     def _write(self, control: Control) -> _Written:
         writer, threads = self.target.writer, self.target.threads
+        _log.info("output: %s, %s by %s", self.target.output, self.target.format, writer.engine or "nothing")
         with (
             open_sink(self.target.output, force=self.target.force, cancelled=control.cancelled) as sink,
             ExitStack() as stack,
@@ -289,9 +293,18 @@ def make_request(
     choice = VmcoreinfoChoice.read(vmcoreinfo, search=search and writer.takes_found_vmcoreinfo)
     if isinstance(choice.given, int) and not choice.search:
         raise RequestError("search: found:N names what a search finds", parameter="search")
+    began = time.perf_counter()
     request = Request(*open_source(), target, choice, pause)
     try:
         guest = choice.without_search(request.source.guest)
+        _log.info(
+            "source opened: %s, %s, %s, %s: %.3f s",
+            guest.arch.name,
+            format_size(guest.size),
+            counted(len(guest.blocks), "block"),
+            "runs" if guest.changes else "does not change",
+            time.perf_counter() - began,
+        )
         if target.parts:
             writer.plan_split(guest, len(target.parts))
         else:

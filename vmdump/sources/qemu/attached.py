@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -19,6 +21,8 @@ from vmdump.sources.qemu.layout import GuestLayout
 from vmdump.sources.qemu.way import Way
 
 __all__ = ["AttachedSource"]
+
+_log = logging.getLogger("vmdump")
 
 
 class AttachedSource(LiveSource):
@@ -51,13 +55,17 @@ class AttachedSource(LiveSource):
         self._search = search
         self._found: FoundVmcoreinfo | None = None
         self._fresh = True
+        began = time.monotonic()
         self._attachment = attachment = Attachment(open_way)
+        connected = time.monotonic()
         try:
             # That of the attach, and that of the moment for which the guest is held.
             self._first = self._layout = attachment.take_layout(lambda: False)
             guest = QemuGuest(self._first, attachment.emulator, changes=True)
             self._guest: Guest = guest if search else guest.without_search()
             attachment.attached()
+            _log.info("attached to %s: %.3f s", attachment.emulator.target, connected - began)
+            _log.info("layout and registers of the guest taken: %.3f s", time.monotonic() - connected)
             # Also of a source that is lost, by Ctrl-C just after it was opened: QMP serves one client only.
             self._close = weakref.finalize(self, _close, self._first, attachment)
             self._close.atexit = False  # the attachment sees to that

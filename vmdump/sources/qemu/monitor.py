@@ -31,7 +31,9 @@ __all__ = ["Monitor"]
 # Its log is for its developers; what goes wrong is raised.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
+_log = logging.getLogger("vmdump")
 _GREETING_WAIT = 5.0
+_TOLD_AFTER = 0.5
 _CLOSE_WAIT = 1.0
 """Seconds for what is still to be sent; no answer is waited for."""
 _ANSWER_WAIT = 120.0
@@ -132,8 +134,14 @@ class Monitor(CommandThread):
         """Look at what the server says first, and leave it to be read: a monitor for people says its name."""
         waiting = select.poll()
         waiting.register(self.connection, select.POLLIN)
-        if not waiting.poll(_GREETING_WAIT * 1000):
-            raise QmpError(self._silence)
+        if not waiting.poll(_TOLD_AFTER * 1000):
+            _log.info(
+                "%s: no greeting yet: another client may hold this socket; waiting for %.0f s at most",
+                self.path,
+                _GREETING_WAIT,
+            )
+            if not waiting.poll((_GREETING_WAIT - _TOLD_AFTER) * 1000):
+                raise QmpError(self._silence)
         try:
             said = self.connection.recv(_MAX_TEXT, socket.MSG_PEEK)
         except OSError:
