@@ -105,6 +105,7 @@ NEVER = {
 TOGETHER = {
     ("operations", "operations.report"): "a report says what was written, whichever of them wrote it",
     ("operations.request", "operations.exclusion"): "what is left out is a part of what is asked for",
+    ("operations.request", "operations.room"): "whether it fits is asked before the guest is paused",
     ("operations", "operations.request"): "dumping and converting differ only in what they open",
     ("operations.repair", "operations.dump"): "the repaired dump is a dump",
 }

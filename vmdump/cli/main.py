@@ -18,10 +18,10 @@ import click
 from vmdump import __version__
 from vmdump.cli.failures import error_as_dict
 from vmdump.cli.help import COMPLETE, TaughtContext, wants_colour, write_end
-from vmdump.cli.options import verbose_option
 from vmdump.cli.printing import forget_json, harmless, printing, say, say_json, told_json
 from vmdump.cli.signals import Interrupted, Signals
 from vmdump.cli.streams import open_standard_streams
+from vmdump.cli.verbosity import verbose_option
 from vmdump.errors import Cancelled, OutOfResources, RequestError, SinkError, SourceError, VmdumpError
 
 __all__ = ["main", "run_line"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vmdump.cli.verbosity import verbose_option
 from vmdump.errors import RequestError
 from vmdump.formats.levels import EXCLUDABLE, parse_level
 from vmdump.formats.names import DEFAULT_FORMAT, FORMATS, LAYOUTS
@@ -29,7 +30,6 @@ __all__ = [
     "search_option",
     "source_name",
     "threads_option",
-    "verbose_option",
     "vmcoreinfo_option",
 ]
 
@@ -102,24 +102,6 @@ _lines_option = click.option(
 )
 _log_json_option = click.option(
     "--log-json", is_flag=True, help="Progress, report and errors as lines of JSON on standard error."
-)
-
-
-def _begin_log(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        from vmdump.cli.log import begin_log  # few want to know
-
-        begin_log(context)
-
-
-verbose_option = click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_begin_log,
-    help="Say what is done, and how long each step took.",
 )
 
 

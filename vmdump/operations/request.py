@@ -14,6 +14,7 @@ from vmdump.errors import RequestError, naming_shortages
 from vmdump.guest.guest import Guest
 from vmdump.guest.linux.choice import VmcoreinfoChoice
 from vmdump.operations.report import Report
+from vmdump.operations.room import demand_room, telling_what_is_missing
 from vmdump.pipeline.control import Control
 from vmdump.sinks.opening import open_sink
 from vmdump.sources.base import Source
@@ -165,20 +166,30 @@ class Request(NamedTuple):
             layout = writer.layout_for(sink)
             sink.begin(self.source.guest.files, self.source.in_use)
             ahead: Ahead | None = None
+            room_demanded = False
             exclusion = self._exclusion(control)
 
             def write_ahead(running: Guest) -> None:
-                nonlocal ahead
+                nonlocal ahead, room_demanded
                 control.enter("packing")
                 wanted = running if exclusion is None else exclusion.of_running(running)
+                if wanted is not None:
+                    demand_room(wanted, writer, sink)
+                    room_demanded = True
                 if wanted is not None and writer.writes_ahead(sink):
                     ahead = writer.write_ahead(wanted, sink, threads=threads, control=control)
                 if ahead is not None:
                     stack.enter_context(closing(ahead))
 
+            stack.enter_context(telling_what_is_missing(sink, control))
             prepares = exclusion is not None or writer.writes_ahead(sink)
+            if not prepares:
+                demand_room(self.source.guest, writer, sink)
+                room_demanded = True
             guest = stack.enter_context(self._held(control, exclusion, write_ahead if prepares else None))
             sink.begin(guest.files)
+            if not room_demanded:
+                demand_room(guest, writer, sink)
             plan = (ahead or writer).plan(guest)
             control.start(plan.memory_size)
             tally = plan.write(sink, threads=threads, control=control, release=self._release_in(control))

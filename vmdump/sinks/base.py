@@ -122,6 +122,14 @@ class Sink(ABC):
         """Refuse at once, with ENOSPC, what needs `size` bytes where it is known that there are fewer."""
         del size
 
+    def room(self) -> int | None:
+        """Give the bytes that are free for it; None where nobody knows."""
+        return None
+
+    def used(self) -> int:
+        """Give the bytes that it takes so far; 0 where nobody knows."""
+        return 0
+
     def clear(self) -> None:
         """Take back what was written; only if the sink is sparse."""
         raise NotImplementedError(f"{type(self).__name__}.clear")

@@ -18,6 +18,8 @@ from vmdump.sinks.place import Place
 __all__ = ["FileSink", "NewFile"]
 
 _CACHE_SIZE = 4 << 20
+_BLOCK = 512
+"""Bytes: the unit of st_blocks, on every file system."""
 _NEW_FILE = os.O_RDWR | os.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -192,9 +194,19 @@ class NewFile(FileSink):
     def demand(self, size: int) -> None:
         """Refuse at once what is larger than the room on the file system."""
         with self.errors(f"the dump needs at least {size} bytes"):
-            room = os.fstatvfs(self.fd)
-            if room.f_bavail * room.f_frsize < size:
+            if self.room() < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def room(self) -> int:
+        """Give the bytes that are free on the file system."""
+        with self.errors("cannot find out how much room there is"):
+            status = os.fstatvfs(self.fd)
+        return status.f_bavail * status.f_frsize
+
+    def used(self) -> int:
+        """Give the bytes that it takes on the file system; holes take none."""
+        with self.errors("cannot find out its size"):
+            return os.fstat(self.fd).st_blocks * _BLOCK
 
     def sync(self) -> None:
         """Make the bytes safe from a power cut."""
