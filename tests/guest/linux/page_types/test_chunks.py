@@ -60,6 +60,9 @@ def test_types_are_those_that_were_told(
     assert np.array_equal(types.of(0, END), model[:END])
     pfn, count = window
     assert np.array_equal(types.of(pfn, count), model[pfn : pfn + count])
+    runs_of_pages = [(pfn // 2, pfn // 2 + 5), (pfn, pfn + count)]
+    counted = sum(np.bincount(model[begin:end], minlength=256) for begin, end in runs_of_pages)
+    assert np.array_equal(types.counts(runs_of_pages), counted)
 
 
 class Hole:

@@ -131,8 +131,14 @@ class PageTypes:
         """
         counts = np.zeros(256, np.int64)
         for begin, end in runs:
-            for pfn in range(begin, end, 1 << 20):
-                counts += np.bincount(self.of(pfn, min(1 << 20, end - pfn)), minlength=256)
+            counts[UNKNOWN] += end - begin
+            for index, low, high in self._chunks(begin, end - begin):
+                same = int(self._same[self._chunk(index, low)])
+                counts[UNKNOWN] -= high - low
+                if same == _MIXED:
+                    counts += np.bincount(self._view(index, low, high - low), minlength=256)
+                else:
+                    counts[same] += high - low
         return counts
 
     def spread(self, runs: GoingOn) -> None:
