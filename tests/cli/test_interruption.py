@@ -55,6 +55,31 @@ def check_end(child: subprocess.Popen[bytes], code: int, *words: str) -> None:
         assert word in text
 
 
+LOADING = """
+import os, signal, sys
+
+class Finder:
+    came = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            if self.came:
+                raise ImportError("cannot load module more than once per process")
+            self.came = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+from vmdump.__main__ import run
+run()
+"""
+
+
+def test_while_numpy_is_loaded(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LOADING, "dump", "synthetic:1M", tmp_path / "dump"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (143, "vmdump: ended by SIGTERM; no file is left\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("options", [("-f", "elf"), ("-f", "kdump-zlib"), ("-f", "kdump-lzo", "-j", "1"),
                                      ("-f", "kdump-lzo", "--layout", "flattened")])  # fmt: skip

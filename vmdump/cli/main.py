@@ -252,9 +252,10 @@ def _what_is_left(words: Sequence[str]) -> list[str]:
     command = next((word for word in words if word in _COMMANDS), "")
     if command not in _ONE_OUTPUT:
         return []
-    from vmdump.opening import names_live_guest
-
-    guest = ["the guest goes on as before"] if any(map(names_live_guest, words)) else []
+    # Where it was not loaded yet, no guest was touched; and if the signal came while numpy was loaded, that
+    # cannot be loaded again.
+    is_live = getattr(sys.modules.get("vmdump.opening"), "names_live_guest", None)
+    guest = ["the guest goes on as before"] if is_live is not None and any(map(is_live, words)) else []
     # What went to somebody else is not ours to take back.
     taken = any(word == "-" or word.startswith("fd:") for word in words) or command == "read"
     return guest + ([] if taken else ["no file is left"])
