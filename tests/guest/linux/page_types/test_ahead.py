@@ -97,6 +97,23 @@ def test_another_layout_is_told_anew() -> None:
     assert np.array_equal(types.of(0, COUNT), tell_types(flat(mixed(), other)).of(0, COUNT))
 
 
+@pytest.mark.parametrize("fewer", [True, False])
+def test_memory_that_came_or_went(fewer: bool) -> None:
+    whole = flat(mixed())
+    arrays = page_types.find_arrays(whole, whole.vmcoreinfo, 64)
+
+    def tell(count: int, ahead: TypesAhead | None) -> np.ndarray:
+        cut = [array._replace(pages=min(array.pages, count)) for array in arrays]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(page_types, "find_arrays", lambda *_: cut)
+            return tell_types(whole, ahead=ahead).of(0, COUNT)
+
+    ahead = TypesAhead(new_key(), PAGE)
+    counts = (COUNT, COUNT // 2) if fewer else (COUNT // 2, COUNT)
+    for count in counts:
+        assert np.array_equal(tell(count, ahead), tell(count, None))
+
+
 def test_struct_pages_that_are_missing_are_told_each_time() -> None:
     guest = flat(mixed())
     page = (1 << 20) // PAGE + 3
