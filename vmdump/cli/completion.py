@@ -19,7 +19,7 @@ __all__ = ["completion_command"]
         "vmdump completion fish >~/.config/fish/completions/vmdump.fish",
     ),
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="SHELL")
 def completion_command(shell: str) -> None:
     """Print the script by which a shell completes commands, options, sources and formats.
 
