@@ -1,0 +1,59 @@
+"""What is printed as JSON is what the shipped schemas say."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from helpers.command import RunVmdump
+
+SCHEMAS: dict[str, Any] = json.loads(files("vmdump.cli").joinpath("schemas.json").read_text())
+
+
+def check(value: object, name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMAS)
+    jsonschema.validate(value, {**SCHEMAS, "$ref": f"#/$defs/{name}"})
+
+
+def test_documents(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    elf, kdump = tmp_path / "vm.elf", tmp_path / "vm.kdump"
+    for words, name in (
+        (("dump", "synthetic:8M", elf, "-f", "elf"), "report"),
+        (("convert", elf, kdump), "report"),
+        (("info", kdump), "info"),
+        (("info", elf), "info"),
+        (("info", "synthetic:8M"), "info"),
+        (("verify", kdump), "verification"),
+        (("verify", kdump, "--against", elf), "verification"),
+    ):
+        done = run_vmdump(*words, "--json")
+        assert (done.returncode, done.stderr) == (0, b""), words
+        check(json.loads(done.stdout), name)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "dmesg", "find", "bench", "repair", "convert"])
+def test_failures(command: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    done = run_vmdump(command, tmp_path / "nothing", tmp_path / "out", "--json")
+    assert done.returncode
+    check(json.loads(done.stdout), "failure")
+
+
+def test_lines(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    for output, code in ((tmp_path / "vm.kdump", 0), (tmp_path / "no" / "vm.kdump", 5)):
+        done = run_vmdump("dump", "synthetic:8M", output, "--log-json")
+        assert done.returncode == code
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert lines
+        for line in lines:
+            check(line, "line")
+
+
+def test_what_is_wrong_is_refused() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        check({"event": "progress", "phase": "sleeping"}, "line")
+    with pytest.raises(jsonschema.ValidationError):
+        check({"error": {"class": "SinkError"}}, "failure")
