@@ -140,3 +140,8 @@ def test_phase_of_a_job(tmp_path: Path) -> None:
         order.index(moment.phase) for moment in moments
     )
     assert moments[-1].phase == "sync"
+
+
+def test_summary_of_a_set_names_the_files_that_exist(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    done = run_vmdump("convert", "synthetic:8M", tmp_path / "set", "--split", 2)
+    assert done.stderr.decode().startswith(f"{tmp_path / 'set.1'} to {tmp_path / 'set.2'}: kdump-zlib")

@@ -64,7 +64,7 @@ def test_signals_at_random_moments(guest: Guest, scratch: Path) -> None:
         frozen, killed = chance.random() < 0.4, chance.random() < 0.15
         signals = [chance.choice(list(CODES)) for _ in range(chance.randint(1, 5))]
         here = f"round {number}, seed {seed}"
-        with Dumping(guest, scratch / "dump", *options) as dumping:
+        with Dumping(guest, scratch / "dump", "-q", *options) as dumping:
             until(lambda: dumping.child.poll() is not None or is_ready(dumping), here)
             time.sleep(chance.random() * whole)
             if frozen:

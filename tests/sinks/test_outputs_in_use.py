@@ -148,7 +148,7 @@ def pass_through(fifo: Path, run_vmdump: RunVmdump, *words: str) -> tuple[int, b
     page = fifo.parent.parent / "page"
     page.write_bytes(b"\x5a" * PAGE)
     try:
-        done = run_vmdump("dump", f"raw:{page}", fifo, *words, timeout=60)
+        done = run_vmdump("dump", f"raw:{page}", fifo, "-q", *words, timeout=60)
         try:
             got = os.read(fd, 1 << 20)[:12]
         except BlockingIOError:

@@ -94,9 +94,11 @@ def say_report(report: Report, *, as_json: bool, quiet: bool, log_json: bool, hi
 def summary(report: Report) -> str:
     """Summarize a finished dump in one line."""
     share = report.output_bytes / report.guest_bytes
+    # Of a set, the files that are there.
+    name = f"{report.parts[0]} to {report.parts[-1]}" if report.parts else report.output
     by = f" by {report.engine} level {report.level}" if report.engine else ""
     return (
-        f"{report.output}: {report.format}, {report.layout}{by}:"
+        f"{name}: {report.format}, {report.layout}{by}:"
         f" {format_size(report.guest_bytes)} of guest memory"
         f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
