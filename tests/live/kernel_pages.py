@@ -235,9 +235,10 @@ def checks(
         milliseconds = 1000 * (time.process_time() - begin)
         info = dump.vmcoreinfo
         found = f"{info['OSRELEASE']}, {dump.arch.name}, {types.page_size >> 10} KiB, {types.arrays}"
-        yield "struct pages", types.types.size > 0, f"{found}, {milliseconds:.0f} ms"
-        doubt = np.count_nonzero(np.isin(types.types, [kinds.UNREADABLE, kinds.DOUBTFUL]))
-        yield "no doubt", bool(doubt < types.types.size / 8), f"{doubt} doubtful or unreadable"
+        counts = types.counts(types.arrays)
+        yield "struct pages", bool(counts.sum() > 0), f"{found}, {milliseconds:.0f} ms"
+        doubt = int(counts[kinds.UNREADABLE] + counts[kinds.DOUBTFUL])
+        yield "no doubt", bool(doubt < counts.sum() / 8), f"{doubt} doubtful or unreadable"
         yield from by_guest(types, dump, readings(text, dump.byteorder))
         with vmdump.open(folder / "filtered") as filtered:
             yield from same_pages(dump, filtered, types, report.doubtful_pages)
