@@ -42,7 +42,7 @@ def pieces() -> list[tuple[int, int]]:
 def test_types_are_those_that_were_told(
     kinds: list[int], mixed: set[int], runs: list[tuple[int, int, int]], window: tuple[int, int]
 ) -> None:
-    types, model = PageTypes(PAGE, ARRAYS), np.full(END + 3 * CHUNK, UNKNOWN, np.uint8)
+    types, model = PageTypes(PAGE, ARRAYS), np.full(2 * END + 5, UNKNOWN, np.uint8)
     for index, ((begin, end), kind) in enumerate(zip(pieces(), kinds, strict=True)):
         piece = np.full(end - begin, kind, np.uint8)
         if index in mixed:
