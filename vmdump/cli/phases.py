@@ -282,8 +282,7 @@ def _tell_json(output: str, moment: Moment, seconds: float) -> None:
         "output": output,
         "phase": moment.phase,
         "seconds": round(seconds, 3),
-        "done": moment.done,
-        "total": moment.total,
-        "share": round(moment.share, 4),
     }
+    if moment.total:
+        line |= {"done": moment.done, "total": moment.total, "share": round(moment.share, 4)}
     say_json(line, err=True)
