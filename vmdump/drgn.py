@@ -120,7 +120,8 @@ def _load() -> ModuleType:
         raise CapabilityError(f"drgn cannot be imported ({error}): pip install 'vmdump[drgn]'") from error
     if not hasattr(drgn.Program, "set_linux_kernel_custom"):
         raise CapabilityError("drgn is older than 0.3: pip install 'vmdump[drgn]'")
-    return drgn
+    found: ModuleType = drgn
+    return found
 
 
 def _platform(drgn: ModuleType, guest: Guest) -> Platform:
