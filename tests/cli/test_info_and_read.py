@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections import Counter
@@ -73,13 +74,40 @@ def test_info_counts_as_the_descriptors_do(codec: str, run_vmdump: RunVmdump, tm
     assert "".join(f"{k}={v}\n" for k, v in found["vmcoreinfo"].items()).encode() == oracle.vmcoreinfo
     text = run_vmdump("info", tmp_path / "dump").stdout.decode()
     assert f"format       kdump standard, {codec}\n" in text
+    assert "OSRELEASE=" not in text
+    assert f"VMCOREINFO   {len(found['vmcoreinfo'])} lines, shown by --show-vmcoreinfo\n" in text
+    text = run_vmdump("info", tmp_path / "dump", "--show-vmcoreinfo").stdout.decode()
     assert f"OSRELEASE={oracle.uts['release']}\n" in text
+
+
+def test_info_tells_facts_first(run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    vmdump.dump(GUEST, tmp_path / "dump", vmcoreinfo=b"OSRELEASE=6.1\nPAGESIZE=4096\nCRASHTIME=86400\n")
+    os.utime(tmp_path / "dump", (0, 90061))
+    lines = run_vmdump("info", tmp_path / "dump").stdout.decode().splitlines()
+    titles = [title for line in lines if (title := line[:13].strip())]
+    facts = ["format", "made by", "written", "guest", "system", "crashed", "memory", "pages", "size"]
+    assert titles == [*facts, "blocks", "phys_base", "notes", "VMCOREINFO"]
+    assert "written      1970-01-02 01:01:01 UTC" in lines
+    assert "crashed      1970-01-02 00:00:00 UTC" in lines
+    found = vmdump.info(tmp_path / "dump")
+    assert (found.written, found.live) == (90061, None)
+    assert vmdump.info(GUEST).written is None
+
+
+@pytest.mark.parametrize("time", ["9" * 30, "-1", "x", ""])
+def test_info_of_a_dump_that_tells_no_time(time: str, run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    vmdump.dump(
+        GUEST, tmp_path / "dump", vmcoreinfo=f"OSRELEASE=6.1\nPAGESIZE=4096\nCRASHTIME={time}\n".encode()
+    )
+    done = run_vmdump("info", tmp_path / "dump")
+    assert done.returncode == 0, done.stderr
+    assert b"\ncrashed " not in done.stdout
 
 
 def test_info_escapes_what_the_file_says(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     text = b"OSRELEASE=6.1\x1b[2J\nPAGESIZE=4096\n"
     vmdump.dump(np.zeros(PAGE, np.uint8), tmp_path / "dump", format="elf", vmcoreinfo=text)
-    shown = run_vmdump("info", tmp_path / "dump").stdout
+    shown = run_vmdump("info", tmp_path / "dump", "--show-vmcoreinfo").stdout
     assert b"\x1b" not in shown
     assert b"OSRELEASE=6.1\\x1b[2J\n" in shown
 

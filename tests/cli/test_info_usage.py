@@ -111,6 +111,8 @@ def test_read_says_what_a_page_was(command: Command, small: Path) -> None:
         (["--usage", "--page", "0"], "page"),
         (["--picture", "map.svg"], "picture"),
         (["--vmcoreinfo", "file"], "vmcoreinfo"),
+        (["--usage", "--show-vmcoreinfo"], "show-vmcoreinfo"),
+        (["--page", "0", "--show-vmcoreinfo"], "show-vmcoreinfo"),
         (["--usage", "--picture", "map.pdf"], "picture"),
         (["--page", "x"], "page"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -78,13 +79,20 @@ def test_paused_seconds_are_those_of_the_events(tmp_path: Path, out: Path) -> No
     assert report.paused_seconds == TICK + 3 * TICK
 
 
-def test_info_tells_what_it_is_attached_to(tmp_path: Path, run_vmdump: RunVmdump) -> None:
-    with FakeQemu(tmp_path) as qemu:
+@pytest.mark.parametrize("running", [True, False])
+def test_info_tells_what_it_is_attached_to(running: bool, tmp_path: Path, run_vmdump: RunVmdump) -> None:
+    """A live guest is no dump: it is run by a QEMU, and was neither made nor written, and has no size."""
+    with FakeQemu(tmp_path, running=running) as qemu:
         done = run_vmdump("info", qemu.source)
-    assert done.stdout.decode().splitlines()[:2] == [
-        "format       live guest of QEMU",
-        "made by      QEMU 9.2.0",
-    ]
+        live = json.loads(run_vmdump("info", qemu.source, "--json").stdout)["live"]
+        state = "running" if running else "paused"
+        path = qemu.source.removeprefix("qmp:")
+        assert live == {"state": state, "path": path, "process": qemu.pid, "machine": live["machine"]}
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == f"live guest   {state}"
+    assert lines[1].startswith(f"run by       QEMU 9.2.0, process {live['process']}")
+    assert lines[2] == f"reached by   {path}"
+    assert not [line for line in lines if line.startswith(("format", "made by", "written", "size"))]
 
 
 def test_paused_guest_stays_paused(tmp_path: Path, out: Path) -> None:

@@ -34,7 +34,7 @@ _GROUPS = {
         "serve": "Serve QMP in front of QEMU, and make the dumps that clients ask for.",
     },
     "Look into a dump": {
-        "info": "Tell what DUMP is: format, maker, guest, memory, pages by kind, VMCOREINFO.",
+        "info": "Tell what DUMP is: who made it and when, the guest, its memory, pages by kind, and size.",
         "dmesg": "Print the kernel's log of a Linux guest, as 'makedumpfile --dump-dmesg' does.",
         "find": "Find PATTERN in the guest's memory and print guest-physical addresses, one per line.",
         "read": "Read LENGTH bytes of the guest's memory at ADDRESS.",

@@ -25,7 +25,7 @@ from vmdump.units import ADDRESS_LIMIT, counted, is_power_of_two
 if TYPE_CHECKING:
     from vmdump.arch.paging import Runs
     from vmdump.guest.linux.page_types.filter import Filtered
-    from vmdump.guest.qemu import QemuFacts
+    from vmdump.guest.qemu import LiveFacts, QemuFacts
     from vmdump.guest.virtual import VirtualMemory
 
 __all__ = ["Guest"]
@@ -47,6 +47,8 @@ class Guest(GuestMemory):
         gave zeros.
     qemu : QemuFacts or None
         What the QEMU of a live guest tells; None of any other.
+    live : LiveFacts or None
+        How a live guest was found; None of any other, and while it is held.
     told : Told
         The VMCOREINFO that the notes tell, or that was given or found, and whether another is looked for.
     searched : Searched
@@ -99,6 +101,7 @@ class Guest(GuestMemory):
     fuzzy = False
     unreadable: Sequence[tuple[int, int]] = ()
     qemu: QemuFacts | None = None
+    live: LiveFacts | None = None
     changes = False
     incomplete = False
     dump_level = 1

@@ -1,4 +1,4 @@
-"""What only QEMU knows of a guest that it runs."""
+"""What only QEMU knows of a guest that it runs, and how it was found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vmdump.formats.layout import ByteOrder
 
-__all__ = ["QemuFacts"]
+__all__ = ["LiveFacts", "QemuFacts"]
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,25 @@ class QemuFacts:
     machine: str
     notes: bytes
     byteorder: ByteOrder
+
+
+@dataclass(frozen=True)
+class LiveFacts:
+    """A live guest, as the attach found it.
+
+    Attributes
+    ----------
+    state : str
+        QMP's word for how it is: ``running``, ``paused``, ``guest-panicked``, ``shutdown``, and so on.
+    path : str
+        What vmdump is attached to: a QMP socket, or a domain of libvirt.
+    process : int
+        Of QEMU.
+    machine : str
+        QOM type of the machine, ``pc-q35-7.2-machine``; empty where QEMU does not tell.
+    """
+
+    state: str
+    path: str
+    process: int
+    machine: str

@@ -21,6 +21,7 @@ from vmdump.readers.kinds import PageKind, name_kinds
 from vmdump.units import counted, format_size, merge_runs
 
 if TYPE_CHECKING:
+    from vmdump.guest.qemu import LiveFacts
     from vmdump.opening import AnySource
 
 __all__ = ["DumpInfo", "VmcoreinfoPlace", "info"]
@@ -113,6 +114,11 @@ class DumpInfo:
     vmcoreinfo_found : tuple of VmcoreinfoPlace
         Where it, and that of other kernels, was found in memory, ascending; empty where nothing was looked
         for, because the guest tells it.
+    written : float or None
+        When its files were last written to, in seconds since 1970: when the dump was made, if it is no copy
+        that has a time of its own. None where it has no files, and for a live guest.
+    live : LiveFacts or None
+        How a live guest was found; None of anything else.
     damaged_pages : int
         Pages whose descriptors are invalid, or, of a dump that does not open as a whole, those that are lost.
         Neither `kinds` nor `excluded_bytes` counts them.
@@ -144,6 +150,8 @@ class DumpInfo:
     damaged_pages: int
     damage: str
     vmcoreinfo_found: tuple[VmcoreinfoPlace, ...] = ()
+    written: float | None = None
+    live: LiveFacts | None = None
 
     def _repr_html_(self) -> str:
         """Give a table for a notebook."""
@@ -151,11 +159,13 @@ class DumpInfo:
 
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         marks = [name for name, on in (("incomplete", self.incomplete), ("fuzzy", self.fuzzy)) if on]
+        found = self.live
         rows = [
-            ("made by", self.maker),
+            ("state", f"{found.state}, process {found.process}, {found.path}" if found else ""),
+            ("made by" if found is None else "run by", self.maker),
             ("damaged", self.damage),
             ("marked", ", ".join(marks)),
-            ("file", format_size(self.file_bytes) if self.file_bytes else ""),
+            ("file", format_size(self.file_bytes) if self.file_bytes and not found else ""),
             ("guest", f"{self.arch}, {self.bits}-bit, {self.byteorder}-endian, {counted(self.cpus, 'vCPU')}"),
             ("system", " ".join(name for name in self.utsname.values() if name)),
             ("memory", f"{format_size(self.guest_bytes)} in {counted(len(self.blocks), 'block')}"),
@@ -225,6 +235,8 @@ def info(
             vmcoreinfo_found=tuple(_places(guest)),
             damaged_pages=damaged,
             damage=damage or notes_damage,
+            written=_written(guest),
+            live=guest.live,
         )
 
 
@@ -235,6 +247,12 @@ def _searched(source: Guest) -> Guest:
         if source.qemu is not None:
             raise
         return source.without_search()  # a disk with a bad sector; the headers were read
+
+
+def _written(guest: Guest) -> float | None:
+    if guest.live is not None:
+        return None
+    return max((os.fstat(file.fd).st_mtime for file in guest.files), default=None)
 
 
 def _places(guest: Guest) -> Iterator[VmcoreinfoPlace]:

@@ -61,7 +61,7 @@ class AttachedSource(LiveSource):
         try:
             # That of the attach, and that of the moment for which the guest is held.
             self._first = self._layout = attachment.take_layout(lambda: False)
-            guest = QemuGuest(self._first, attachment.emulator, changes=True)
+            guest = QemuGuest(self._first, attachment.emulator, changes=True, live=attachment.facts)
             self._guest: Guest = guest if search else guest.without_search()
             attachment.attached()
             _log.info("attached to %s: %.3f s", attachment.emulator.target, connected - began)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vmdump.errors import Cancelled, GuestBusy, QmpError, SourceError
+from vmdump.guest.qemu import LiveFacts
 from vmdump.interrupts import Deferred
 from vmdump.sources.process.memory import ProcessMemory
 from vmdump.sources.process.process import Process
@@ -67,6 +68,7 @@ class Attachment:
         self._stopping = False
         self._stopped_at = 0.0
         self._migrated = False
+        self._found_state = ""
         self._left_to_guardian = False
         self._cancelled: Callable[[], bool] = lambda: False
         self._watched: tuple[str, int] | None = None
@@ -115,10 +117,17 @@ class Attachment:
         """When `stop` was sent, by `time.monotonic`; None while vmdump has not paused the guest."""
         return self._stopped_at if self._stopped else None
 
+    @property
+    def facts(self) -> LiveFacts:
+        """How the guest was found when it was asked last."""
+        assert self._process is not None
+        return LiveFacts(self._found_state, self._path, self._process.pid, self.emulator.machine)
+
     def refuse_busy(self) -> bool:
         """Raise GuestBusy if the guest cannot be dumped now; give True if it runs."""
         path = self._path
         status = self._commands.execute("query-status")
+        self._found_state = str(status["status"])
         if status["status"] == "inmigrate":
             raise GuestBusy(
                 f"{path}: the guest is waiting for an incoming migration and has no memory yet",

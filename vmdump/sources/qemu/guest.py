@@ -7,7 +7,7 @@ import os
 from vmdump.arch import arch_of_elf
 from vmdump.formats.notes import fuzzy_note
 from vmdump.guest.guest import Guest
-from vmdump.guest.qemu import QemuFacts
+from vmdump.guest.qemu import LiveFacts, QemuFacts
 from vmdump.sources.qemu.byte_order import in_guests_byte_order
 from vmdump.sources.qemu.emulator import Emulator
 from vmdump.sources.qemu.layout import GuestLayout
@@ -28,17 +28,26 @@ class QemuGuest(Guest):
         It may run.
     fuzzy : bool
         It runs while it is read.
+    live : LiveFacts, optional
+        How it was found.
     """
 
     format = "live guest of QEMU"
 
     def __init__(
-        self, layout: GuestLayout, emulator: Emulator, *, changes: bool = False, fuzzy: bool = False
+        self,
+        layout: GuestLayout,
+        emulator: Emulator,
+        *,
+        changes: bool = False,
+        fuzzy: bool = False,
+        live: LiveFacts | None = None,
     ) -> None:
         self.files = tuple(layout.files)
         self.unreadable = layout.unreadable
         self.fuzzy = fuzzy
         self.changes = changes
+        self.live = live
         self._emulator = emulator
         self._layout = layout
         qemus = layout.headers
