@@ -15,6 +15,7 @@ from vmdump.cli.options import (
     excluded,
     format_option,
     json_option,
+    keep_partial_option,
     layout_option,
     progress_options,
     search_option,
@@ -62,6 +63,7 @@ __all__ = ["convert_command"]
 @search_option
 @click.option("--keep-going", is_flag=True, help="Exclude the lost pages of a damaged dump.")
 @click.option("--force", is_flag=True, help="Replace existing output files.")
+@keep_partial_option
 @json_option
 @progress_options
 def convert_command(
@@ -79,6 +81,7 @@ def convert_command(
     dump_level: int,
     exclude: str | None,
     force: bool,
+    keep_partial: bool,
     as_json: bool,
     quiet: bool,
     lines: bool,
@@ -108,6 +111,7 @@ def convert_command(
             vmcoreinfo=vmcoreinfo,
             search=not no_search,
             force=force,
+            keep_partial=keep_partial,
             keep_going=keep_going,
             exclude=excluded(dump_level, exclude),
         ).run(control)

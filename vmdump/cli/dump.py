@@ -17,6 +17,7 @@ from vmdump.cli.options import (
     excluded,
     format_option,
     json_option,
+    keep_partial_option,
     layout_option,
     progress_options,
     search_option,
@@ -73,6 +74,7 @@ _SHOWN = 3
 @search_option
 @click.option("--compat", metavar="qemu", help="Write QEMU 7.2's own file, byte for byte.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
+@keep_partial_option
 @json_option
 @progress_options
 def dump_command(
@@ -94,6 +96,7 @@ def dump_command(
     exclude: str | None,
     force_fuzzy: bool,
     force: bool,
+    keep_partial: bool,
     as_json: bool,
     quiet: bool,
     lines: bool,
@@ -121,6 +124,7 @@ def dump_command(
             length=length,
             paging=paging,
             force=force,
+            keep_partial=keep_partial,
             pause=not no_pause,
             vmcoreinfo=vmcoreinfo,
             search=not no_search,

@@ -226,8 +226,9 @@ def _words_for(error: BaseException, signals: Signals, words: Sequence[str]) -> 
         also = error.__context__ if isinstance(error, Interrupted) else error
         if isinstance(also, VmdumpError) and not isinstance(also, Cancelled):
             parts.append(str(also))
-        if len(parts) == 1:
-            parts += _what_is_left(words)
+        kept = bool(getattr(error, "kept_as", ()))
+        if len(parts) == 1 + kept:
+            parts[1:1] = _what_is_left(words, kept=kept)
         return "; ".join(parts)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return ""
@@ -247,7 +248,7 @@ def _words_for(error: BaseException, signals: Signals, words: Sequence[str]) -> 
     return f"{type(error).__name__}: {error}; --debug shows where"
 
 
-def _what_is_left(words: Sequence[str]) -> list[str]:
+def _what_is_left(words: Sequence[str], *, kept: bool) -> list[str]:
     """Say what an interrupted command has left behind, if cleaning up went well."""
     command = next((word for word in words if word in _COMMANDS), "")
     if command not in _ONE_OUTPUT:
@@ -257,7 +258,7 @@ def _what_is_left(words: Sequence[str]) -> list[str]:
     is_live = getattr(sys.modules.get("vmdump.opening"), "names_live_guest", None)
     guest = ["the guest goes on as before"] if is_live is not None and any(map(is_live, words)) else []
     # What went to somebody else is not ours to take back.
-    taken = any(word == "-" or word.startswith("fd:") for word in words) or command == "read"
+    taken = kept or any(word == "-" or word.startswith("fd:") for word in words) or command == "read"
     return guest + ([] if taken else ["no file is left"])
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "excluded",
     "format_option",
     "json_option",
+    "keep_partial_option",
     "layout_option",
     "progress_options",
     "quiet_option",
@@ -95,6 +96,9 @@ threads_option = click.option(
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a report as JSON on standard output."
+)
+keep_partial_option = click.option(
+    "--keep-partial", is_flag=True, help="If it fails midway, keep what was written as OUTPUT.partial."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary.")
 _lines_option = click.option(

@@ -45,6 +45,7 @@ class ConvertOptions(TypedDict, total=False):
     force: bool
     keep_going: bool
     exclude: int | str | Iterable[str]
+    keep_partial: bool
 
 
 def convert(
@@ -80,6 +81,8 @@ def convert(
     keep_going : bool
         Exclude the lost pages of a dump that is damaged or was cut short, as :func:`vmdump.repair` does, and
         mark the output as incomplete. All pages are read once more for it.
+    keep_partial : bool
+        As for :func:`dump`; of a split set, each file of which something was written gets that name.
     exclude : int, str, or iterable of str
         As for :func:`dump`. What the dump lacks already stays excluded: levels add up.
 
@@ -123,6 +126,7 @@ def check_conversion(
     force: bool = False,
     keep_going: bool = False,
     exclude: int | str | Iterable[str] = 1,
+    keep_partial: bool = False,
 ) -> Request:
     """Open the dump and check the request, before anything is created; parameters as for :func:`convert`.
 
@@ -156,6 +160,7 @@ def check_conversion(
         force=force,
         parts=parts,
         exclude=left_out,
+        keeps=keep_partial,
     )
     return make_request(lambda: _open(source, checking), target, vmcoreinfo=vmcoreinfo, search=search)
 

@@ -43,6 +43,7 @@ class DumpOptions(TypedDict, total=False):
     exclude: Exclude
     force_fuzzy: bool
     like: Choice | None
+    keep_partial: bool
 
 
 def dump(
@@ -102,6 +103,10 @@ def dump(
         data of the kernel a moment later, which would be missing without a trace.
     like : Candidate, optional
         A choice of :func:`bench`, whose format, engine and level are taken; it goes without these three.
+    keep_partial : bool
+        If the dump fails or is cancelled midway, leave what was written, marked as incomplete, under the
+        output's name with ``.partial`` behind it; the error's `kept_as` names it. Only for an output that is
+        created, and not with `compat`.
 
     Returns
     -------
@@ -148,6 +153,7 @@ def check_request(
     exclude: Exclude = 1,
     force_fuzzy: bool = False,
     like: Choice | None = None,
+    keep_partial: bool = False,
 ) -> Request:
     """Open the source and check the request, before anything is created; parameters as for :func:`dump`.
 
@@ -170,6 +176,10 @@ def check_request(
             "more; let it be paused, or demand that with --force-fuzzy",
             parameter="exclude",
         )
+    if keep_partial and compat is not None:
+        raise RequestError(
+            "keep_partial: QEMU's own files have no mark; leave out compat", parameter="keep_partial"
+        )
     writer = make_writer(
         format,
         layout=layout,
@@ -190,5 +200,6 @@ def check_request(
         threads=check_threads(threads),
         force=force,
         exclude=left_out,
+        keeps=keep_partial,
     )
     return make_request(lambda: as_source(source), target, vmcoreinfo=vmcoreinfo, search=search, pause=pause)

@@ -82,6 +82,8 @@ class Target(NamedTuple):
         The files of a split set, which the writer can write; empty for a dump in one file.
     exclude : int
         Types of pages that are left out, in makedumpfile's bits.
+    keeps : bool
+        What was written stays, under another name, if the rest cannot be.
     """
 
     output: str | os.PathLike[str]
@@ -91,6 +93,7 @@ class Target(NamedTuple):
     force: bool = False
     parts: Sequence[str] = ()
     exclude: int = 1
+    keeps: bool = False
 
     @property
     def filters(self) -> bool:
@@ -160,7 +163,12 @@ class Request(NamedTuple):
         writer, threads = self.target.writer, self.target.threads
         _log.info("output: %s, %s by %s", self.target.output, self.target.format, writer.engine or "nothing")
         with (
-            open_sink(self.target.output, force=self.target.force, cancelled=control.cancelled) as sink,
+            open_sink(
+                self.target.output,
+                force=self.target.force,
+                keeps=self.target.keeps,
+                cancelled=control.cancelled,
+            ) as sink,
             ExitStack() as stack,
         ):
             layout = writer.layout_for(sink)
@@ -202,7 +210,9 @@ class Request(NamedTuple):
 
         target, tally = self.target, Tally()
         with (
-            SinkSet(list(target.parts), force=target.force, cancelled=control.cancelled) as parts,
+            SinkSet(
+                list(target.parts), force=target.force, keeps=target.keeps, cancelled=control.cancelled
+            ) as parts,
             self._held(control, self._exclusion(control)) as guest,
         ):
             plans = target.writer.plan_split(guest, len(target.parts))

@@ -259,7 +259,8 @@ def sort_parts(
 
 
 def _shared(headers: KdumpHeaders) -> object:
-    """Give what all parts of a set have in common: all but their ranges and what was erased in these."""
+    """Give what the parts of a set have in common: all but ranges, what was erased in these, and the mark."""
     own = ("start_pfn", "end_pfn", "start_pfn_64", "end_pfn_64", "offset_eraseinfo", "size_eraseinfo")
     second = {name: value for name, value in headers.sub_header.items() if name not in own}
-    return headers.elf_class, headers.byteorder, headers.header, second
+    header = {**headers.header, "status": headers.header["status"] & ~kdump.STATUS_INCOMPLETE}
+    return headers.elf_class, headers.byteorder, header, second

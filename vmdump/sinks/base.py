@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmdump.guest.blocks import HasDescriptor
 
-__all__ = ["Channel", "Sink", "sink_errors"]
+__all__ = ["Channel", "Sink", "say_kept", "sink_errors"]
 
 _WAYS_OUT = {
     errno.ENOSPC: "free some space, or choose another folder or a stronger compression",
@@ -90,6 +90,10 @@ class Sink(ABC):
         Nothing is seen of it before `publish`, and `retract` removes it again.
     folder : str or None
         A folder beside it that has room for temporary files.
+    keeps : bool
+        What was written stays if the rest cannot be, provided that :meth:`keep` was called.
+    kept_as : str
+        The name under which it stays; empty as long as it does not.
     """
 
     name: str
@@ -97,6 +101,8 @@ class Sink(ABC):
     sparse = False
     retractable = False
     folder: str | None = None
+    keeps = False
+    kept_as = ""
 
     @abstractmethod
     def channel(self, offset: int = 0) -> Channel:
@@ -129,6 +135,18 @@ class Sink(ABC):
     def used(self) -> int:
         """Give the bytes that it takes so far; 0 where nobody knows."""
         return 0
+
+    def reserve(self, size: int) -> None:
+        """See to it that the first `size` bytes can be written when the disk is full; only if it keeps."""
+        raise NotImplementedError(f"{type(self).__name__}.reserve")
+
+    def end(self) -> int:
+        """Give the bytes up to the last one that has arrived; only if it keeps."""
+        raise NotImplementedError(f"{type(self).__name__}.end")
+
+    def keep(self) -> None:
+        """Note that what has arrived can be read, so that `abort` need not take it back; only if it keeps."""
+        raise NotImplementedError(f"{type(self).__name__}.keep")
 
     def clear(self) -> None:
         """Take back what was written; only if the sink is sparse."""
@@ -188,11 +206,35 @@ class Sink(ABC):
         try:
             if error is None:
                 self.commit()
-        except BaseException:
+        except BaseException as failure:
             self.abort()
+            say_kept(failure, [self])
             raise
         else:
             if error is not None:
                 self.abort()
+                say_kept(error, [self])
         finally:
             self.close()
+
+
+def say_kept(error: BaseException, sinks: Sequence[Sink]) -> None:
+    """Let the error that ended a dump say what is kept of it; as its attribute `kept_as`, too.
+
+    Parameters
+    ----------
+    error : BaseException
+        Of which a `VmdumpError` has a text of one line, and any other gets a note.
+    sinks : sequence of Sink
+        All that were aborted.
+    """
+    kept = [sink.kept_as for sink in sinks if sink.kept_as]
+    if not kept:
+        return
+    more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    text = f"what was written is kept as {kept[0]}{more}; 'vmdump repair' makes an intact dump of it"
+    vars(error)["kept_as"] = kept
+    if isinstance(error, VmdumpError):
+        error.args = (f"{error}; {text}", *error.args[1:])
+    else:
+        error.add_note(text)

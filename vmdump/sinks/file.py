@@ -9,17 +9,20 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from vmdump.errors import OutputExists, SinkError
+from vmdump.errors import OutputExists, SinkError, VmdumpError
 from vmdump.guest.blocks import HasDescriptor
+from vmdump.interrupts import Deferred
 from vmdump.kernels.cache import WriteCache
 from vmdump.sinks.base import Channel, Sink
 from vmdump.sinks.place import Place
 
-__all__ = ["FileSink", "NewFile"]
+__all__ = ["PARTIAL", "FileSink", "NewFile"]
 
 _CACHE_SIZE = 4 << 20
 _BLOCK = 512
 """Bytes: the unit of st_blocks, on every file system."""
+PARTIAL = ".partial"
+_NO_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV, errno.EFBIG)
 _NEW_FILE = os.O_RDWR | os.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -142,6 +145,8 @@ class NewFile(FileSink):
         Of that path.
     force : bool
         Replace a file that is there.
+    keeps : bool
+        What was written, if the rest cannot be, gets the name with ``.partial`` behind it.
 
     Raises
     ------
@@ -153,9 +158,12 @@ class NewFile(FileSink):
 
     retractable = True
 
-    def __init__(self, path: str, place: Place, *, force: bool) -> None:
+    def __init__(self, path: str, place: Place, *, force: bool, keeps: bool = False) -> None:
         if place.taken and not force:
             raise _exists(path)
+        if keeps and not force and _is_there(place.name + PARTIAL, place.folder):
+            raise _exists(path + PARTIAL)
+        self.keeps, self._readable = keeps, False
         self._path, self._last, self._force = path, place.name, force
         self._home = os.fstat(place.folder)
         self._temporary: str | None = None
@@ -203,6 +211,29 @@ class NewFile(FileSink):
             status = os.fstatvfs(self.fd)
         return status.f_bavail * status.f_frsize
 
+    def reserve(self, size: int) -> None:
+        """Allocate the first bytes, where the file system can do that."""
+        with self.errors("cannot reserve room"):
+            try:
+                os.posix_fallocate(self.fd, 0, size)
+            except OSError as error:
+                if error.errno not in _NO_RESERVE:
+                    raise
+
+    def end(self) -> int:
+        """Give the bytes of the file."""
+        with self.errors("cannot find out its size"):
+            return os.fstat(self.fd).st_size
+
+    def keep(self) -> None:
+        """Let `abort` keep the file."""
+        self._readable = True
+
+    def clear(self) -> None:
+        """Empty the file; there is nothing to keep any more."""
+        super().clear()
+        self._readable = False
+
     def used(self) -> int:
         """Give the bytes that it takes on the file system; holes take none."""
         with self.errors("cannot find out its size"):
@@ -217,7 +248,7 @@ class NewFile(FileSink):
         """Give the file its name."""
         with self.errors("cannot finish the output"), self._same_folder() as folder:
             try:
-                self._link(folder, self._last)
+                self._link(folder, self._last, force=self._force)
             except FileExistsError:
                 raise _exists(self._path) from None
             self._published = True
@@ -229,9 +260,9 @@ class NewFile(FileSink):
                 finally:
                     os.close(readable)
 
-    def _link(self, folder: int, final: str) -> None:
+    def _link(self, folder: int, final: str, *, force: bool) -> None:
         if self._temporary is None:
-            temporary = _hidden_name() if self._force else final
+            temporary = _hidden_name() if force else final
             # With a directory descriptor Python calls linkat, which follows the link in /proc.
             os.link(
                 f"/proc/self/fd/{self.fd}",
@@ -240,10 +271,10 @@ class NewFile(FileSink):
                 dst_dir_fd=folder,
                 follow_symlinks=True,
             )
-            if not self._force:
+            if not force:
                 return
             self._temporary = temporary
-        if not self._force:
+        if not force:
             try:
                 os.link(self._temporary, final, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError as error:
@@ -267,7 +298,13 @@ class NewFile(FileSink):
                     os.unlink(self._last, dir_fd=folder)
 
     def abort(self) -> None:
-        """Leave no file behind."""
+        """Leave no file behind, or what can be read of it under the other name."""
+        if self._readable and not self._published:
+            self._readable = False
+            with Deferred(), contextlib.suppress(VmdumpError, OSError), self._same_folder() as folder:
+                self._link(folder, self._last + PARTIAL, force=self._force)
+                self.kept_as = self._path + PARTIAL
+                os.fsync(self.fd)
         if self._temporary is not None:
             with contextlib.suppress(OSError), self._same_folder() as folder:
                 os.unlink(self._temporary, dir_fd=folder)

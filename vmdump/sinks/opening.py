@@ -23,7 +23,11 @@ _FIFO_WAIT = 0.05
 
 
 def open_sink(
-    target: str | os.PathLike[str], *, force: bool = False, cancelled: Callable[[], bool] = lambda: False
+    target: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    keeps: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Sink:
     """Open the sink that a name stands for.
 
@@ -35,6 +39,8 @@ def open_sink(
     force : bool
         Replace a file that is there, and write to a FIFO or device whoever put it there. Nobody else's
         symlink is followed, but replaced.
+    keeps : bool
+        As of :class:`vmdump.sinks.file.NewFile`.
     cancelled : callable
         Asked while a FIFO waits for its reader.
 
@@ -45,18 +51,27 @@ def open_sink(
     SinkError
         It cannot be created.
     RequestError
-        The target is empty, or ``fd:N`` has no number.
+        The target is empty, or ``fd:N`` has no number, or `keeps` is asked of what is no file of its own.
     Cancelled
         `cancelled` returned true.
     """
     name = os.fspath(target)
     if not name:
         raise RequestError("output: the name is empty", parameter="output")
+    if keeps and named_descriptor(name) is not None:
+        raise _keeps_nothing(name)
     for open_kind in _KINDS:
         sink = open_kind(name, force=force, cancelled=cancelled)
         if sink is not None:
             return sink
-    return _open_path(name, force=force, cancelled=cancelled)
+    return _open_path(name, force=force, keeps=keeps, cancelled=cancelled)
+
+
+def _keeps_nothing(name: str) -> RequestError:
+    return RequestError(
+        f"keep_partial: goes with a file that is created, and {name} is none; what got there stays there",
+        parameter="keep_partial",
+    )
 
 
 def named_descriptor(name: str) -> int | None:
@@ -85,13 +100,15 @@ def _open_descriptor(name: str, *, force: bool, cancelled: Callable[[], bool]) -
     return None if fd is None else FileSink(fd, name)
 
 
-def _open_path(path: str, *, force: bool, cancelled: Callable[[], bool]) -> Sink:
+def _open_path(path: str, *, force: bool, keeps: bool, cancelled: Callable[[], bool]) -> Sink:
     with sink_errors("cannot create the output", path), Place(path) as place:
         if place.refusal and not force:
             raise SinkError(place.refusal, path=path, errno=errno.EACCES, hint=place.hint)
         if place.special is not None:
+            if keeps:
+                raise _keeps_nothing(path)
             return FileSink(_open_special(place, place.special, cancelled), path, owned=True)
-        return NewFile(path, place, force=force)
+        return NewFile(path, place, force=force, keeps=keeps)
 
 
 def _open_special(place: Place, status: os.stat_result, cancelled: Callable[[], bool]) -> int:

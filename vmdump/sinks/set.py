@@ -9,7 +9,7 @@ from typing import Self
 
 from vmdump.errors import RequestError
 from vmdump.interrupts import Deferred
-from vmdump.sinks.base import Sink
+from vmdump.sinks.base import Sink, say_kept
 from vmdump.sinks.opening import named_descriptor, open_sink
 
 __all__ = ["SinkSet", "part_names"]
@@ -43,6 +43,8 @@ class SinkSet:
         Paths; a new file for each.
     force : bool
         Replace files that are there.
+    keeps : bool
+        Of a set that cannot be finished, what was written of its parts stays.
     cancelled : callable
         As for :func:`vmdump.sinks.opening.open_sink`.
 
@@ -57,12 +59,17 @@ class SinkSet:
     """
 
     def __init__(
-        self, names: list[str], *, force: bool = False, cancelled: Callable[[], bool] = lambda: False
+        self,
+        names: list[str],
+        *,
+        force: bool = False,
+        keeps: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.sinks: list[Sink] = []
         try:
             for name in names:
-                sink = open_sink(name, force=force, cancelled=cancelled)
+                sink = open_sink(name, force=force, keeps=keeps, cancelled=cancelled)
                 self.sinks.append(sink)
                 if not sink.retractable:
                     raise RequestError(
@@ -86,6 +93,7 @@ class SinkSet:
     ) -> None:
         if error is not None:
             self._leave_nothing()
+            say_kept(error, self.sinks)
             return
         try:
             for sink in self.sinks:
@@ -94,10 +102,11 @@ class SinkSet:
                 for sink in self.sinks:
                     sink.publish()
                 signals.settle()
-        except BaseException:
+        except BaseException as failure:
             for sink in self.sinks:
                 sink.retract()
             self._leave_nothing()
+            say_kept(failure, self.sinks)
             raise
         for sink in self.sinks:
             sink.close()

@@ -92,16 +92,57 @@ class DescriptorTable:
             if is_hole:
                 self._emit_zero_pages(count, lane)
                 continue
-            for begin in range(0, count, _BATCH):
-                batch = min(_BATCH, count - begin)
-                with self._spool_errors():
-                    raw = self._spool.read(PLACE.itemsize * batch)
-                self._emit(np.frombuffer(raw, PLACE), lane)
+            for places in self._read(count):
+                self._emit(places, lane)
+        lane.finish()
         self._spooled.clear()
         with self._spool_errors():
             self._spool.seek(0)
             self._spool.truncate()
+
+    def finish_partly(self, lane: Lane, most: int, end: int) -> int:
+        """Write the first of those that were kept, up to one whose data are not in the file.
+
+        Parameters
+        ----------
+        lane : Lane
+            Where they go.
+        most : int
+            Descriptors to write at most.
+        end : int
+            Bytes of the file.
+
+        Returns
+        -------
+        int
+            How many were written.
+        """
+        written = 0
+        with self._spool_errors():
+            self._spool.seek(0)
+        for is_hole, count in self._spooled:
+            count = min(count, most - written)
+            if is_hole:
+                self._emit_zero_pages(count, lane)
+                written += count
+                continue
+            for places in self._read(count):
+                lost = np.flatnonzero(places["offset"] + places["size"] > np.uint64(end))
+                there = places[: lost[0]] if lost.size else places
+                self._emit(there, lane)
+                written += there.size
+                if lost.size:
+                    lane.finish()
+                    return written
         lane.finish()
+        return written
+
+    def _read(self, count: int) -> Iterator[NDArray[np.void]]:
+        """Read places of the spool from where it is, some at a time."""
+        for begin in range(0, count, _BATCH):
+            with self._spool_errors():
+                raw = self._spool.read(PLACE.itemsize * min(_BATCH, count - begin))
+            yield np.frombuffer(raw, PLACE)
 
     def close(self) -> None:
         """Give back the temporary file."""

@@ -12,6 +12,7 @@ from vmdump.writers.base import Ahead
 from vmdump.writers.elf_filtered import for_core
 from vmdump.writers.elf_head import UNIT, elf_head
 from vmdump.writers.elf_memory import write_memory
+from vmdump.writers.elf_partial import kept_core
 from vmdump.writers.elf_plan import ElfPlan, plan_elf
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.loads import Selection
@@ -62,16 +63,17 @@ class ElfAhead(Ahead):
         try:
             file = PlainFile(sink, control.cancelled)
             lane = file.lane(len(self._head.content))
-            write_memory(
-                guest,
-                lane,
-                slices,
-                Tally(),
-                threads=threads,
-                control=control,
-                record=self._written,
-            )
-            lane.finish()
+            with kept_core(guest, self._head, sink, lane):
+                write_memory(
+                    guest,
+                    lane,
+                    slices,
+                    Tally(),
+                    threads=threads,
+                    control=control,
+                    record=self._written,
+                )
+                lane.finish()
         except BaseException:
             self.close()
             raise

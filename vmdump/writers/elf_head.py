@@ -73,6 +73,13 @@ class ElfHead:
         there = self.sizes != 0
         return Pieces(self.starts[there], self.sizes[there], self.offsets[there])
 
+    def marked_incomplete(self, guest: Guest) -> bytes:
+        """Give the content with the mark of a core that lacks memory."""
+        form = EHDR[self.elf_class]
+        values = form.unpack(self.content, 0, guest.byteorder)
+        values["e_flags"] |= EF_INCOMPLETE
+        return form.pack(guest.byteorder, **values) + self.content[form.size :]
+
     def same_places(self, other: ElfHead) -> bool:
         """Tell whether memory goes to the same places in both files."""
         same = np.array_equal(self.starts, other.starts) and np.array_equal(self.sizes, other.sizes)

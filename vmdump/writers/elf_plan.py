@@ -13,6 +13,7 @@ from vmdump.sinks.base import Sink
 from vmdump.writers.base import Plan
 from vmdump.writers.elf_head import ElfHead, elf_head
 from vmdump.writers.elf_memory import write_memory
+from vmdump.writers.elf_partial import kept_core
 from vmdump.writers.lanes import Lane, PlainFile
 from vmdump.writers.loads import Selection
 from vmdump.writers.places import Pieces, PlacedLane
@@ -51,23 +52,26 @@ class ElfPlan(Plan):
         if self.before is not None:
             lane.finish()
             lane = PlacedLane(file.lane, self.head.pieces, self.before.end)
-        write_memory(
-            self.guest,
-            lane,
-            self.slices,
-            tally,
-            threads=threads,
-            control=control,
-            ahead=self.ahead,
-        )
-        release()
-        lane.finish()
+        with kept_core(self.guest, self.head, sink, lane):
+            write_memory(
+                self.guest,
+                lane,
+                self.slices,
+                tally,
+                threads=threads,
+                control=control,
+                ahead=self.ahead,
+            )
+            release()
+            lane.finish()
         for offset, size in self.before.without(self.head.pieces) if self.before is not None else ():
             # Pages that are left out now.
             lane = file.lane(offset)
             lane.clear(size)
             lane.finish()
         file.finish()
+        if sink.keeps:
+            sink.keep()
         tally.output_bytes = file.size
         return tally
 

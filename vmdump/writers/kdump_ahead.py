@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from vmdump.formats.kdump import PAGE_DESCRIPTOR
@@ -13,10 +13,12 @@ from vmdump.pipeline.control import Control
 from vmdump.sinks.base import Sink
 from vmdump.units import align_up
 from vmdump.writers.base import Ahead
-from vmdump.writers.kdump_plan import KdumpPlan
+from vmdump.writers.kdump_partial import reserve_front
+from vmdump.writers.kdump_plan import KdumpPages, KdumpPlan
 from vmdump.writers.lanes import PlainFile
 from vmdump.writers.pagedata import DataAhead, PageData
 from vmdump.writers.seen import note_read, pages_ahead
+from vmdump.writers.tally import Tally
 
 __all__ = ["KdumpAhead"]
 
@@ -68,15 +70,31 @@ class KdumpAhead(Ahead):
 
     def _pack(self, plan: KdumpPlan, threads: int, control: Control) -> DataAhead:
         offset, shared = plan.head.data_offset + _room(plan), SharedPages()
+        reserve_front(self._sink, plan.guest, plan.head)
         file = PlainFile(self._sink, control.cancelled)
         data = PageData(file.lane(offset), offset, plan.guest.page_size, shared=shared)
-        with closing(plan.pack(threads, key=self._pages.key)) as runs:
+        with closing(plan.pack(threads, key=self._pages.key)) as runs, self._kept(plan, data, file) as kept:
             for pfn, run, result in runs:
+                places = None
                 if result is not None and result.hashes is not None and result.data.size:
-                    self._pages.record(pfn, result.hashes, data.append(result))
+                    places = data.append(result)
+                    self._pages.record(pfn, result.hashes, places)
+                if kept is not None:
+                    kept.add(pfn, pfn + run.length // plan.guest.page_size, result, places)
                 control.advance(run.length)
-        data.finish()
+            data.finish()
         return DataAhead(self._pages, shared, offset, data.next_offset)
+
+    @contextmanager
+    def _kept(self, plan: KdumpPlan, data: PageData, file: PlainFile) -> Iterator[KdumpPages | None]:
+        """Give what knows the pages that are there, where the sink is to keep them if the rest fails."""
+        if not self._sink.keeps:
+            yield None
+            return
+        with closing(plan.descriptors(None, data.zero_offset, Tally())) as descriptors:
+            pages = KdumpPages(plan.guest, data, descriptors, Tally(), count_changed=False)
+            with pages.kept(plan.head, self._sink, file):
+                yield pages
 
     def plan(self, guest: Guest) -> KdumpPlan:
         """Lay the guest out in front of the pages that are there, if there is room."""

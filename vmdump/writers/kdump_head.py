@@ -13,7 +13,7 @@ from vmdump.guest.linux.utsname import UTS_FIELD
 from vmdump.guest.whole import count_pages, page_runs
 from vmdump.units import align_up
 
-__all__ = ["KdumpHead", "kdump_head", "split_heads"]
+__all__ = ["KdumpHead", "kdump_head", "marked_incomplete", "split_heads"]
 
 _LAST_32BIT = 0xFFFFFFFF
 _LAST_SIGNED_32BIT = 0x7FFFFFFF
@@ -123,6 +123,14 @@ def _kdump_head(guest: Guest, codec: str, part: tuple[int, int] | None) -> Kdump
     return KdumpHead(
         content, bitmap_size, page_count, descriptors_offset, data_offset, begin, end, pages * block_size
     )
+
+
+def marked_incomplete(head: KdumpHead, guest: Guest) -> bytes:
+    """Give the header of a file, its first bytes, with the mark of a dump that lacks pages."""
+    form = kdump.HEADER[guest.elf_class]
+    values = form.unpack(head.content, 0, guest.byteorder)
+    values["status"] |= kdump.STATUS_INCOMPLETE
+    return form.pack(guest.byteorder, **values)
 
 
 def _sub_header_form(guest: Guest) -> kdump.SubHeaderForm:

@@ -6,8 +6,8 @@ means an incomplete dump to crash, so there is no cheaper way to say zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,12 +32,13 @@ from vmdump.writers.base import Plan, demand_seekable
 from vmdump.writers.bitmaps import without, write_bitmap
 from vmdump.writers.descriptors import DescriptorTable
 from vmdump.writers.kdump_head import KdumpHead
-from vmdump.writers.lanes import FlattenedFile, PlainFile
+from vmdump.writers.kdump_partial import PartialKdump, keep_flattened, reserve_front
+from vmdump.writers.lanes import FlattenedFile, Lane, PlainFile
 from vmdump.writers.packers import Packers
 from vmdump.writers.pagedata import DataAhead, PageData
 from vmdump.writers.tally import Tally
 
-__all__ = ["KdumpForm", "KdumpPlan"]
+__all__ = ["KdumpForm", "KdumpPages", "KdumpPlan"]
 
 _SHARED_CODECS = ("zlib", "zstd")
 """Of which identical pages are looked for although nothing else needs their hashes: that takes 0.5 us a page,
@@ -135,6 +136,8 @@ class KdumpPlan(Plan):
         tally = Tally(partial_pages=self._count_partial_pages())
         pfns = page_runs(guest.blocks, guest.page_size)
         file = (FlattenedFile if flatten else PlainFile)(sink, control.cancelled)
+        if not flatten:
+            reserve_front(sink, guest, head)
         front = file.lane(0)
         front.write(head.content)
         write_bitmap(front, pfns, head.bitmap_size)
@@ -156,35 +159,36 @@ class KdumpPlan(Plan):
             zeros.write(bytes(guest.page_size))
             zeros.finish()
         data = self._page_data(file)
-        descriptors = DescriptorTable(
-            guest.byteorder,
-            kdump.CODEC_FLAGS[self.form.codec],
-            guest.page_size,
-            head.data_offset,
-            None if flatten else table,
-            tally,
-        )
+        descriptors = self.descriptors(None if flatten or sink.keeps else table, head.data_offset, tally)
         with closing(descriptors), closing(self._packed(threads)) as runs:
-            pages = _Pages(guest, data, descriptors, tally, count_changed=ahead is not None)
-            for pfn, run, result in runs:
-                end_pfn = pfn + run.length // guest.page_size
-                unreadable = pages.add(pfn, end_pfn, result)
-                if checkpoints and checkpoints.add(without([(pfn, end_pfn)], unreadable), data):
-                    checkpoints.write(data, descriptors, end_pfn)
-                control.advance(run.length)
-            release()
-            if checkpoints:
-                checkpoints.finish(data, descriptors)
-            else:
-                data.finish()
-                # Which pages are unreadable is known only now that all have been read.
-                present = without(pfns, list(merge_runs(pages.unreadable)))
-                write_bitmap(bitmap, present, head.bitmap_size, excluding=guest)
-                bitmap.finish()
-                descriptors.finish(table)
-        file.finish()
+            pages = KdumpPages(guest, data, descriptors, tally, count_changed=ahead is not None)
+            with pages.kept(head, sink, file, ahead.pages if ahead else None):
+                for pfn, run, result in runs:
+                    end_pfn = pfn + run.length // guest.page_size
+                    unreadable = pages.add(pfn, end_pfn, result)
+                    if checkpoints and checkpoints.add(without([(pfn, end_pfn)], unreadable), data):
+                        checkpoints.write(data, descriptors, end_pfn)
+                    control.advance(run.length)
+                release()
+                if checkpoints:
+                    checkpoints.finish(data, descriptors)
+                else:
+                    data.finish()
+                    # Which pages are unreadable is known only now that all have been read.
+                    present = without(pfns, list(merge_runs(pages.unreadable)))
+                    write_bitmap(bitmap, present, head.bitmap_size, excluding=guest)
+                    bitmap.finish()
+                    descriptors.finish(table)
+                file.finish()
+        if sink.keeps:
+            sink.keep()
         tally.output_bytes = file.size
         return tally
+
+    def descriptors(self, lane: Lane | None, zero_offset: int, tally: Tally) -> DescriptorTable:
+        """Give a table for the pages of this guest; parameters as of `DescriptorTable`."""
+        guest, flag = self.guest, kdump.CODEC_FLAGS[self.form.codec]
+        return DescriptorTable(guest.byteorder, flag, guest.page_size, zero_offset, lane, tally)
 
     def _count_partial_pages(self) -> int:
         partial = partial_pages(self.guest.blocks, self.guest.page_size)
@@ -207,7 +211,7 @@ class KdumpPlan(Plan):
         return self.pack(threads, key=key, ahead=ahead, copied=self.form.copied_pages(self.guest))
 
 
-class _Pages:
+class KdumpPages:
     """Where packed pages go, and what is counted of them.
 
     Parameters
@@ -223,6 +227,8 @@ class _Pages:
     ----------
     unreadable : list of (int, int)
         Ranges of frame numbers that the host could not read.
+    end_pfn : int
+        All pages below it were added.
     """
 
     def __init__(
@@ -234,9 +240,38 @@ class _Pages:
         self._tally = tally
         self._count_changed = count_changed
         self.unreadable: list[tuple[int, int]] = []
+        self.end_pfn = 0
 
-    def add(self, pfn: int, end_pfn: int, result: Packed | None) -> list[tuple[int, int]]:
-        """Add ``[pfn, end_pfn)``; give the ranges of it that the host could not read."""
+    @contextmanager
+    def kept(
+        self, head: KdumpHead, sink: Sink, file: FlattenedFile | PlainFile, ahead: PagesAhead | None = None
+    ) -> Iterator[None]:
+        """Let a sink that keeps have a readable file of the pages that were added, if the rest fails.
+
+        Of those that were not, it has what was written of them ahead.
+        """
+        try:
+            yield
+        except BaseException:
+            if sink.keeps:
+                if isinstance(file, FlattenedFile):
+                    keep_flattened(self._guest, head, sink, file)
+                else:
+                    partial = PartialKdump(self._guest, head, sink, self._data, self._descriptors)
+                    partial.keep(self.end_pfn, list(merge_runs(self.unreadable)), ahead)
+            raise
+
+    def add(
+        self, pfn: int, end_pfn: int, result: Packed | None, places: NDArray[np.void] | None = None
+    ) -> list[tuple[int, int]]:
+        """Add ``[pfn, end_pfn)``, with their places if they are stored; give what the host could not read."""
+        unreadable = self._add(pfn, end_pfn, result, places)
+        self.end_pfn = end_pfn
+        return unreadable
+
+    def _add(
+        self, pfn: int, end_pfn: int, result: Packed | None, places: NDArray[np.void] | None
+    ) -> list[tuple[int, int]]:
         tally, descriptors, pages = self._tally, self._descriptors, end_pfn - pfn
         if result is None:
             # A hole may be of any length, and all of it excluded.
@@ -254,7 +289,7 @@ class _Pages:
             return unreadable
         if self._count_changed:
             tally.changed_pages += int(np.count_nonzero((result.sizes != 0) & (result.sizes != SAME_SIZE)))
-        places = self._data.append(result)
+        places = self._data.append(result) if places is None else places
         descriptors.add(places if excluded is None else places[~excluded])
         tally.excluded_pages += 0 if excluded is None else int(np.count_nonzero(excluded))
         return unreadable

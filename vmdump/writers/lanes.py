@@ -7,12 +7,15 @@ becomes records of 4 MiB.
 
 from __future__ import annotations
 
+import contextlib
+from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from vmdump.errors import VmdumpError
 from vmdump.formats import flattened
 from vmdump.sinks.base import Sink
 
@@ -26,6 +29,10 @@ _RECORD_SIZE = 4 << 20
 _ZEROS = bytes(1 << 20)
 
 Cancelled = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
 
 
 class Lane(Protocol):
@@ -122,6 +129,7 @@ class FlattenedFile(_File):
         super().__init__(sink, cancelled)
         self._channel = sink.channel()
         self._buffer = np.empty(_RECORD_SIZE, np.uint8)
+        self._ends = array("Q")
         self._put(flattened.file_header())
 
     @property
@@ -137,6 +145,8 @@ class FlattenedFile(_File):
         """Write one record, whatever its size; not while a lane has bytes that wait for more."""
         self._put(flattened.record(offset, memoryview(data).nbytes))
         self._put(data)
+        if self._sink.keeps:
+            self._ends.append(self.size)
 
     def finish(self) -> None:
         """Write the end mark."""
@@ -144,6 +154,34 @@ class FlattenedFile(_File):
         with self._errors():
             self._channel.flush(self._cancelled)
         self._sink.set_size(self.size)
+
+    def cut(self, header: bytes) -> bool:
+        """End a file that cannot be finished behind the last whole record; tell whether there is one.
+
+        Parameters
+        ----------
+        header : bytes
+            What the dump is to begin with instead; no longer than its first record.
+
+        Raises
+        ------
+        SinkError
+            Writing failed, or the sink does not keep.
+        """
+        with contextlib.suppress(VmdumpError), self._errors():
+            self._channel.flush(_never)
+        there = self._sink.end()
+        ends = [end for end in self._ends if end <= there]
+        if not ends:
+            return False
+        self._sink.set_size(ends[-1])
+        first = flattened.FILE_HEADER_SIZE + flattened.RECORD.size
+        for offset, data in ((ends[-1], flattened.END_MARK), (first, header)):
+            with self._errors():
+                channel = self._sink.channel(offset)
+                channel.write(data, _never)
+                channel.flush(_never)
+        return True
 
     def _put(self, data: Buffer) -> None:
         with self._errors():

@@ -66,6 +66,11 @@ class PageData:
         begins with the zero page.
     shared : SharedPages
         The pages that are there already, kept up to date.
+
+    Attributes
+    ----------
+    zero_offset, next_offset : int
+        File offsets of the zero page, and behind the last page.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class PageData:
         shared: SharedPages,
     ) -> None:
         self._lane = lane
-        self._zero_offset = zero_offset
+        self.zero_offset = zero_offset
         self._page_size = page_size
         self._shared = shared
         if next_offset is None:
@@ -97,7 +102,7 @@ class PageData:
         """
         new = np.flatnonzero((packed.sizes != 0) & (packed.sizes != SAME_SIZE))
         places: NDArray[np.void] = np.empty(packed.sizes.size, PLACE)
-        places["offset"], places["size"] = self._zero_offset, self._page_size
+        places["offset"], places["size"] = self.zero_offset, self._page_size
         if packed.places is not None:
             same = packed.sizes == SAME_SIZE
             places[same] = packed.places[same]
