@@ -18,7 +18,7 @@ from helpers import filter_goldens
 from oracles import judges
 
 import vmdump
-from vmdump.codecs.registry import engines
+from vmdump.codecs.registry import default_engine, engines
 from vmdump.errors import RequestError
 from vmdump.formats.names import FORMATS, LAYOUTS
 
@@ -219,3 +219,25 @@ def test_tables_for_notebooks(tmp_path: Path) -> None:
             assert "color:#" not in piece
     found = replace(vmdump.info(file), utsname={"nodename": HOSTILE})
     assert "<script>" in Elements(found._repr_html_()).text
+
+
+def test_rates_are_of_data(tmp_path: Path) -> None:
+    """Holes are not read: a sparse guest is not dumped faster than its data."""
+    report = vmdump.dump("synthetic:64M?fill=0.1", tmp_path / "out")
+    assert report.hole_bytes > report.guest_bytes / 4
+    data = report.guest_bytes - report.hole_bytes
+    assert report.bytes_per_second == pytest.approx(data / report.seconds)
+
+
+def test_engines_without_levels_have_none(tmp_path: Path) -> None:
+    rows = {(row["name"], row["codec"]): row for row in vmdump.capabilities().as_dict()["engines"]}
+    engine = default_engine("snappy")
+    assert not engine.has_levels
+    row = rows[engine.name, "snappy"]
+    assert (row["min_level"], row["max_level"], row["default_level"]) == (None, None, None)
+    assert rows["zlib", "zlib"]["min_level"] == 1
+    report = vmdump.dump("synthetic:4M", tmp_path / "out", format="kdump-snappy")
+    assert report.level is None
+    assert "snappy level" not in report._repr_html_()
+    report = vmdump.dump("synthetic:4M", tmp_path / "again", format="kdump-zstd")
+    assert report.level == default_engine("zstd").default_level

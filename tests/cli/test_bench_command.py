@@ -25,6 +25,7 @@ import vmdump
 from vmdump.cli.bench import _show, answer, level_lines
 from vmdump.cli.chart import draw_picture, draw_text, letters
 from vmdump.cli.progress import progress_bar
+from vmdump.operations.bench.bench import Benchmark
 from vmdump.operations.bench.forecast import LevelForecast
 
 PAGE = 4096
@@ -358,3 +359,49 @@ def test_levels_beside_each_other() -> None:
 def test_levels_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     _show(benchmark([(1e9, 0.6)]), show_all=False, threads_given=False)
     assert re.search(r"^level 31: 0.12 s, ", capsys.readouterr().out, re.MULTILINE)
+
+
+def texts_of(found: Benchmark) -> str:
+    return "\n".join(ET.fromstring(draw_picture(found, ".svg").decode()).itertext())
+
+
+def test_a_picture_answers_its_question() -> None:
+    """Seconds and sizes of this guest's dump, the disk's limit, and what is recommended with its options."""
+    found = benchmark([(1e9, 0.6), (1e8, 0.4), (1e7, 0.2)])
+    texts = texts_of(found)
+    assert "seconds for the whole dump" in texts
+    assert "size of the dump, MiB" in texts
+    assert "the disk's limit:" in texts
+    assert "1000 MB/s" in texts
+    assert [line for line in texts.splitlines() if line.startswith(("fastest here: ", "smallest: "))] == [
+        f"{role}: {each.options} ({each.seconds:.2f} s, {each.output_bytes / (1 << 20):.1f} MiB)"
+        for role, each in found.recommended.items()
+    ]
+    assert "busy" not in texts
+
+
+def test_a_busy_machine_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    found = replace(benchmark([(1e9, 0.6)]), others_share=0.5)
+    assert found.as_dict()["busy"] is True
+    assert "others had 50% of the processors" in texts_of(found)
+    _show(found, show_all=False, threads_given=False)
+    shown = capsys.readouterr().out
+    assert "The machine is busy: others had 50% of the processors" in shown
+    assert max(map(len, shown.splitlines())) < 80
+    idle = replace(found, others_share=0.1)
+    assert idle.as_dict()["busy"] is False
+    _show(idle, show_all=False, threads_given=False)
+    assert "busy" not in capsys.readouterr().out
+
+
+def test_an_engine_without_levels_has_none_in_json() -> None:
+    found = benchmark([(1e9, 0.6), (1e8, 0.4)])
+    plain = replace(found.candidates[0], level_matters=False)
+    found = replace(
+        found,
+        candidates=(plain, *found.candidates[1:]),
+        levels=(LevelForecast(1, 1, plain), LevelForecast(31, 0, None, "none")),
+    )
+    facts = found.as_dict()
+    assert [row["level"] for row in facts["candidates"]] == [None, 1]
+    assert facts["levels"][0]["candidate"]["level"] is None

@@ -54,7 +54,7 @@ __all__ = ["bench_command"]
     "--all", "show_all", is_flag=True, help="Show every level, not only defaults and efficient ones."
 )
 @click.option(
-    "--picture", metavar="FILE", help="Draw ratio against speed: a .svg, .png or .pdf (needs matplotlib)."
+    "--picture", metavar="FILE", help="Draw seconds against size: a .svg, .png or .pdf (needs matplotlib)."
 )
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
@@ -126,6 +126,11 @@ def _show(found: Benchmark, *, show_all: bool, threads_given: bool) -> None:
     say("MB/s, ratio: of pages that are not zero, by one processor; ±%: in three rounds.")
     threads = counted(found.threads, "thread")
     say(f"MiB, s: the whole dump with {threads}; limit: the bottleneck.")
+    if found.busy:
+        say(
+            f"The machine is busy: others had {found.others_share:.0%} of the processors meanwhile.",
+            "The forecast leaves them out: a dump takes longer now where cpu is the limit.",
+        )
     hidden = len(found.candidates) - len(shown)
     if hidden:
         say(f"{counted(hidden, 'more is', 'more are')} beaten by one above; --all shows all.")
@@ -189,15 +194,7 @@ def answer(found: Benchmark, more: str = "") -> list[str]:
     more : str
         Put behind each line's options.
     """
-    balanced = found.smallest_at_disk_speed
-    choices = {"fastest here": found.fastest}
-    if not found.fastest.codec:
-        compressed = next((each for each in found.fitting if each.codec), None)
-        if compressed is not None:
-            choices["fastest compressed"] = compressed
-    if balanced is not None and balanced.output_bytes < found.fastest.output_bytes:
-        choices["smallest that the disk does not wait for"] = balanced
-    choices["smallest"] = found.smallest
+    choices = found.recommended
     width = max(map(len, choices)) + 1
     lines = []
     for name, each in choices.items():

@@ -41,7 +41,7 @@ def _show(found: Capabilities) -> None:
         )
     engines = Table("codec", "engine", "kind", "version", "levels", "default", "state", title="Engines")
     for engine in found.engines:
-        levels = f"{engine.min_level}-{engine.max_level}" if engine.max_level > engine.min_level else "-"
+        levels = f"{engine.min_level}-{engine.max_level}" if engine.has_levels else "-"
         engines.add_row(
             engine.codec,
             engine.name,

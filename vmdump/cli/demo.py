@@ -134,7 +134,8 @@ def _show(source: str, threads: int, rows: list[tuple[Report, int]]) -> None:
     terminal.print(
         f"{platform.system()} {platform.release()}, {platform.machine()}, "
         f"Python {platform.python_version()}. "
-        "MB/s: guest memory dumped a second, syncing to disk included. Ratio: dump to guest. "
+        "MB/s: guest memory without its holes dumped a second, syncing to disk included. "
+        "Ratio: dump to guest. "
         "Pages: all were read back from the dump and compared with the guest."
     )
     if hint := engine_hint((report.codec, report.engine) for report, _ in rows):

@@ -96,11 +96,12 @@ def summary(report: Report) -> str:
     share = report.output_bytes / report.guest_bytes
     # Of a set, the files that are there.
     name = f"{report.parts[0]} to {report.parts[-1]}" if report.parts else report.output
-    by = f" by {report.engine} level {report.level}" if report.engine else ""
+    level = "" if report.level is None else f" level {report.level}"
+    by = f" by {report.engine}{level}" if report.engine else ""
     return (
         f"{name}: {report.format}, {report.layout}{by}:"
         f" {format_size(report.guest_bytes)} of guest memory"
-        f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s),"
+        f" in {report.seconds:.2f} s ({report.bytes_per_second / 1e6:.0f} MB/s of data),"
         f" {format_size(report.output_bytes)} written ({share:.0%})"
         f"{_paused(report)}"
         f"{_in_doubt(report)}"

@@ -91,6 +91,11 @@ class Engine(NamedTuple):
     trained_level: int | None
     missing: str
 
+    @property
+    def has_levels(self) -> bool:
+        """True if there is more than one level to choose from."""
+        return self.max_level > self.min_level
+
 
 class PagePacker(Protocol):
     """What `make_packer` returns; `vmdump.kernels.pack.Packer` has the contract."""

@@ -55,8 +55,13 @@ class Capabilities:
     default_zero_kernel: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Give everything by name, for JSON."""
-        return asdict(self)
+        """Give everything by name, for JSON; engines without levels have null for them."""
+        facts = asdict(self)
+        facts["engines"] = [engine._asdict() for engine in self.engines]
+        for engine, row in zip(self.engines, facts["engines"], strict=True):
+            if not engine.has_levels:
+                row.update(min_level=None, max_level=None, default_level=None)
+        return facts
 
 
 def capabilities() -> Capabilities:

@@ -23,7 +23,7 @@ class Report:
     codec, engine : str
         Empty for ELF.
     level : int or None
-        Compression level; None for ELF.
+        Compression level; None for ELF, and of an engine that has no levels.
     threads : int
         Worker threads.
     guest_bytes : int
@@ -106,8 +106,8 @@ class Report:
 
     @property
     def bytes_per_second(self) -> float:
-        """Guest memory dumped in a second."""
-        return self.guest_bytes / self.seconds if self.seconds else 0.0
+        """Guest memory without its holes, of which nothing is read, that was dumped in a second."""
+        return (self.guest_bytes - self.hole_bytes) / self.seconds if self.seconds else 0.0
 
     def _repr_html_(self) -> str:
         """Give a table for a notebook."""
@@ -115,11 +115,12 @@ class Report:
 
         rows = [("format", f"{self.format}, {self.layout}")]
         if self.engine:
-            rows.append(("packed by", f"{self.engine} level {self.level}"))
+            level = "" if self.level is None else f" level {self.level}"
+            rows.append(("packed by", f"{self.engine}{level}"))
         rows += [
             ("guest memory", format_size(self.guest_bytes)),
             ("dump", f"{format_size(self.output_bytes)} ({self.output_bytes / self.guest_bytes:.1%})"),
-            ("time", f"{self.seconds:.2f} s ({self.bytes_per_second / 1e6:.0f} MB/s)"),
+            ("time", f"{self.seconds:.2f} s ({self.bytes_per_second / 1e6:.0f} MB/s of data)"),
         ]
         if self.paused_seconds is not None:
             rows.append(("paused", f"{self.paused_seconds:.3f} s"))

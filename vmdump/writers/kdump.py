@@ -51,7 +51,8 @@ class KdumpWriter(Writer):
         self._engine = find_engine(codec, engine)
         self._level = make_packer(self._engine, MIN_PAGE_SIZE, level).level
         self._form = KdumpForm(codec, layout, packs_anew=engine is not None or level is not None)
-        self.codec, self.engine, self.level = codec, self._engine.name, self._level
+        self.codec, self.engine = codec, self._engine.name
+        self.level = self._level if self._engine.has_levels else None
 
     def layout_for(self, sink: Sink) -> Layout:
         """Tell in which layout it is written there."""

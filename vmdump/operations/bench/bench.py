@@ -14,6 +14,7 @@ from vmdump.errors import RequestError
 from vmdump.formats.levels import parse_level
 from vmdump.operations.bench.disk import DISK_ROUNDS, DiskSpeed, measure_disk
 from vmdump.operations.bench.forecast import Candidate, LevelForecast, forecast_level, look_at
+from vmdump.operations.bench.others import OthersShare
 from vmdump.operations.bench.trial import Trial, estimate_ratios
 from vmdump.pipeline.control import Control
 from vmdump.pipeline.workers import check_threads
@@ -27,6 +28,7 @@ __all__ = ["Benchmark", "Candidate", "LevelForecast", "bench", "efficient"]
 _ROUNDS = 3
 """The median of three is not moved by one bad moment of the machine."""
 _DEFAULT_SAMPLE = 32 << 20
+_BUSY_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Benchmark:
         Engines that this build does not have, and why.
     levels : tuple of LevelForecast
         Levels 1 and 31, and that of the dump: each with the compression that is fastest at that one.
+    others_share : float
+        Share of the processors' time that others had during the trials, 0 to 1. The forecast leaves them out:
+        a dump that has to share the processors as well takes longer.
     """
 
     source: str
@@ -77,6 +82,26 @@ class Benchmark:
     candidates: tuple[Candidate, ...]
     missing: dict[str, str]
     levels: tuple[LevelForecast, ...] = ()
+    others_share: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """True if others had so much of the processors that the forecast is too short."""
+        return self.others_share > _BUSY_SHARE
+
+    @property
+    def recommended(self) -> dict[str, Candidate]:
+        """The choices by what they are: the fastest one, the smallest one, and those between."""
+        choices = {"fastest here": self.fastest}
+        if not self.fastest.codec:
+            compressed = next((each for each in self.fitting if each.codec), None)
+            if compressed is not None:
+                choices["fastest compressed"] = compressed
+        balanced = self.smallest_at_disk_speed
+        if balanced is not None and balanced.output_bytes < self.fastest.output_bytes:
+            choices["smallest that the disk does not wait for"] = balanced
+        choices["smallest"] = self.smallest
+        return choices
 
     @property
     def fitting(self) -> tuple[Candidate, ...]:
@@ -118,8 +143,13 @@ class Benchmark:
     def as_dict(self) -> dict[str, Any]:
         """Give all attributes by name, and the options of the three choices, for JSON."""
         balanced = self.smallest_at_disk_speed
+        facts = asdict(self)
+        for row in (*facts["candidates"], *(each["candidate"] for each in facts["levels"])):
+            if row is not None and not row["level_matters"]:
+                row["level"] = None
         return {
-            **asdict(self),
+            **facts,
+            "busy": self.busy,
             "fastest": self.fastest.options,
             "smallest": self.smallest.options,
             "smallest_at_disk_speed": balanced.options if balanced else None,
@@ -215,6 +245,7 @@ def bench(
     control.advance(1)
     disk = measure_disk(to, cancelled=control.cancelled, round_done=lambda: control.advance(1))
 
+    others_there = OthersShare()
     trials = []
     for engine in usable:
         for level in range(engine.min_level, engine.max_level + 1):
@@ -226,6 +257,7 @@ def bench(
             trial.round()
             control.advance(1)
 
+    others_share = others_there.share()
     ratios = estimate_ratios(
         [trial.sizes for trial in trials], [trial.covered for trial in trials], guest.page_size
     )
@@ -249,6 +281,7 @@ def bench(
         disk=disk,
         candidates=tuple(candidates),
         missing={engine.name: engine.missing for engine in engines() if engine.missing},
+        others_share=others_share,
     )
     like = found.fastest
     levels = [LevelForecast(left_out, round(guest.stored), like)]

@@ -145,7 +145,7 @@ class Sampled:
             engine=engine.name,
             level=trial.level,
             default=engine == chosen and trial.level == chosen.default_level,
-            level_matters=engine.max_level > engine.min_level,
+            level_matters=engine.has_levels,
             speed=speed,
             slowest=min(trial.speeds),
             fastest=max(trial.speeds),
