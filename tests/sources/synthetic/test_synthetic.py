@@ -30,7 +30,7 @@ PINNED = {
     "random": (0x108CE000, "5b19f300721507e5da5de9524815bee68a7f0e9718c4143ce2b3051b1a7075da"),
     "base memory": (0x0, "a1bd81ed3dff857338609759220672a34a3f5b6fec27d8b793085c39e3caf463"),
     "kernel text": (0x20000000, "6cd4dd060a1d94c4b9ebaf2016f7096fd307bf77087c1f6b5635fa5b3ea6e389"),
-    "vmcoreinfo": (0x20100000, "34489ac1506dcdbc7edf03c8e262e77747e6569d998ea299984b1f5a6719a3c0"),
+    "vmcoreinfo": (0x20100000, "fdf597873cf7a6916c4341f5b54f411ecc54b82fad4feffcdcd09bc813266e7e"),
     "firmware": (0xFFFFC000, "ad7facb2586fc6e966c004d7d1d16b024f5805ff7cb47c7a85dabd8b48892ca7"),
 }
 

@@ -252,3 +252,19 @@ def test_drgn_translates_virtual_addresses(scratch: Path) -> None:
         assert program.read(int(info["SYMBOL(init_uts_ns)"], 16), 5) == b"Linux"
         assert program.read(DIRECT_MAP + 0x12345, 20000) == source.read(0x12345, 20000)
         assert program.read(int(info["SYMBOL(_stext)"], 16), 4096) == source.read(32 * MIB, 4096)
+
+
+@pytest.mark.parametrize("size", ["2M", "64M", "5G", "16T"])
+def test_it_has_a_log(size: str) -> None:
+    records = list(vmdump.dmesg(f"synthetic:{size}?seed=7"))
+    assert records[0].text.startswith(b"Linux version 6.1.0-vmdump-synthetic ")
+    assert [record.timestamp for record in records] == [137_000_000 * step for step in range(7)]
+    assert {(record.level, record.facility, record.caller) for record in records} == {(6, 0, "T1")}
+
+
+def test_makedumpfile_reads_the_log(scratch: Path) -> None:
+    dump = scratch / "dump"
+    vmdump.dump("synthetic:64M?fill=0.1", dump)
+    lines = [record.line() for record in vmdump.dmesg(dump)]
+    said = judges.makedumpfile_dmesg(dump, scratch / "log")
+    assert said.splitlines() == [line.encode() for line in lines]

@@ -1,7 +1,7 @@
 """The kernel of the synthetic guest: what readers look for in a Linux 6.1 guest, and nothing more.
 
-VMCOREINFO, utsname, page tables, a sparse memory map and register notes, in an image of 2 MiB: text in the
-first half, data in the second. There is no code to run and there are no tasks.
+VMCOREINFO, utsname, a log, page tables, a sparse memory map and register notes, in an image of 2 MiB: text
+in the first half, data in the second. There is no code to run and there are no tasks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vmdump.arch.x86_64 import ARCH, PAGE_OFFSET, START_KERNEL_MAP, VMEMMAP_START
 from vmdump.formats.notes import VMCOREINFO_NAME, build_note
+from vmdump.sources.synthetic.log import LOG_LINES, add_log
 from vmdump.sources.synthetic.pages import PAGE_SIZE
 
 __all__ = ["IMAGE_SIZE", "TEXT_SIZE", "Kernel", "build_kernel"]
@@ -55,8 +56,8 @@ _LARGE = _TABLE | 0x80
 _SHIFT_PGD, _SHIFT_PUD, _SHIFT_PMD = 39, 30, 21
 _ENTRIES = 512
 
-# In the order and the spelling of Linux 6.1. Symbols that stand for data this guest has not (the printk
-# ring buffer, kallsyms) are left out.
+# In the order and the spelling of Linux 6.1. Symbols that stand for data this guest has not (kallsyms) are
+# left out.
 _VMCOREINFO = """\
 OSRELEASE={release}
 BUILD-ID={build_id}
@@ -99,7 +100,7 @@ OFFSET(free_area.free_list)=0
 OFFSET(list_head.next)=0
 OFFSET(list_head.prev)=8
 LENGTH(zone.free_area)=11
-LENGTH(free_area.free_list)=5
+{log}LENGTH(free_area.free_list)=5
 NUMBER(NR_FREE_PAGES)=0
 NUMBER(PG_lru)=4
 NUMBER(PG_private)=13
@@ -199,21 +200,40 @@ def build_kernel(low_end: int, memory_end: int, random: int) -> Kernel:
     init_uts_ns = data.allocate(PAGE_SIZE)
     data.put(init_uts_ns, b"".join(name.encode().ljust(65, b"\0") for name in _UTSNAME))
     init_top_pgt = _map_memory(data, load, memory_end)
+    mem_section = PAGE_OFFSET + _add_sections(data, memory_end)
+    node = {name: data.virtual(address) for name, address in _add_node(data, memory_end).items()}
+    vcpus = [_registers(data, load, init_top_pgt) for _ in range(_VCPUS)]
+    # Last, so that all else lies where it would without it.
+    ring = add_log(data, _log_lines(low_end, memory_end))
     text = _VMCOREINFO.format(
         release=_RELEASE,
         build_id=(f"{random:016x}" * 3)[:40],
         init_uts_ns=data.virtual(init_uts_ns),
         init_top_pgt=data.virtual(init_top_pgt),
         stext=data.virtual(load),
-        mem_section=PAGE_OFFSET + _add_sections(data, memory_end),
+        mem_section=mem_section,
         phys_base=data.phys_base,
         kaslr=kaslr,
-        **{name: data.virtual(address) for name, address in _add_node(data, memory_end).items()},
+        log=LOG_LINES.format(prb=data.virtual(ring)),
+        **node,
     ).encode()
     data.put(vmcoreinfo, text)
-    vcpus = [_registers(data, load, init_top_pgt) for _ in range(_VCPUS)]
     notes = ARCH.notes(vcpus) + build_note(VMCOREINFO_NAME, 0, text, "little")
     return Kernel(load, data.pages(), notes)
+
+
+def _log_lines(low_end: int, memory_end: int) -> list[str]:
+    """Give what a kernel says when it boots, of a guest of this size."""
+    memory = low_end + max(memory_end - (4 << 30), 0)
+    return [
+        f"Linux version {_RELEASE} ({_UTSNAME[3]})",
+        "Command line: console=ttyS0",
+        "Hypervisor detected: none (this guest is synthetic)",
+        f"Memory: {memory // 1024}K available",
+        f"smp: Brought up 1 node, {_VCPUS} CPUs",
+        "Run /init as init process",
+        "vmdump: nothing runs here; the memory is made up, and always the same",
+    ]
 
 
 def _map_memory(data: _Data, load: int, memory_end: int) -> int:
