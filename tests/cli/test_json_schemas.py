@@ -82,3 +82,15 @@ def test_every_command_with_json_has_one() -> None:
             assert f"`{name} --json`" in page, name
     listed = set(re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE))
     assert listed == set(SCHEMAS["$defs"]) - {"error", "candidate"}
+
+
+@pytest.mark.parametrize("words", [("-v", "--log-json"), ("--log-json", "-v")])
+def test_the_log_is_json_too(words: tuple[str, ...], run_vmdump: RunVmdump, tmp_path: Path) -> None:
+    done = run_vmdump("dump", "synthetic:8M", tmp_path / "vm.kdump", *words)
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    for line in lines:
+        check(line, "line")
+    logged = [line["message"] for line in lines if line["event"] == "log"]
+    assert any(message.startswith("source opened") for message in logged)
+    assert {line["event"] for line in lines} == {"log", "progress", "report"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -103,7 +104,8 @@ def test_every_name_of_standard_output(name: str, run_vmdump: RunVmdump, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"makedumpfile\0")
     done = run_vmdump("dump", "synthetic:4M", name, "--json")
-    assert (done.returncode, done.stdout) == (errors.RequestError.exit_code, b"")
+    assert done.returncode == errors.RequestError.exit_code
+    assert json.loads(done.stdout)["error"]["parameter"] == "json"
     with pytest.raises(errors.RequestError):
         part_names(name, 2)
     path = tmp_path / "redirected"

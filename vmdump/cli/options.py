@@ -104,8 +104,22 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progres
 _lines_option = click.option(
     "--progress", "lines", is_flag=True, help="A line for each phase and every five seconds, no bar."
 )
+
+
+def _log_json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        from vmdump.cli.log import log_as_json  # few want it
+
+        log_as_json(context)
+    return value
+
+
 _log_json_option = click.option(
-    "--log-json", is_flag=True, help="Progress, report and errors as lines of JSON on standard error."
+    "--log-json",
+    is_flag=True,
+    is_eager=True,
+    callback=_log_json,
+    help="Progress, report and errors as lines of JSON on standard error.",
 )
 
 

@@ -189,7 +189,7 @@ class Request(NamedTuple):
                 if ahead is not None:
                     stack.enter_context(closing(ahead))
 
-            stack.enter_context(telling_what_is_missing(sink, control))
+            stack.enter_context(telling_what_is_missing([sink], control))
             prepares = exclusion is not None or writer.writes_ahead(sink)
             if not prepares:
                 demand_room(self.source.guest, writer, sink)
@@ -213,8 +213,10 @@ class Request(NamedTuple):
             SinkSet(
                 list(target.parts), force=target.force, keeps=target.keeps, cancelled=control.cancelled
             ) as parts,
+            telling_what_is_missing(parts.sinks, control),
             self._held(control, self._exclusion(control)) as guest,
         ):
+            demand_room(guest, target.writer, parts.sinks[0])
             plans = target.writer.plan_split(guest, len(target.parts))
             control.start(sum(plan.memory_size for plan in plans))
             for sink in parts.sinks:

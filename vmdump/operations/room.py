@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,17 @@ def _packed(pages: Pages, writer: Writer) -> int:
 def demand_room(guest: Guest, writer: Writer, sink: Sink) -> None:
     """Refuse a dump that cannot fit, and warn of one that may not.
 
-    Where the guest itself would fit, nothing is read.
+    Where the guest itself would fit, nothing is read. Where a file system compresses, memory that is written
+    as it is may fit all the same: that is warned of only.
+
+    Parameters
+    ----------
+    guest : Guest
+        As for :func:`forecast_size`.
+    writer : Writer
+        Of the format.
+    sink : Sink
+        Where it goes; of a set, the first one: all are in one folder.
 
     Raises
     ------
@@ -95,7 +105,7 @@ def demand_room(guest: Guest, writer: Writer, sink: Sink) -> None:
         return
     size = forecast_size(guest, writer)
     _log.info("%s: forecast: about %s; %s are free", sink.name, format_size(size), format_size(room))
-    if size > room * _SURE:
+    if size > room * _SURE and (writer.codec or not sink.compresses()):
         raise SinkError(
             f"the dump will have about {format_size(size)}, and {format_size(room)} are free: "
             f"about {format_size(size - room)} are missing",
@@ -113,12 +123,13 @@ def demand_room(guest: Guest, writer: Writer, sink: Sink) -> None:
 
 
 @contextmanager
-def telling_what_is_missing(sink: Sink, control: Control) -> Iterator[None]:
+def telling_what_is_missing(sinks: Sequence[Sink], control: Control) -> Iterator[None]:
     """Let an error of a full disk say how much more room was needed, as far as can be told."""
     try:
         yield
     except SinkError as error:
-        done, total, used = control.done - control.base, control.total - control.base, sink.used()
+        done, total = control.done - control.base, control.total - control.base
+        used = sum(sink.used() for sink in sinks)
         if error.errno == errno.ENOSPC and used and total and done / total > _LEAST_SHARE and done < total:
             missing = used * (total - done) // done
             text = (

@@ -132,6 +132,10 @@ class Sink(ABC):
         """Give the bytes that are free for it; None where nobody knows."""
         return None
 
+    def compresses(self) -> bool:
+        """Tell whether fewer bytes may be taken than are written."""
+        return False
+
     def used(self) -> int:
         """Give the bytes that it takes so far; 0 where nobody knows."""
         return 0

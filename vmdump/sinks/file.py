@@ -234,6 +234,12 @@ class NewFile(FileSink):
         super().clear()
         self._readable = False
 
+    def compresses(self) -> bool:
+        """Tell whether the file system may compress the file."""
+        from vmdump.sinks.file_system import compresses  # few dumps come near to a disk's room
+
+        return compresses(self.fd)
+
     def used(self) -> int:
         """Give the bytes that it takes on the file system; holes take none."""
         with self.errors("cannot find out its size"):
