@@ -216,7 +216,8 @@ def test_read_of_what_is_not_there(dump: Path, run_vmdump: RunVmdump, tmp_path: 
     ]:
         done = run_vmdump("read", dump, address, length, "-o", tmp_path / "bytes")
         assert done.returncode == code, (address, length, done.stderr)
-        assert len(done.stderr.splitlines()) == 1
+        complaints = [line for line in done.stderr.splitlines() if not line.startswith(b"Usage: ")]
+        assert len(complaints) == 1
         assert not (tmp_path / "bytes").exists()
 
 
@@ -282,5 +283,5 @@ def test_a_set_stands_wherever_a_dump_does(run_vmdump: RunVmdump, scratch: Path)
     assert size == sum(load.memsz for load in ElfCore(whole).loads)
     found = printed("verify", *parts, "--against", whole)
     assert found.startswith(f"{parts[0]} and 2 more: {size // PAGE} pages: ".encode())
-    printed("dump", *parts, scratch / "again", "-f", "elf")
+    printed("dump", *parts, scratch / "again", "-f", "elf", "-q")
     assert (scratch / "again").read_bytes() == whole.read_bytes()

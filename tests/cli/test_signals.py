@@ -62,7 +62,7 @@ def run(*words: object) -> subprocess.CompletedProcess[bytes]:
 )
 def test_signal_around_the_name(when: str, number: signal.Signals, scratch: Path) -> None:
     """As soon as the file has its name, the dump has succeeded."""
-    done = run("-c", PUBLISH, when, int(number), "dump", "synthetic:2M", scratch / "guest")
+    done = run("-c", PUBLISH, when, int(number), "dump", "-q", "synthetic:2M", scratch / "guest")
     if when == "sync":
         assert (done.returncode, done.stderr) == ended_by(number, "; no file is left")
         assert not list(scratch.iterdir())
@@ -73,7 +73,16 @@ def test_signal_around_the_name(when: str, number: signal.Signals, scratch: Path
 
 def test_nohup(scratch: Path) -> None:
     """Whoever logs out does not end a dump that was started with it."""
-    words = ("-c", PUBLISH, "sync", str(int(signal.SIGHUP)), "dump", "synthetic:2M", str(scratch / "guest"))
+    words = (
+        "-c",
+        PUBLISH,
+        "sync",
+        str(int(signal.SIGHUP)),
+        "dump",
+        "-q",
+        "synthetic:2M",
+        str(scratch / "guest"),
+    )
     done = subprocess.run(
         ["nohup", sys.executable, *words],
         stdin=subprocess.DEVNULL,

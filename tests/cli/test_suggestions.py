@@ -193,4 +193,4 @@ def test_reader_of_a_dump_that_went_away(run_vmdump: RunVmdump) -> None:
     ],
 )
 def test_what_an_interrupted_command_leaves(words: tuple[str, ...], left: list[str]) -> None:
-    assert module._what_is_left(words) == left
+    assert module._what_is_left(words, kept=False) == left

@@ -437,7 +437,7 @@ def test_command_line(listed: bool, tmp_path: Path, out: Path, run_vmdump: Any) 
     """The exit code and the one line, in a process of its own."""
     answers = {} if listed else {"query-migrate": {"status": "postcopy-active"}}
     with FakeQemu(tmp_path, answers=answers) as qemu:
-        done = run_vmdump("dump", qemu.source, out / "guest.elf", "-f", "elf")
+        done = run_vmdump("dump", qemu.source, out / "guest.elf", "-f", "elf", "-q")
         assert qemu.running
         if listed:
             assert (done.returncode, done.stderr) == (0, b"")

@@ -145,7 +145,7 @@ def test_convert_keeps_going(
 
 def test_convert_keeps_going_without_damage(run_vmdump: RunVmdump, tmp_path: Path) -> None:
     (tmp_path / "whole").write_bytes(build_kdump(Build(PAGES)))
-    done = run_vmdump("convert", tmp_path / "whole", tmp_path / "out", "--keep-going")
+    done = run_vmdump("convert", tmp_path / "whole", tmp_path / "out", "--keep-going", "-q")
     assert (done.returncode, done.stderr) == (0, b"")
     assert not Kdump(tmp_path / "out").header["status"] & INCOMPLETE
     with vmdump.open(tmp_path / "whole") as dump, pytest.raises(errors.RequestError, match="keep_going"):

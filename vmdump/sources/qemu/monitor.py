@@ -140,7 +140,7 @@ class Monitor(CommandThread):
                 self.path,
                 _GREETING_WAIT,
             )
-            if not waiting.poll((_GREETING_WAIT - _TOLD_AFTER) * 1000):
+            if not waiting.poll(max(_GREETING_WAIT - _TOLD_AFTER, 0) * 1000):
                 raise QmpError(self._silence)
         try:
             said = self.connection.recv(_MAX_TEXT, socket.MSG_PEEK)
