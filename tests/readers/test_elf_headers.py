@@ -156,9 +156,9 @@ def test_notes_of_eighty_megabytes(flat: bool, run_vmdump: RunVmdump, tmp_path: 
     limit = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most, limit[1]))
     try:
-        done = run_vmdump("convert", path, tmp_path / "kdump", "-j", "1")
+        done = run_vmdump("convert", path, tmp_path / "kdump", "-j", "1", "-q")
         assert (done.returncode, done.stderr) == (0, b"")
-        done = run_vmdump("convert", tmp_path / "kdump", tmp_path / "elf", "-f", "elf", "-j", "1")
+        done = run_vmdump("convert", tmp_path / "kdump", tmp_path / "elf", "-f", "elf", "-j", "1", "-q")
         assert (done.returncode, done.stderr) == (0, b"")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
