@@ -163,7 +163,7 @@ def _place(each: Candidate) -> tuple[float, float]:
 def _facts(found: Benchmark) -> list[str]:
     """Say in a few lines what was measured, and what the fastest dump would be at other levels."""
     lines = [
-        *textwrap.wrap(found.source, _TITLE_WIDTH),
+        *textwrap.wrap(harmless(found.source), _TITLE_WIDTH),
         f"{format_size(found.data_bytes)} of data, sample of {format_size(found.sample_bytes)}, "
         f"{counted(found.threads, 'thread')}; {found.machine}",
     ]
