@@ -266,6 +266,7 @@ def test_domain_whose_name_has_options(
     words = ["qemu-system-x86_64", "-name", f"guest={name}", "-uuid", uuid, "-chardev", chardev, ""]
     monkeypatch.setattr(module, "command_line", lambda pid: words if pid == os.getpid() else [])
     monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setattr(module, "find_daemons", lambda *_: [])
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "qemu:///system")
     (guest,) = vmdump.guests()
     assert guest.source == source

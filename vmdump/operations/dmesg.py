@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from vmdump.errors import VmdumpError
+from vmdump.errors import ExcludedPage, ReadError, VmdumpError
 from vmdump.guest.linux.kernel_log import LogRecord, read_log
 from vmdump.opening import opened_in_part
 
@@ -57,5 +57,8 @@ def dmesg(
             yield from read_log(guest)
         except VmdumpError as error:
             if damage:  # it is not excluded, and the page tables are not wrong: it is lost
-                error.args = (f"{damage}; the log is not in what is left", *error.args[1:])
+                text = f"{damage}; the log is not in what is left"
+                if isinstance(error, ExcludedPage):
+                    raise ReadError(text, address=error.address) from error
+                error.args = (text, *error.args[1:])
             raise
