@@ -126,7 +126,7 @@ def test_a_signal(name: vmdump.Format, layout: vmdump.Layout, number: signal.Sig
         "-m",
         "vmdump",
         "dump",
-        "synthetic:32G?fill=1",
+        "synthetic:2G?fill=1",
         tmp_path / "vm",
         "-f",
         name,
