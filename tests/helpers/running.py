@@ -57,28 +57,20 @@ class FileRam(Ram):
         ]
 
 
-class RunningGuest(LiveSource):
-    """A guest with one memory while it runs and another when it is paused."""
+class PreparedSource(LiveSource):
+    """A live source that is prepared with its running guest, and then held as another one.
 
-    def __init__(
-        self,
-        running: Blocks,
-        still: Blocks,
-        notes: bytes = b"",
-        *,
-        running_notes: bytes = b"",
-        memory: type[Ram] = Ram,
-    ) -> None:
+    Attributes
+    ----------
+    prepared, released : int
+        How often.
+    """
+
+    def __init__(self, running: Guest, still: Callable[[], Guest]) -> None:
+        self._running = running
         self._still = still
-        self._still_notes = notes
-        self._memory = memory
         self.prepared = 0
         self.released = 0
-        self._running = Guest(
-            [Block(start, memory(content)) for start, content in running],
-            arch_by_name("x86_64"),
-            notes=running_notes,
-        )
 
     @property
     def guest(self) -> Guest:
@@ -96,17 +88,32 @@ class RunningGuest(LiveSource):
         if pause and prepare is not None:
             self.prepared += 1
             prepare(self._running)
-        yield Guest(
-            [Block(start, self._memory(content)) for start, content in self._still],
-            self._running.arch,
-            notes=self._still_notes,
-        )
+        yield self._still()
 
     def release(self) -> None:
         self.released += 1
 
     def close(self) -> None:
         pass
+
+
+class RunningGuest(PreparedSource):
+    """A guest with one memory while it runs and another when it is paused."""
+
+    def __init__(
+        self,
+        running: Blocks,
+        still: Blocks,
+        notes: bytes = b"",
+        *,
+        running_notes: bytes = b"",
+        memory: type[Ram] = Ram,
+    ) -> None:
+        def guest_with(blocks: Blocks, given: bytes) -> Guest:
+            held = [Block(start, memory(content)) for start, content in blocks]
+            return Guest(held, arch_by_name("x86_64"), notes=given)
+
+        super().__init__(guest_with(running, running_notes), lambda: guest_with(still, notes))
 
 
 def noise(seed: int, pages: int) -> np.ndarray:

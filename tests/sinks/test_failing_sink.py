@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.command import RunVmdump
+from helpers.limits import file_size_limit
 from oracles.elf_builder import note
 
 import vmdump
@@ -51,17 +49,6 @@ def failure_of_dump(output: Path, name: str, layout: str) -> errors.SinkError | 
     except errors.SinkError as error:
         return error
     return None
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `limit`; Python ignores SIGXFSZ, so writes give EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def stopping_points(size: int) -> list[int]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers.command import RunVmdump
+from helpers.limits import file_size_limit
 from helpers.running import RunningGuest, noise
 
 import vmdump
@@ -30,16 +29,6 @@ FORMATS: list[tuple[vmdump.Format, vmdump.Layout]] = [
     ("kdump-lzo", "flattened"),
 ]
 PATIENCE = 60
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def check_kept(partial: Path, whole: Path, least: float) -> None:

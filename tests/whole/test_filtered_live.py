@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.running import FileRam, Ram
+from helpers.running import FileRam, PreparedSource, Ram
 from helpers.struct_pages import BUDDY, KEYS_6_12, LRU, PAGE, guest_of, structs
 from oracles.elf import ElfCore
 from oracles.flattened import Flattened
@@ -21,7 +19,6 @@ import vmdump
 import vmdump.guest.linux.page_types.types as page_types
 from vmdump.guest.blocks import Block
 from vmdump.kernels.scan import PageScan
-from vmdump.sources.base import LiveSource
 
 COUNT = 4096
 STRUCTS = 1 << 20
@@ -55,34 +52,10 @@ class Moment:
         self.pages["mapcount"][first], self.pages["private"][first] = BUDDY, order
 
 
-class Running(LiveSource):
+class Running(PreparedSource):
     def __init__(self, running: Moment, still: Moment, kind: type[Ram], *, more: int = 0) -> None:
-        self._running, self._still = running.guest(kind), still.guest(kind, more=more)
-        self.prepared = self.released = 0
-
-    @property
-    def guest(self) -> Any:
-        return self._running
-
-    @contextmanager
-    def held(
-        self,
-        *,
-        pause: bool,
-        cancelled: Callable[[], bool],
-        prepare: Callable[[Any], object] | None = None,
-        vmcoreinfo: Any = None,
-    ) -> Iterator[Any]:
-        if pause and prepare is not None:
-            self.prepared += 1
-            prepare(self._running)
-        yield self._still
-
-    def release(self) -> None:
-        self.released += 1
-
-    def close(self) -> None:
-        pass
+        self.still = still.guest(kind, more=more)
+        super().__init__(running.guest(kind), lambda: self.still)
 
 
 def change_nothing(before: Moment, after: Moment) -> None:
@@ -245,7 +218,7 @@ def test_what_is_as_it_was_is_not_read_again(monkeypatch: pytest.MonkeyPatch, tm
     before.free(10, LONG.start)
     still.free(10, LONG.start)
     source = Running(before, still, FileRam)
-    memory = source._still.blocks[0].memory
+    memory = source.still.blocks[0].memory
     read: list[tuple[int, int]] = []
 
     def noting(mem: Any, page_size: int, *, runs: Any = None, **options: Any) -> Any:
